@@ -1,0 +1,121 @@
+"""Master-slave computing: turn a program into a master and any number of slaves.
+
+A subclass of `MasterProcess`, one of `SlaveProcess`, and a call of `runJob` are a whole program;
+see the README. Names are loaded when first used, so that worker processes start quickly.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from masterslave.errors import (
+        AuthenticationError,
+        ConnectionFailed,
+        DataNotFound,
+        IllegalTransition,
+        LabelInUse,
+        LabelUnknown,
+        MasterSlaveError,
+        PayloadError,
+        RemoteException,
+        ResultTimeout,
+        SettingsError,
+        SlaveError,
+        TaskManagerTermination,
+        TaskRaisedException,
+        TaskTimedOut,
+        UnknownProcess,
+        UnknownTask,
+        WorkerCrashed,
+    )
+    from masterslave.hooks import Observer
+    from masterslave.jobs import initializeMasterProcess, runJob
+    from masterslave.manager import TaskManager
+    from masterslave.master import MasterProcess
+    from masterslave.records import GlobalStateValue, getMachineInfo
+    from masterslave.settings import Settings
+    from masterslave.slave import SlaveProcess, startSlaveProcess
+
+__version__ = "0.1.0"
+
+_HOME = {
+    **dict.fromkeys(
+        (
+            "AuthenticationError",
+            "ConnectionFailed",
+            "DataNotFound",
+            "IllegalTransition",
+            "LabelInUse",
+            "LabelUnknown",
+            "MasterSlaveError",
+            "PayloadError",
+            "RemoteException",
+            "ResultTimeout",
+            "SettingsError",
+            "SlaveError",
+            "TaskManagerTermination",
+            "TaskRaisedException",
+            "TaskTimedOut",
+            "UnknownProcess",
+            "UnknownTask",
+            "WorkerCrashed",
+        ),
+        "errors",
+    ),
+    "GlobalStateValue": "records",
+    "MasterProcess": "master",
+    "Observer": "hooks",
+    "Settings": "settings",
+    "SlaveProcess": "slave",
+    "TaskManager": "manager",
+    "getMachineInfo": "records",
+    "initializeMasterProcess": "jobs",
+    "runJob": "jobs",
+    "startSlaveProcess": "slave",
+}
+
+__all__ = [
+    "AuthenticationError",
+    "ConnectionFailed",
+    "DataNotFound",
+    "GlobalStateValue",
+    "IllegalTransition",
+    "LabelInUse",
+    "LabelUnknown",
+    "MasterProcess",
+    "MasterSlaveError",
+    "Observer",
+    "PayloadError",
+    "RemoteException",
+    "ResultTimeout",
+    "Settings",
+    "SettingsError",
+    "SlaveError",
+    "SlaveProcess",
+    "TaskManager",
+    "TaskManagerTermination",
+    "TaskRaisedException",
+    "TaskTimedOut",
+    "UnknownProcess",
+    "UnknownTask",
+    "WorkerCrashed",
+    "getMachineInfo",
+    "initializeMasterProcess",
+    "runJob",
+    "startSlaveProcess",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,148 @@
+"""The command ``task_manager``: look at jobs, start slaves for them.
+
+| command                | does                                                            |
+|------------------------|-----------------------------------------------------------------|
+| `LABEL`, `show LABEL`  | processes, waiting and running tasks, results to be retrieved   |
+| `list`                 | the labels known to the name server                             |
+| `slave LABEL`          | a slave on this machine, with the code kept by the master       |
+
+Exit status: 0 when all is well, 1 with one line on standard error when a label, host or key is
+refused, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from masterslave import naming
+from masterslave.errors import MasterSlaveError
+from masterslave.keyfile import load_key
+from masterslave.settings import Settings
+
+_COMMANDS = ("show", "list", "slave")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: this process's); gives the exit status."""
+    options = _parse(sys.argv[1:] if argv is None else list(argv))
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING,
+        format="%(asctime)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("Pyro5").setLevel(logging.CRITICAL)  # says the same in more words
+    run = {"show": _show, "list": _list, "slave": _slave}[options.command]
+    try:
+        run(options, Settings.from_environment())
+    except MasterSlaveError as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"task_manager: {lines[-1] if len(lines) > 1 else lines[0]}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output has enough
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument(
+        "-m", "--master", metavar="HOST[:PORT]", help="where the master runs (no name server)"
+    )
+    common.add_argument("-w", "--wait", action="store_true", help="wait until the master is there")
+    common.add_argument("-v", "--verbose", action="store_true", help="say more")
+    parser = argparse.ArgumentParser(
+        prog="task_manager",
+        parents=[common],
+        description="Look at master-slave jobs and start slaves for them.",
+        epilog="task_manager LABEL is the same as task_manager show LABEL.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    show = commands.add_parser("show", parents=[common], help="show what goes on in a job")
+    show.add_argument("label", metavar="LABEL")
+    show.add_argument("--json", action="store_true", help="for programs")
+    labels = commands.add_parser("list", parents=[common], help="list the known labels")
+    labels.add_argument("--json", action="store_true", help="for programs")
+    slave = commands.add_parser("slave", parents=[common], help="start a slave here")
+    slave.add_argument("label", metavar="LABEL")
+    slave.add_argument(
+        "-n", "--workers", type=_positive, default=1, metavar="N", help="worker processes (1)"
+    )
+    options = parser.parse_args(_with_command(argv))
+    for name, default in (("master", None), ("wait", False), ("verbose", False)):
+        if not hasattr(options, name):
+            setattr(options, name, default)
+    return options
+
+
+def _with_command(argv: list[str]) -> list[str]:
+    """Put in the command ``show`` where only a label is given, whatever options stand before."""
+    position = 0
+    while position < len(argv):
+        word = argv[position]
+        if word in ("-m", "--master"):
+            position += 2
+        elif word.startswith("-") and word != "--":
+            position += 1
+        else:
+            break
+    if position < len(argv) and argv[position] not in _COMMANDS:
+        return [*argv[:position], "show", *argv[position:]]
+    return argv
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return value
+
+
+def _connect(options: argparse.Namespace, settings: Settings, label: str) -> Any:
+    key = load_key(settings.key_file)
+    find = naming.wait_and_connect if options.wait else naming.connect
+    return find(label, options.master, settings, key)
+
+
+def _show(options: argparse.Namespace, settings: Settings) -> None:
+    link = _connect(options, settings, options.label)
+    try:
+        status = link.call("status")
+    finally:
+        link.close()
+    if options.json:
+        print(json.dumps(status, indent=2, sort_keys=True))
+        return
+    from masterslave import tables  # takes time to import
+
+    tables.print_status(status, verbose=options.verbose)
+
+
+def _list(options: argparse.Namespace, settings: Settings) -> None:
+    rows = naming.survey(settings, load_key(settings.key_file), with_counts=options.verbose)
+    if options.json:
+        print(json.dumps(rows, indent=2, sort_keys=True))
+        return
+    from masterslave import tables
+
+    tables.print_labels(rows, verbose=options.verbose)
+
+
+def _slave(options: argparse.Namespace, settings: Settings) -> None:
+    from masterslave.slave import run_slave
+
+    run_slave(
+        options.label,
+        options.master,
+        workers=options.workers,
+        settings=settings,
+        wait=options.wait,
+    )

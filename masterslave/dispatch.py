@@ -1,0 +1,260 @@
+"""How a slave shares its tasks among its workers: pure logic, time is an argument.
+
+::
+
+    from the task manager --> backlog --> a worker's line: the first is running, the rest are next
+
+A worker gets its next task when it has finished the last one; only of tiny tasks does it hold
+some in advance. A worker that dies is blamed for the first task of its line, the others were not
+begun. A task that holds up its line for long gives the rest of the slave's work back, so that
+other slaves can run it.
+
+The shell (`supervisor.py`) tells what happened and carries out what `Dispatch` answers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from masterslave.pace import HORIZON_S, Pace
+from masterslave.records import Assignment, Completion, Outcome
+
+#: Work in a worker's own line beyond the running task. Larger: more waits behind a task that turns
+#: out long. Smaller: the worker waits for its supervisor between tiny tasks.
+AHEAD_S = 0.002
+
+#: A running task that takes this much longer than the horizon makes the slave give back what it
+#: holds in advance. Larger: held-back tasks wait longer. Smaller: work travels to and fro.
+STALL_S = 2.5 * HORIZON_S
+
+
+class Send(NamedTuple):
+    """Give these tasks to a worker."""
+
+    worker: int
+    tasks: list[Assignment]
+
+
+class Kill(NamedTuple):
+    """End a worker: its task is past its limit, or was cancelled."""
+
+    worker: int
+    why: str  # becomes part of the story
+
+
+Action = Send | Kill
+_RETURNED = Outcome.RETURNED.value
+
+
+class _Blame(NamedTuple):
+    """Why a worker is being killed."""
+
+    task_id: str
+    outcome: Outcome
+    why: str
+
+
+class _Worker:
+    __slots__ = ("blame", "busy_since", "line", "ready", "refill_at")
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.line: deque[Assignment] = deque()
+        self.busy_since = 0.0  # when the first of the line began, as far as can be told from here
+        self.refill_at = 1  # length of the line at which it gets more in advance
+        self.blame: _Blame | None = None
+
+    def condemn(self, outcome: Outcome, why: str) -> None:
+        self.blame = _Blame(self.line[0].task_id, outcome, why)
+
+
+class Dispatch:
+    """The tasks of one slave and who runs them."""
+
+    def __init__(self) -> None:
+        self.backlog: deque[Assignment] = deque()
+        self.completions: list[Completion] = []  # to be handed in; the shell empties it
+        self.draining = False  # takes no more tasks, finishes those that run
+        self._workers: dict[int, _Worker] = {}
+        self._pace = Pace()
+        self._known: set[tuple[str, int]] = set()  # (task, attempt) that this slave holds
+        self._announced: set[str] = set()  # tasks whose start was reported
+
+    # --- what happens -----------------------------------------------------------------------
+
+    def worker_ready(self, worker: int) -> None:
+        """A worker has loaded the slave's code."""
+        self._workers.setdefault(worker, _Worker()).ready = True
+
+    def arrived(self, tasks: Iterable[Assignment]) -> None:
+        """Tasks came from the task manager; one that is here already is not taken twice."""
+        for task in tasks:
+            if (task.task_id, task.attempt) not in self._known:
+                self._known.add((task.task_id, task.attempt))
+                self.backlog.append(task)
+
+    def finished(self, worker: int, done: Completion, now: float) -> None:
+        """A worker hands in the first task of its line."""
+        state = self._workers.get(worker)
+        if state is None or not state.line or state.line[0].task_id != done.task_id:
+            return  # of a task that was given up here in the meantime
+        task = state.line.popleft()
+        state.busy_since = now
+        self._pace.record(task.tag, done.duration_s)
+        self._end(done)
+
+    def died(self, worker: int, story: str) -> None:
+        """A worker has ended. Its running task is to blame unless it was killed on purpose."""
+        state = self._workers.pop(worker, None)
+        if state is None or not state.line:
+            return
+        first = state.line.popleft()
+        self.backlog.extendleft(reversed(state.line))
+        outcome = Outcome.CRASHED
+        if state.blame is not None and state.blame.task_id == first.task_id:
+            _, outcome, story = state.blame
+        elif state.blame is not None:  # the one it was killed for had just finished
+            outcome, story = Outcome.RETURNED, "not begun"
+        self._end(Completion(first.task_id, first.attempt, outcome.value, [], 0.0, story))
+
+    def cancelled(self, task_ids: Iterable[str]) -> list[Action]:
+        """The task manager wants nothing more of these tasks."""
+        gone = set(task_ids)
+        for task in [task for task in self.backlog if task.task_id in gone]:
+            self.backlog.remove(task)
+            self._known.discard((task.task_id, task.attempt))
+        actions: list[Action] = []
+        for number, state in self._workers.items():
+            if state.line and state.line[0].task_id in gone and state.blame is None:
+                state.condemn(Outcome.RETURNED, "cancelled")
+                actions.append(Kill(number, "cancelled"))
+        return actions
+
+    def drain(self) -> None:
+        """Give back what no worker has; take nothing more."""
+        self.draining = True
+        self._give_back_backlog()
+
+    def interrupt(self, why: str) -> list[Action]:
+        """Kill what still runs, at no cost to the tasks."""
+        actions: list[Action] = []
+        for number, state in self._workers.items():
+            if state.line and state.blame is None:
+                state.condemn(Outcome.RETURNED, why)
+                actions.append(Kill(number, why))
+        return actions
+
+    def tick(self, now: float) -> list[Action]:
+        """Kill what is past its time limit, feed the workers, give back what is held up."""
+        actions: list[Action] = []
+        stalled = False
+        for number, state in self._workers.items():
+            if not state.line:
+                continue
+            task, age = state.line[0], now - state.busy_since
+            if task.timeout is not None and age > task.timeout and state.blame is None:
+                why = f"killed at its time limit of {task.timeout:g} s"
+                state.condemn(Outcome.TIMED_OUT, why)
+                actions.append(Kill(number, why))
+            stalled = stalled or age > STALL_S
+        if not self.draining:
+            actions += self._feed(now)
+        if self.draining or (stalled and self.backlog and not self.idle_workers()):
+            self._give_back_backlog()
+        return actions
+
+    # --- questions --------------------------------------------------------------------------
+
+    def idle_workers(self) -> int:
+        """How many workers are ready and have nothing to do."""
+        return sum(1 for w in self._workers.values() if w.ready and not w.line and w.blame is None)
+
+    def hungry(self) -> bool:
+        """Whether a worker is idle and nothing is here for it."""
+        return not self.draining and not self.backlog and self.idle_workers() > 0
+
+    def busy(self) -> bool:
+        """Whether any task is here."""
+        return bool(self.backlog) or any(w.line for w in self._workers.values())
+
+    def running(self, worker: int) -> Assignment | None:
+        """The task that a worker runs."""
+        state = self._workers.get(worker)
+        return state.line[0] if state is not None and state.line else None
+
+    def holds(self) -> list[tuple[str, int]]:
+        """Task id and attempt of every task here."""
+        return list(self._known)
+
+    def newly_started(self, before: float) -> list[str]:
+        """Tasks that workers began before that time and whose start has not been told yet."""
+        running = [w for w in self._workers.values() if w.line and w.busy_since <= before]
+        started = [w.line[0].task_id for w in running]
+        fresh = [task_id for task_id in started if task_id not in self._announced]
+        self._announced.update(fresh)
+        return fresh
+
+    def next_deadline(self, now: float, tell_s: float) -> float | None:
+        """Seconds until something is to be done by the clock alone; None: nothing.
+
+        That is `tick`, or `newly_started` for tasks that have run for `tell_s` seconds.
+        """
+        waits = []
+        for state in self._workers.values():
+            if state.line and state.blame is None:
+                age = now - state.busy_since
+                if state.line[0].task_id not in self._announced:
+                    waits.append(max(0.0, tell_s - age) + 0.001)
+                timeout = state.line[0].timeout
+                if timeout is not None:
+                    waits.append(max(0.0, timeout - age) + 0.001)
+                if self.backlog and age <= STALL_S:
+                    waits.append(STALL_S - age + 0.001)
+        return min(waits, default=None)
+
+    # --- moves ------------------------------------------------------------------------------
+
+    def _feed(self, now: float) -> list[Action]:
+        if not self.backlog:
+            return []
+        actions: list[Action] = []
+        ready = [(n, w) for n, w in self._workers.items() if w.ready and w.blame is None]
+        for number, state in ready:
+            if self.backlog and not state.line:
+                state.line.append(self.backlog.popleft())
+                state.busy_since = now
+                actions.append(Send(number, [state.line[0]]))
+        for number, state in ready:
+            if self.backlog and len(state.line) <= state.refill_at:
+                batch = self._ahead(state)
+                if batch:
+                    state.line.extend(batch)
+                    state.refill_at = max(1, len(state.line) // 2)
+                    actions.append(Send(number, batch))
+        return actions
+
+    def _ahead(self, state: _Worker) -> list[Assignment]:
+        """Tiny tasks that a busy worker gets in advance, so that it need not wait for more."""
+        batch: list[Assignment] = []
+        load_s = sum(self._pace.estimate_s(task.tag) or AHEAD_S for task in state.line)
+        while self.backlog and state.line:
+            estimate = self._pace.estimate_s(self.backlog[0].tag)
+            if estimate is None or load_s + estimate > AHEAD_S:
+                break
+            load_s += estimate
+            batch.append(self.backlog.popleft())
+            if len(batch) >= 256:
+                break
+        return batch
+
+    def _give_back_backlog(self) -> None:
+        while self.backlog:
+            task = self.backlog.popleft()
+            self._end(Completion(task.task_id, task.attempt, _RETURNED, [], 0.0, "not begun"))
+
+    def _end(self, done: Completion) -> None:
+        self._known.discard((done.task_id, done.attempt))
+        self._announced.discard(done.task_id)
+        self.completions.append(done)

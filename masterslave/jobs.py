@@ -1,0 +1,89 @@
+"""`runJob` and `initializeMasterProcess`: a whole program in one call."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import Any
+
+from masterslave import slavecode, worker
+from masterslave.errors import SettingsError
+from masterslave.master import MasterProcess
+from masterslave.slave import DEFAULT_WATCHDOG_PERIOD, SlaveProcess, check_watchdog_period
+
+
+def runJob(
+    label: str,
+    master_class: type[MasterProcess],
+    slave_class: type[SlaveProcess],
+    watchdog_period: float | None = DEFAULT_WATCHDOG_PERIOD,
+    launch_slaves: int = 0,
+) -> None:
+    """Run a master, and the slaves that work for it, from one script. Blocks until `run` ends.
+
+    Creates ``master_class(label)``, keeps a copy of the running script and the working directory
+    in its task manager so that ``task_manager slave LABEL`` can start slaves anywhere, starts
+    `launch_slaves` slaves on this machine, and runs the master to its end. When the same script
+    runs as a slave, the same call starts ``slave_class(label, watchdog_period=...)`` instead and
+    does not return; a call for another label is passed over there.
+
+    `watchdog_period`: seconds between the slaves' signs of life, see `SlaveProcess`. Raises what
+    the master's `run` raises, `LabelInUse` when a living master has the label, `SettingsError` for
+    an argument that cannot be used.
+    """
+    _check_class("master_class", master_class, MasterProcess)
+    _check_class("slave_class", slave_class, SlaveProcess)
+    check_watchdog_period(watchdog_period)
+    if isinstance(launch_slaves, bool) or not isinstance(launch_slaves, int) or launch_slaves < 0:
+        raise SettingsError(f"launch_slaves={launch_slaves!r}: must be an integer of at least 0")
+    active = worker.active()
+    if active is not None:
+        if active.label == label:
+            slave_class(label, watchdog_period=watchdog_period).start()
+        return
+    master = master_class(label)
+    try:
+        record = slavecode.running_script()
+        if record is not None:
+            master.keep_slave_code(record, shared_main=True)
+        else:
+            master.keep_slave_code(slavecode.object_record((slave_class, watchdog_period)))
+        if launch_slaves:
+            master.launchSlaveJobs(launch_slaves)
+    except BaseException:
+        master.shutdown()
+        raise
+    master.start()
+
+
+def initializeMasterProcess(
+    label: str,
+    slave_script: str | os.PathLike[str] | None = None,
+    slave_module: str | None = None,
+    use_name_server: bool = True,
+) -> MasterProcess:
+    """Make this program a master; for programs whose master and slave are separate.
+
+    Gives a `MasterProcess` whose `requestTask` and `retrieveResult` may be called from anywhere;
+    it is shut down at interpreter exit. `slave_script`: file of a script that ends with
+    `startSlaveProcess()`; `slave_module`: name of a module that defines ``do_<tag>`` functions.
+    With either, ``task_manager slave LABEL`` and `launchSlaveJobs` start slaves. Raises as
+    `MasterProcess`, and `SlaveError` when the script cannot be read.
+    """
+    if slave_script is not None and slave_module is not None:
+        raise SettingsError("give slave_script= or slave_module=, not both")
+    record = None
+    if slave_script is not None:
+        record = slavecode.script_record(slave_script)
+    elif slave_module is not None:
+        record = slavecode.module_record(slave_module)
+    master = MasterProcess(label, use_name_server)
+    atexit.register(master.shutdown)
+    if record is not None:
+        master.keep_slave_code(record)
+    return master
+
+
+def _check_class(name: str, value: Any, base: type) -> None:
+    if not (isinstance(value, type) and issubclass(value, base)):
+        raise SettingsError(f"{name}={value!r}: must be a subclass of {base.__name__}")

@@ -1,0 +1,576 @@
+"""The task manager: owns the queue, hands out tasks, watches over slaves, keeps data items.
+
+The shell around `queue.TaskQueue`: a lock, threads that wait, a watchdog's view of time, observers
+and the log. Payloads are opaque bytes here. Every public method may be called from any thread and
+from other processes through a transport, and takes and gives plain types only. What blocks says
+so; what blocks is always bounded by its time-out argument, so that a transport's thread is never
+lost to a peer that has gone.
+
+    client --addTaskRequest--> TaskQueue --exchange--> slave
+    client <---getResults----- TaskQueue <--exchange-- slave
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from masterslave.errors import DataNotFound, TaskManagerTermination
+from masterslave.hooks import Observer
+from masterslave.pace import Pace
+from masterslave.queue import Effect, Task, TaskQueue
+from masterslave.records import (
+    Assignment,
+    Completion,
+    Delivery,
+    Frame,
+    Outcome,
+    ProcessInfo,
+    TaskOptions,
+    as_completion,
+)
+from masterslave.roster import Member, Roster
+from masterslave.settings import Settings
+from masterslave.waiters import Waiters
+
+log = logging.getLogger(__name__)
+
+#: Longest single wait of a thread that waits for results, so that it can log a stand-still.
+_SLICE_S = 3600.0
+
+#: Failure messages of slaves that are kept for `status`.
+_KEPT_FAILURES = 20
+
+
+class TaskManager:
+    """The remote object of a master-slave job; see the module's text.
+
+    `clock` gives seconds that never go back; tests pass their own.
+    """
+
+    def __init__(
+        self,
+        label: str = "",
+        settings: Settings | None = None,
+        observers: Sequence[Observer] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.label = label
+        self._settings = settings or Settings.from_environment()
+        self._observers = tuple(observers)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._queue = TaskQueue()
+        self._pace = Pace()
+        self._slaves_wait = Waiters(self._lock)
+        self._clients_wait: dict[int, threading.Condition] = {}
+        self._waiting_clients = 0
+        self._gone = threading.Condition(self._lock)  # told when a process leaves
+        self._roster = Roster()
+        self._data: dict[str, Any] = {}
+        self._terminated = False
+        self._failures: list[str] = []
+        self._outbox: list[tuple[str, tuple[Any, ...]]] = []  # calls of observers, made unlocked
+
+    # --- processes --------------------------------------------------------------------------
+
+    def registerProcess(
+        self,
+        watchdog_period: float | None = None,
+        info: Sequence[Any] | str = "",
+        resume: int | None = None,
+        held: Iterable[Sequence[Any]] = (),
+    ) -> list[Any]:
+        """A process joins, or comes back after it was cut off.
+
+        `watchdog_period`: seconds between the signs of life that it promises, None for none.
+        `info`: a `ProcessInfo`, or a line of text. `resume`: the process id it had before, taken
+        up again when its token is the same. `held`: (task id, attempt) of the tasks it still has.
+        Gives the process id, and the ids of those tasks that it should let go of.
+        """
+        record = (
+            ProcessInfo(*info) if not isinstance(info, str) else ProcessInfo(info, 0, "", 0, "")
+        )
+        held = [(task_id, attempt) for task_id, attempt in held]
+        with self._lock:
+            member = self._roster.join(record, watchdog_period, resume, self._clock())
+            self._release(member)  # if its old connection has not been missed yet
+            obsolete = [
+                task_id
+                for task_id, attempt in held
+                if not self._queue.adopt(member.id, task_id, attempt)
+            ]
+            self._tell("process_joined", member.id, record.machine)
+        self._tell_observers()
+        return [member.id, obsolete]
+
+    def announceSlave(self, process_id: int) -> None:
+        """A registered process is a slave whose workers are starting."""
+        with self._lock:
+            self._roster.get(process_id).is_slave = True
+
+    def announceTags(self, process_id: int, tags: Iterable[str]) -> None:
+        """A slave's workers are ready, and handle tasks of these tags."""
+        with self._lock:
+            member = self._roster.get(process_id)
+            member.tags = frozenset(tags)
+            member.is_slave = True
+        log.info("slave %s is ready", member.info.machine, extra={"action": "slave_ready"})
+
+    def reportFailure(self, process_id: int, text: str) -> None:
+        """A slave tells why it cannot start its workers; shown by ``task_manager LABEL``."""
+        with self._lock:
+            member = self._roster.known(process_id)
+            machine = member.info.machine if member is not None else f"process {process_id}"
+            line = text.strip().rpartition("\n")[2]
+            self._failures.append(f"{machine}: {line}")
+            del self._failures[:-_KEPT_FAILURES]
+        log.error("slave %s: %s", machine, text.strip(), extra={"action": "slave_failed"})
+
+    def unregisterProcess(self, process_id: int) -> None:
+        """A process leaves in good order; tasks it still holds go back at no cost to them."""
+        with self._lock:
+            member = self._roster.leave(process_id)
+            if member is None:
+                return
+            self._release(member)
+            self._gone.notify_all()
+            self._tell("process_left", process_id, member.info.machine, "unregistered")
+        self._tell_observers()
+
+    def lostProcess(self, process_id: int, reason: str) -> None:
+        """A process is taken for dead: what it held is run elsewhere. It may come back."""
+        with self._lock:
+            member = self._roster.lose(process_id)
+            if member is None:
+                return
+            story = f"{member.info.machine} was lost: {reason}"
+            effects = self._queue.lose(process_id, story, max(1, member.info.workers))
+            for effect in effects:
+                self._act(effect, member, "its slave was lost")
+            self._gone.notify_all()
+            self._tell("process_left", process_id, member.info.machine, reason)
+        self._tell_observers()
+        log.warning(
+            "%s was lost (%s); %d of its tasks are run elsewhere",
+            member.info.machine,
+            reason,
+            len(effects),
+            extra={"action": "process_lost"},
+        )
+
+    def ping(self, process_id: int) -> None:
+        """A sign of life. Raises `UnknownProcess` for one that was taken for dead or never was."""
+        with self._lock:
+            self._roster.get(process_id)
+            self._roster.liveness.heard(process_id, self._clock())
+
+    def checkLiveness(self) -> None:
+        """Take for dead who has been silent too long; called by the watchdog."""
+        with self._lock:
+            silent = self._roster.liveness.silent(self._clock())
+        for process_id, age_s in silent:
+            self.lostProcess(process_id, f"silent for {age_s:.1f} s")
+
+    def livenessInterval(self) -> float | None:
+        """The shortest watchdog period promised by any process, in seconds; None if none."""
+        with self._lock:
+            return self._roster.liveness.ping_interval_s()
+
+    def numberOfActiveProcesses(self) -> int:
+        """The number of registered processes: the master, other clients, and slaves."""
+        with self._lock:
+            return len(self._roster.present)
+
+    def activeProcesses(self) -> list[int]:
+        """The ids of the registered processes."""
+        with self._lock:
+            return list(self._roster.present)
+
+    def activeProcessInfo(self, pid: int) -> str:
+        """One line on the registered process with that id; `UnknownProcess` if there is none."""
+        with self._lock:
+            return self._roster.get(pid).info.machine
+
+    # --- clients ----------------------------------------------------------------------------
+
+    def addTaskRequest(
+        self,
+        tag: str,
+        parameters: Frame,
+        process_id: int = 0,
+        options: Sequence[Any] = TaskOptions(),
+    ) -> str:
+        """Put one task into the queue; gives its id. `parameters` is a frame of bytes."""
+        return self.addTaskRequests(tag, [parameters], process_id, options)[0]
+
+    def addTaskRequests(
+        self,
+        tag: str,
+        frames: Sequence[Frame],
+        process_id: int = 0,
+        options: Sequence[Any] = TaskOptions(),
+    ) -> list[str]:
+        """Put many tasks of one tag into the queue; gives their ids in order."""
+        checked = TaskOptions(*options).checked()
+        with self._lock:
+            if self._terminated:
+                raise TaskManagerTermination("the task manager has ended and takes no tasks")
+            ids = []
+            for frame in frames:
+                task = self._queue.request(process_id, tag, frame, checked)
+                ids.append(task.id)
+                self._slaves_wait.wake(tag)
+                if self._observers:
+                    self._tell("task_requested", task.id, tag)
+        self._tell_observers()
+        return ids
+
+    def getResults(
+        self,
+        process_id: int = 0,
+        tag: str | None = None,
+        limit: int = 1,
+        timeout: float | None = None,
+        while_outstanding: bool = False,
+    ) -> list[Delivery]:
+        """Take up to `limit` finished tasks of this client, in order of completion.
+
+        Blocks until there is at least one, for `timeout` seconds at most (None: without end); an
+        empty list means that the time is over, or, with `while_outstanding`, that no task of the
+        client is outstanding. Raises `TaskManagerTermination` when no result is there and none
+        will come.
+        """
+        deadline = None if timeout is None else self._clock() + timeout
+        with self._lock:
+            while True:
+                got: list[Delivery] = []
+                while len(got) < limit:
+                    delivery = self._queue.deliver(process_id, tag)
+                    if delivery is None:
+                        break
+                    got.append(delivery)
+                if got:
+                    return got
+                if self._terminated:
+                    raise TaskManagerTermination("the task manager has ended")
+                if while_outstanding and not self._queue.outstanding(process_id, tag):
+                    return []
+                wait_s = _SLICE_S if deadline is None else deadline - self._clock()
+                if wait_s <= 0:
+                    return []
+                self._wait_for_result(process_id, wait_s)
+
+    def getAnyResult(self, process_id: int = 0, timeout: float | None = None) -> Delivery | None:
+        """Take the oldest finished task of this client; blocks like `getResults`."""
+        got = self.getResults(process_id, None, 1, timeout)
+        return got[0] if got else None
+
+    def getResultWithTag(
+        self, tag: str, process_id: int = 0, timeout: float | None = None
+    ) -> Delivery | None:
+        """Take the oldest finished task of that tag; blocks like `getResults`."""
+        got = self.getResults(process_id, tag, 1, timeout)
+        return got[0] if got else None
+
+    def outstandingTasks(self, process_id: int = 0, tag: str | None = None) -> int:
+        """How many tasks the client has requested and neither received nor cancelled."""
+        with self._lock:
+            return self._queue.outstanding(process_id, tag)
+
+    def cancelTask(self, task_id: str) -> bool:
+        """Take a task back; true if it had not finished. It will give no result."""
+        with self._lock:
+            done, holder = self._queue.cancel(task_id)
+            if holder is not None:
+                self._order_stop(holder, task_id)
+            if done:
+                self._tell("task_finished", task_id, task_id.rpartition("_")[0], "cancelled", 0.0)
+                for waiting in self._clients_wait.values():
+                    waiting.notify_all()  # one may have waited for this very task
+        self._tell_observers()
+        return done
+
+    # --- slaves -----------------------------------------------------------------------------
+
+    def exchange(
+        self,
+        process_id: int,
+        completions: Iterable[Sequence[Any]] = (),
+        started: Iterable[str] = (),
+        want: bool = True,
+        timeout: float = 0.0,
+    ) -> list[Any]:
+        """A slave hands in what ended and takes what it may hold: many tasks in one call.
+
+        `started`: tasks that workers have begun since the last call. `want`: whether it takes new
+        tasks. Blocks for `timeout` seconds at most until there is a task. Gives the list of
+        assignments, and a dictionary of notices: "stop" (task ids), "forget" (data items),
+        "terminate" (the job is over), "register" (this process is not known, or was taken for
+        dead: what it handed in was used, now it must register again).
+        """
+        with self._lock:
+            member = self._roster.known(process_id)
+            for item in completions:
+                self._settle(process_id, member, as_completion(item))
+            tasks: list[Assignment] = []
+            if member is not None and self._is_present(member):
+                self._roster.liveness.heard(process_id, self._clock())
+                self._queue.started(process_id, started)
+                if want:
+                    tasks = self._take(member, timeout)
+            notices = member.notices() if member is not None else {}
+            if self._terminated:
+                notices["terminate"] = True
+            elif member is None or not self._is_present(member):
+                notices["register"] = True
+        if self._outbox:
+            self._tell_observers()
+        return [tasks, notices]
+
+    def getAnyTask(self, process_id: int, timeout: float = 0.0) -> Assignment | None:
+        """Take one task of any tag; waits for `timeout` seconds at most, then gives None."""
+        return self._one_task(process_id, None, timeout)
+
+    def getTaskWithTag(self, tag: str, process_id: int, timeout: float = 0.0) -> Assignment | None:
+        """Take one task of that tag; waits for `timeout` seconds at most, then gives None."""
+        return self._one_task(process_id, tag, timeout)
+
+    def storeResult(self, task_id: str, result: Frame, process_id: int, attempt: int) -> None:
+        """Hand in one result; `exchange` does this for many at once."""
+        self.exchange(process_id, [(task_id, attempt, Outcome.RESULT, result, 0.0, "")], (), False)
+
+    def storeException(
+        self, task_id: str, exception: Frame, traceback: str, process_id: int, attempt: int
+    ) -> None:
+        """Hand in one exception with its traceback as text."""
+        done = (task_id, attempt, Outcome.EXCEPTION, exception, 0.0, traceback)
+        self.exchange(process_id, [done], (), False)
+
+    def returnTask(self, task_id: str, process_id: int, attempt: int) -> None:
+        """Give one task back unrun, to the head of the queue."""
+        done = (task_id, attempt, Outcome.RETURNED.value, [], 0.0, "returned")
+        self.exchange(process_id, [done], (), False)
+
+    # --- data items -------------------------------------------------------------------------
+
+    def storeData(self, **values: Any) -> None:
+        """Keep data items under these names until they are deleted."""
+        with self._lock:
+            self._data.update(values)
+
+    def retrieveData(self, name: str) -> Any:
+        """The data item of that name; `DataNotFound` if there is none."""
+        with self._lock:
+            try:
+                return self._data[name]
+            except KeyError:
+                raise DataNotFound(f"no data item {name!r}: never stored, or deleted") from None
+
+    def deleteData(self, name: str) -> None:
+        """Delete a data item here and in the slaves' caches; `DataNotFound` if there is none."""
+        with self._lock:
+            if self._data.pop(name, None) is None:
+                raise DataNotFound(f"no data item {name!r}: never stored, or deleted")
+            for member in self._roster.slaves():
+                member.dropped_data.append(name)
+
+    # --- the end, and questions -------------------------------------------------------------
+
+    def terminate(self) -> None:
+        """End the job: no more tasks are taken or handed out; slaves are told to leave."""
+        with self._lock:
+            self._terminated = True
+            self._slaves_wait.wake_all()
+            for waiting in self._clients_wait.values():
+                waiting.notify_all()
+            self._gone.notify_all()
+
+    def waitForSlavesToLeave(self, timeout: float) -> bool:
+        """Block until no slave is registered, for `timeout` seconds at most; true if so."""
+        deadline = self._clock() + timeout
+        with self._lock:
+            while self._roster.slaves():
+                wait_s = deadline - self._clock()
+                if wait_s <= 0:
+                    return False
+                self._gone.wait(wait_s)
+            return True
+
+    def numberOfTasks(self) -> list[dict[str, int]]:
+        """Three dictionaries tag -> count: waiting, running, finished but not yet retrieved."""
+        with self._lock:
+            return list(self._queue.counts())
+
+    def status(self) -> dict[str, Any]:
+        """All that ``task_manager LABEL`` shows, as plain types."""
+        with self._lock:
+            waiting, running, finished = self._queue.counts()
+            slaves: list[dict[str, Any]] = []
+            others: list[dict[str, Any]] = []
+            for member in self._roster.present.values():
+                row = member.as_status(len(self._queue.held_by(member.id)))
+                (slaves if member.is_slave else others).append(row)
+            return {
+                "label": self.label,
+                "active_processes": len(self._roster.present),
+                "masters": others,
+                "slaves": slaves,
+                "workers": sum(slave["workers"] for slave in slaves),
+                "waiting": waiting,
+                "running": running,
+                "finished": finished,
+                "delivered": self._queue.delivered,
+                "cancelled": self._queue.cancelled,
+                "dropped": self._queue.dropped,
+                "client_waits": self._waiting_clients > 0,
+                "terminated": self._terminated,
+                "failures": list(self._failures),
+            }
+
+    # --- inside (all with the lock held) ----------------------------------------------------
+
+    def _is_present(self, member: Member) -> bool:
+        return self._roster.present.get(member.id) is member
+
+    def _take(self, member: Member, timeout: float) -> list[Assignment]:
+        """Hand out what the slave may hold, waiting for the first task if there is none."""
+        if self._terminated or not member.tags:
+            return []
+        tasks = self._hand_out(member)
+        if tasks or timeout <= 0:
+            return tasks
+        deadline = self._clock() + timeout
+        while not tasks and not member.cancelled:
+            wait_s = deadline - self._clock()
+            if wait_s <= 0:
+                break
+            self._slaves_wait.wait(member.tags, wait_s)
+            if self._terminated or not self._is_present(member):
+                break
+            tasks = self._hand_out(member)
+        # What this waiter was woken for and did not take is another one's.
+        task = self._queue.peek(member.tags)
+        if task is not None:
+            self._slaves_wait.wake(task.tag)
+        self._roster.liveness.heard(member.id, self._clock())
+        return tasks
+
+    def _hand_out(self, member: Member) -> list[Assignment]:
+        tasks: list[Assignment] = []
+        tags = member.tags or frozenset()
+        held = len(self._queue.held_by(member.id))
+        while True:
+            task = self._queue.peek(tags)
+            if task is None or not member.may_take(task.tag, held, self._pace):
+                return tasks
+            assignment = self._queue.hand_out(member.id, tags)
+            assert assignment is not None
+            estimate_s = self._pace.estimate_s(assignment.tag) or 0.0
+            member.took(assignment.task_id, assignment.attempt, estimate_s)
+            held += 1
+            tasks.append(assignment)
+
+    def _settle(self, process_id: int, member: Member | None, done: Completion) -> None:
+        """Use one completion."""
+        effect = self._queue.complete(process_id, done)
+        if member is not None:
+            member.ended(done.task_id, done.attempt)
+        if done.outcome in (Outcome.RESULT, Outcome.EXCEPTION):
+            self._pace.record(done.task_id.rpartition("_")[0], done.duration_s)
+            if member is not None:
+                member.finished += 1
+        self._act(effect, member, done.detail, done.duration_s)
+
+    def _act(
+        self, effect: Effect, member: Member | None, reason: str, duration_s: float = 0.0
+    ) -> None:
+        """Carry out what an event in the queue came to."""
+        task = effect.task
+        if task is None:
+            return
+        if effect.stop_on is not None:
+            self._order_stop(effect.stop_on, task.id)
+        if effect.kind == "finished":
+            waiting = self._clients_wait.get(task.client)
+            if waiting is not None:
+                waiting.notify_all()
+            if self._observers:
+                self._tell("task_finished", task.id, task.tag, task.outcome, duration_s)
+            if task.outcome in ("crashed", "timed_out"):
+                log.error("task %s: %s", task.id, task.detail, extra={"action": "task_failed"})
+        elif effect.kind == "rescheduled":
+            self._rescheduled(task, member, reason)
+
+    def _rescheduled(self, task: Task, member: Member | None, reason: str) -> None:
+        self._slaves_wait.wake(task.tag)
+        if reason != "not begun":
+            where = member.info.machine if member is not None else "a slave"
+            log.log(
+                logging.WARNING if task.crashes else logging.INFO,
+                "task %s is run again (attempt %d on %s: %s)",
+                task.id,
+                task.attempt,
+                where,
+                reason.strip().rpartition("\n")[2],
+                extra={"action": "task_rescheduled"},
+            )
+        if self._observers:
+            self._tell("task_rescheduled", task.id, task.tag, reason)
+
+    def _release(self, member: Member) -> None:
+        member.emptied()
+        for effect in self._queue.release(member.id):
+            self._act(effect, member, "not begun")
+
+    def _order_stop(self, process_id: int, task_id: str) -> None:
+        member = self._roster.present.get(process_id)
+        if member is not None:
+            member.cancelled.append(task_id)
+            if member.tags:
+                self._slaves_wait.wake_all(member.tags)
+
+    def _wait_for_result(self, process_id: int, wait_s: float) -> None:
+        waiting = self._clients_wait.get(process_id)
+        if waiting is None:
+            waiting = self._clients_wait[process_id] = threading.Condition(self._lock)
+        self._waiting_clients += 1
+        try:
+            waiting.wait(wait_s)
+        finally:
+            self._waiting_clients -= 1
+
+    def _one_task(self, process_id: int, tag: str | None, timeout: float) -> Assignment | None:
+        deadline = self._clock() + timeout
+        with self._lock:
+            member = self._roster.get(process_id)
+            tags = frozenset((tag,)) if tag is not None else member.tags or frozenset()
+            while True:
+                if self._terminated:
+                    raise TaskManagerTermination("the task manager has ended")
+                assignment = self._queue.hand_out(member.id, tags)
+                wait_s = deadline - self._clock()
+                if assignment is not None or wait_s <= 0:
+                    return assignment
+                self._slaves_wait.wait(tags, wait_s)
+
+    def _tell(self, hook: str, *args: Any) -> None:
+        if self._observers:
+            self._outbox.append((hook, args))
+
+    # --- observers (without the lock) -------------------------------------------------------
+
+    def _tell_observers(self) -> None:
+        if not self._observers:
+            return
+        with self._lock:
+            calls, self._outbox = self._outbox, []
+        for hook, args in calls:
+            for observer in self._observers:
+                try:
+                    getattr(observer, hook)(*args)
+                except Exception:
+                    log.exception("observer %r failed in %s", observer, hook)

@@ -1,0 +1,325 @@
+"""The master's public face: `MasterProcess` to subclass, and what it owns while it lives.
+
+A master owns the task manager, its watchdog, the server through which slaves reach it, the
+registration of its label, and the slaves it has launched. Tasks go straight into the task manager,
+which is in the same process; only slaves come over the network.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from masterslave import payload, slavecode
+from masterslave.errors import (
+    DataNotFound,
+    PayloadError,
+    ResultTimeout,
+    SettingsError,
+    TaskFailure,
+    TaskManagerTermination,
+    TaskRaisedException,
+    TaskTimedOut,
+    WorkerCrashed,
+)
+from masterslave.hooks import Observer
+from masterslave.keyfile import load_key
+from masterslave.launchers.local import LocalSlaves
+from masterslave.manager import TaskManager
+from masterslave.records import Delivery, Frame, Outcome, TaskOptions, getMachineInfo
+from masterslave.settings import DEFAULT_PORT, Settings, join_address, split_address
+from masterslave.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from masterslave.naming import Registration
+
+log = logging.getLogger(__name__)
+
+#: How many requests `requestTasks` pickles before it hands them over. Larger: slaves start later.
+_REQUEST_BATCH = 200
+
+
+class MasterProcess:
+    """A master. Subclass it and override `run`, which requests tasks and retrieves results.
+
+    May also be used without a subclass, from anywhere in a program; see `initializeMasterProcess`.
+    All methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        use_name_server: bool = True,
+        *,
+        settings: Settings | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        """Create the task manager and make it known.
+
+        `label`: under which slaves and ``task_manager LABEL`` find it. `use_name_server`: register
+        the label with the Pyro name server, starting one in this process if none answers; False:
+        listen on port 7766, and slaves must know the host. `observers`: told of what happens, see
+        `Observer`. Raises `LabelInUse` when a living master has the label, `SettingsError` and
+        `ConnectionFailed` when it cannot be set up.
+        """
+        if not isinstance(label, str) or not label.strip() or not label.isprintable():
+            raise SettingsError(f"label {label!r}: must be a line of visible characters")
+        self.label = label
+        self.settings = settings or Settings.from_environment()
+        self.task_manager = TaskManager(label, self.settings, observers)
+        self.process_id: int = self.task_manager.registerProcess(None, getMachineInfo())[0]
+        self._codec = payload.Codec()
+        self._use_script(slavecode.running_script(), shared=False)
+        self._states: dict[int, list[str]] = {}
+        self._next_state = 1
+        self._lock = threading.Lock()
+        self._slaves = LocalSlaves()
+        self._down = False
+        # Only a master needs these, but every worker imports this module: they take time to load.
+        from masterslave.naming import Registration
+        from masterslave.transports.pyro import PyroServer
+
+        key = load_key(self.settings.key_file)
+        port = self.settings.port
+        if port is None:
+            port = 0 if use_name_server else DEFAULT_PORT
+        self._server = PyroServer(
+            self.task_manager, self.settings.host, port, key, self.settings.handshake_s
+        )
+        self._server.start()
+        self._registration: Registration | None = None
+        if use_name_server:
+            registration = Registration(self._server, label, self.settings, key)
+            try:
+                registration.start()
+            except BaseException:
+                self._server.stop()
+                raise
+            self._registration = registration
+        self._watchdog = Watchdog(self.task_manager, self.settings.stall_s)
+        self._watchdog.start()
+
+    # --- the program ------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """The master's work; to be overridden."""
+        raise NotImplementedError(f"{type(self).__name__} must override run()")
+
+    def start(self) -> None:
+        """Call `run`, and shut down when it has returned or raised. Blocks."""
+        try:
+            self.run()
+        finally:
+            self.shutdown()
+
+    def shutdown(self) -> None:
+        """End the job: slaves leave, the label is free again. Blocks until they have left, for
+        ten seconds at most; slaves launched from here are killed then. A second call does nothing.
+        """
+        with self._lock:
+            if self._down:
+                return
+            self._down = True
+        self.task_manager.terminate()
+        self._watchdog.stop()
+        if not self.task_manager.waitForSlavesToLeave(self.settings.shutdown_s):
+            log.warning("some slaves did not leave in time", extra={"action": "slaves_stayed"})
+        self._slaves.end(2.0)
+        if self._registration is not None:
+            self._registration.stop()
+        self._server.stop()
+
+    def launchSlaveJobs(self, n: int = 1) -> list[int]:
+        """Start `n` slaves on this machine, with the code kept in the task manager.
+
+        Gives their process ids. They end with this master. Raises `SettingsError` when no code is
+        kept (see `runJob` and `initializeMasterProcess`).
+        """
+        try:
+            self.task_manager.retrieveData(slavecode.DATA_NAME)
+        except DataNotFound:
+            raise SettingsError(
+                "launchSlaveJobs: no slave code is known; use runJob, or give slave_script= or "
+                "slave_module= to initializeMasterProcess"
+            ) from None
+        self._slaves.reap()
+        return self._slaves.launch(self.label, self.address, n)
+
+    @property
+    def address(self) -> str:
+        """``host:port`` at which a slave on this machine reaches the task manager."""
+        host = split_address(self._server.addresses[-1])[0]
+        return join_address(host, self._server.port)
+
+    # --- tasks ------------------------------------------------------------------------------
+
+    def requestTask(
+        self,
+        tag: str,
+        *parameters: Any,
+        priority: int = 0,
+        timeout: float | None = None,
+        retries: int = 0,
+        crash_limit: int = 5,
+        key: str | None = None,
+    ) -> str:
+        """Request that some slave calls its handler ``do_<tag>`` with these parameters.
+
+        Gives the task's id, such as ``sqrt_0``. Does not wait for the task. `priority`: higher
+        first. `timeout`: seconds that one attempt may run before its worker is killed. `retries`:
+        how often an exception of the handler is answered by another attempt. `crash_limit`: how
+        many deaths of its worker a task may cause before it is given up. `key`: your own identity
+        of the task, kept with it. Raises `PayloadError` when a parameter cannot be pickled,
+        `SettingsError` for an option that cannot be used, `TaskManagerTermination` after the end.
+        """
+        options = TaskOptions(priority, timeout, retries, crash_limit, key)
+        frame = self._encode(tag, parameters)
+        return self.task_manager.addTaskRequest(tag, frame, self.process_id, options)
+
+    def requestTasks(
+        self,
+        tag: str,
+        parameter_tuples: Iterable[Sequence[Any]],
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        retries: int = 0,
+        crash_limit: int = 5,
+        key: str | None = None,
+    ) -> list[str]:
+        """As `requestTask`, for many tasks of one tag: one tuple of parameters each.
+
+        Gives their ids in order. The iterable is used up as it goes, so slaves begin before it has
+        ended.
+        """
+        options = TaskOptions(priority, timeout, retries, crash_limit, key)
+        ids: list[str] = []
+        frames = []
+        for parameters in parameter_tuples:
+            if isinstance(parameters, (str, bytes)) or not isinstance(parameters, Iterable):
+                raise SettingsError(
+                    f"requestTasks: each item must be a tuple of parameters, not "
+                    f"{payload.describe(parameters)}; for one parameter write (x,)"
+                )
+            frames.append(self._encode(tag, tuple(parameters)))
+            if len(frames) >= _REQUEST_BATCH:
+                ids += self.task_manager.addTaskRequests(tag, frames, self.process_id, options)
+                frames = []
+        if frames:
+            ids += self.task_manager.addTaskRequests(tag, frames, self.process_id, options)
+        return ids
+
+    def retrieveResult(
+        self, tag: str | None = None, timeout: float | None = None
+    ) -> tuple[str, str, Any] | tuple[None, None, None]:
+        """Take the oldest result, of that tag if given, as (task id, tag, result).
+
+        Blocks until there is one, for `timeout` seconds at most: then raises `ResultTimeout`.
+        Raises `TaskRaisedException` when the task failed. After `shutdown`, when no result is
+        left, gives (None, None, None).
+        """
+        try:
+            got = self.task_manager.getResults(self.process_id, tag, 1, timeout)
+        except TaskManagerTermination:
+            return None, None, None
+        if not got:
+            what = f"of tag {tag!r} " if tag is not None else ""
+            raise ResultTimeout(f"no result {what}within {timeout:g} s")
+        delivery = got[0]
+        return delivery.task_id, delivery.tag, self._value(delivery)
+
+    def results(
+        self, tag: str | None = None, timeout: float | None = None
+    ) -> Iterator[tuple[str, str, Any]]:
+        """Iterate over all outstanding results, in order of completion: (task id, tag, result).
+
+        Ends when none is outstanding, so tasks requested meanwhile are included. Raises
+        `TaskRaisedException` for a task that failed; a new iterator goes on with the rest.
+        `timeout`: seconds to wait for each next result before `ResultTimeout` is raised.
+        """
+        while True:
+            try:
+                # One at a time, so that a failure, or leaving the loop, loses no other result.
+                got = self.task_manager.getResults(self.process_id, tag, 1, timeout, True)
+            except TaskManagerTermination:
+                return
+            if not got:
+                if self.task_manager.outstandingTasks(self.process_id, tag):
+                    raise ResultTimeout(f"no result within {timeout:g} s")
+                return
+            yield got[0].task_id, got[0].tag, self._value(got[0])
+
+    def cancelTask(self, task_id: str) -> bool:
+        """Take a task back; true if it had not finished, and then it gives no result.
+
+        A running one is stopped: its worker is killed and replaced. Raises `UnknownTask` for an id
+        that was never given out here.
+        """
+        return self.task_manager.cancelTask(task_id)
+
+    # --- global state -----------------------------------------------------------------------
+
+    def setGlobalState(self, **values: Any) -> int:
+        """Keep values that many tasks use; gives the state's id.
+
+        Tasks refer to them with `GlobalStateValue(state_id, name)` among their parameters. Each
+        slave fetches a value once. Raises `PayloadError` when a value cannot be pickled.
+        """
+        frames = {name: self._codec.encode(value) for name, value in values.items()}
+        with self._lock:
+            state_id = self._next_state
+            self._next_state += 1
+            self._states[state_id] = list(frames)
+        self.task_manager.storeData(
+            **{f"state_{state_id}_{name}": frame for name, frame in frames.items()}
+        )
+        return state_id
+
+    def deleteGlobalState(self, state_id: int) -> None:
+        """Forget a state here and in the slaves. Raises `DataNotFound` if there is none."""
+        with self._lock:
+            names = self._states.pop(state_id, None)
+        if names is None:
+            raise DataNotFound(f"no global state {state_id!r}: never set, or deleted")
+        for name in names:
+            self.task_manager.deleteData(f"state_{state_id}_{name}")
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def keep_slave_code(self, record: slavecode.Record, *, shared_main: bool = False) -> None:
+        """Keep the code that slaves load. `shared_main`: it is this very script."""
+        self.task_manager.storeData(**{slavecode.DATA_NAME: {**record, "shared_main": shared_main}})
+        if shared_main:
+            self._use_script(record, shared=True)
+
+    def _use_script(self, record: slavecode.Record | None, *, shared: bool) -> None:
+        main_id = record["main_id"] if record is not None else None
+        payload.set_main_id(main_id)
+        self._codec = payload.Codec(main_id, shared_main=shared)
+
+    def _encode(self, tag: str, parameters: tuple[Any, ...]) -> Frame:
+        try:
+            return self._codec.encode(parameters)
+        except PayloadError as error:
+            raise PayloadError(f"the parameters of a task {tag!r}: {error}") from error.__cause__
+
+    def _value(self, delivery: Delivery) -> Any:
+        """The result of a finished task; raises what it raised."""
+        if delivery.outcome == Outcome.RESULT:
+            try:
+                return self._codec.decode(delivery.frame)
+            except PayloadError as error:
+                raise TaskRaisedException(
+                    delivery.task_id, delivery.tag, error, f"the result arrived, but {error}"
+                ) from error
+        exception: BaseException
+        if delivery.outcome == Outcome.EXCEPTION:
+            exception = self._codec.decode_exception(delivery.frame, delivery.detail)
+        else:
+            kind: type[TaskFailure] = (
+                WorkerCrashed if delivery.outcome == Outcome.CRASHED else TaskTimedOut
+            )
+            exception = kind(delivery.detail)
+        raise TaskRaisedException(delivery.task_id, delivery.tag, exception, delivery.detail)

@@ -1,0 +1,234 @@
+"""Labels: how a master makes itself known, and how others find it.
+
+A `Registration` keeps a label in the name server for as long as its master lives: where no name
+server answers it starts one in this process, and when that ends with its holder, the next look of
+another master's registration starts one there. Entries of masters that have gone are replaced; a
+living one is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from masterslave.errors import AuthenticationError, ConnectionFailed, LabelInUse
+from masterslave.settings import Settings, split_address
+from masterslave.transports.pyro import (
+    EmbeddedNameServer,
+    NameServer,
+    NameServerGone,
+    PyroLink,
+    PyroServer,
+    name_server_address,
+)
+
+log = logging.getLogger(__name__)
+
+_WAIT_STEP_S = 0.25  # between two looks of a slave that waits for its master
+
+
+class Registration:
+    """Keeps a server's label in the name server, with a thread that looks after it."""
+
+    def __init__(self, server: PyroServer, label: str, settings: Settings, key: bytes) -> None:
+        self._server = server
+        self._label = label
+        self._settings = settings
+        self._key = key
+        self._own: EmbeddedNameServer | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="registration", daemon=True)
+
+    def start(self) -> None:
+        """Enter the label now. Raises `LabelInUse` when a living master has it."""
+        try:
+            self._enter()
+        except BaseException:
+            self._close_own()
+            raise
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Remove the label; close the name server if it is in this process."""
+        self._stop.set()
+        self._thread.join()
+        try:
+            with self._name_server() as names:
+                names.remove(self._label, self._server.uri)
+        except NameServerGone:
+            log.debug("the name server had gone before %s was removed", self._label)
+        self._close_own()
+
+    def _name_server(self) -> NameServer:
+        # A master that listens on this machine only has no use for a name server elsewhere.
+        local = self._settings.host.startswith("127.")
+        return NameServer(broadcast=self._settings.broadcast and not local)
+
+    def _close_own(self) -> None:
+        if self._own is not None:
+            self._own.stop()
+            self._own = None
+
+    def _enter(self) -> None:
+        try:
+            names = self._name_server()
+        except NameServerGone:
+            names = self._start_name_server()
+        with names:
+            try:
+                names.register(self._server, self._label)
+            except LabelInUse:
+                addresses = names.addresses(self._label)
+                if self._server.uri.endswith("@" + addresses[0]):
+                    return  # our own entry
+                if is_alive(self._label, addresses, self._key, self._settings):
+                    raise LabelInUse(
+                        f"a master with label {self._label!r} is running at {addresses[0]}; "
+                        "choose another label, or end that one first"
+                    ) from None
+                log.info("replacing the entry of %s: its master has gone", self._label)
+                names.remove(self._label)
+                names.register(self._server, self._label)
+
+    def _start_name_server(self) -> NameServer:
+        host, port = name_server_address()
+        if not host.startswith("127.") and host != "localhost":
+            raise NameServerGone(
+                f"no name server answers at PYRO_NS_HOST={host}, port {port}; start pyro5-ns there"
+            )
+        bind = self._settings.host
+        try:
+            self._own = EmbeddedNameServer(bind, port)
+            log.info("started a name server on %s:%d", bind, port)
+        except OSError:
+            time.sleep(0.05)  # another master was faster; its server answers in a moment
+        return self._name_server()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._settings.renewal_s):
+            try:
+                self._enter()
+            except LabelInUse as error:
+                log.warning("%s", error, extra={"action": "label_lost"})
+            except (ConnectionFailed, OSError) as error:
+                log.debug("registration not renewed: %s", error)
+
+
+def is_alive(label: str, addresses: list[str], key: bytes, settings: Settings) -> bool:
+    """Whether a task manager answers at one of the addresses, with our key or another one."""
+    for text in addresses:
+        try:
+            link = PyroLink(split_address(text), label, key, min(settings.handshake_s, 3.0))
+        except AuthenticationError as error:
+            if "protocol" not in str(error):  # speaks our protocol, with someone else's key
+                return True
+        except ConnectionFailed:
+            continue
+        else:
+            try:
+                link.call("numberOfActiveProcesses")
+                return True
+            except ConnectionFailed:
+                continue
+            finally:
+                link.close()
+    return False
+
+
+def locate(label: str, master_host: str | None, settings: Settings) -> list[str]:
+    """The addresses at which a label's task manager may be found.
+
+    `master_host` is ``host`` or ``host:port``; None asks the name server. Raises `LabelUnknown`
+    or `NameServerGone`.
+    """
+    if master_host is not None:
+        host, port = split_address(master_host)
+        return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    with NameServer(broadcast=settings.broadcast) as names:
+        return names.addresses(label)
+
+
+def connect(label: str, master_host: str | None, settings: Settings, key: bytes) -> PyroLink:
+    """A link to the label's task manager, by the first of its addresses that answers.
+
+    Raises `ConnectionFailed`, or a subclass that says more, naming every address tried.
+    """
+    try:
+        addresses = locate(label, master_host, settings)
+    except NameServerGone as error:
+        raise NameServerGone(
+            f"{error}; start the master of {label!r} first, or name its host with -m HOST[:PORT]"
+        ) from error
+    return connect_any(label, addresses, key, settings)
+
+
+def connect_any(label: str, addresses: list[str], key: bytes, settings: Settings) -> PyroLink:
+    """A link by the first of the addresses that answers; raises as `connect`."""
+    problems: list[ConnectionFailed] = []
+    for text in addresses:
+        try:
+            return PyroLink(split_address(text), label, key, settings.handshake_s)
+        except ConnectionFailed as error:
+            problems.append(error)
+    for problem in problems:
+        if isinstance(problem, AuthenticationError):
+            raise problem
+    raise ConnectionFailed("; ".join(str(problem) for problem in problems))
+
+
+def wait_and_connect(
+    label: str, master_host: str | None, settings: Settings, key: bytes
+) -> PyroLink:
+    """As `connect`, but blocks until the master is there. A refused key is raised at once."""
+    told = False
+    while True:
+        try:
+            return connect(label, master_host, settings, key)
+        except AuthenticationError:
+            raise
+        except ConnectionFailed as error:
+            if not told:
+                log.info("waiting for the master of %s: %s", label, error)
+                told = True
+            time.sleep(_WAIT_STEP_S)
+
+
+def survey(settings: Settings, key: bytes, *, with_counts: bool) -> list[dict[str, object]]:
+    """All labels of the name server with address and state; entries of the dead are removed.
+
+    State: "alive", "refuses our key", or "gone (entry removed)". Raises `NameServerGone`.
+    """
+    with NameServer(broadcast=settings.broadcast) as names:
+        known = [(label, names.addresses(label)) for label in names.labels()]
+        rows: list[dict[str, object]] = []
+        for label, addresses in known:
+            row: dict[str, object] = {"label": label, "address": addresses[0], "state": "alive"}
+            try:
+                _ask(row, label, addresses, key, settings, with_counts)
+            except AuthenticationError:
+                row["state"] = "refuses our key"
+            except ConnectionFailed:
+                row["state"] = "gone (entry removed)"
+                names.remove(label)
+            rows.append(row)
+    return rows
+
+
+def _ask(
+    row: dict[str, object],
+    label: str,
+    addresses: list[str],
+    key: bytes,
+    settings: Settings,
+    with_counts: bool,
+) -> None:
+    link = connect_any(label, addresses, key, settings)
+    try:
+        if with_counts:
+            status = link.call("status")
+            row["processes"], row["workers"] = status["active_processes"], status["workers"]
+        else:
+            link.call("numberOfActiveProcesses")
+    finally:
+        link.close()

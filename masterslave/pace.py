@@ -1,0 +1,49 @@
+"""How much work a slave may hold: learnt from how long the tasks of each tag take.
+
+For tiny tasks the way to the task manager costs more than the work, so a slave holds some
+milliseconds of it; a long task is held only when a worker can begin it, so that prefetch never
+keeps back what another slave could run.
+"""
+
+from __future__ import annotations
+
+#: Work in hand per worker. Larger: a slave may sit on tasks while another one is idle at the end
+#: of a job. Smaller: workers run dry between two exchanges, which take about a millisecond on one
+#: host and several across a network.
+HORIZON_S = 0.02
+
+#: Tasks in hand per worker, whatever they take. Larger: more is run again when a slave is lost,
+#: and messages get long. Smaller: tasks below HORIZON_S / MAX_IN_HAND run dry between exchanges.
+MAX_IN_HAND = 512
+
+#: Weight of the newest duration in the average. Larger: one stray task upsets the pace.
+#: Smaller: a program whose tasks get longer is noticed late.
+WEIGHT = 0.2
+
+
+class Pace:
+    """Running average of task durations, per tag, and what follows from it."""
+
+    def __init__(self) -> None:
+        self._mean_s: dict[str, float] = {}
+
+    def record(self, tag: str, duration_s: float) -> None:
+        """A task of that tag took so long. A longer one counts at once, a shorter one slowly."""
+        mean = self._mean_s.get(tag)
+        if mean is None:
+            self._mean_s[tag] = duration_s
+        else:
+            self._mean_s[tag] = mean + WEIGHT * (duration_s - mean)
+
+    def estimate_s(self, tag: str) -> float | None:
+        """Expected duration of a task of that tag; None when none has finished yet."""
+        return self._mean_s.get(tag)
+
+    def may_hold(self, tag: str, held: int, load_s: float, workers: int) -> bool:
+        """Whether a slave that holds `held` tasks, `load_s` seconds in all, may get one more."""
+        if held < workers:
+            return True
+        estimate = self._mean_s.get(tag)
+        if estimate is None or held >= MAX_IN_HAND * workers:
+            return False
+        return load_s + estimate <= HORIZON_S * workers

@@ -1,0 +1,405 @@
+"""The task queue as a pure state machine: every event is a method, the answer is its effect.
+
+::
+
+    request --> WAITING --hand_out--> RUNNING --complete--> RESULT | EXCEPTION --deliver--> (gone)
+                   ^  |                  |
+                   |  +--late result     +--crash_limit----> CRASHED  -----------deliver--> (gone)
+                   |                     +--time limit-----> TIMED_OUT ----------deliver--> (gone)
+                   +------reschedule-----+
+    WAITING | RUNNING --cancel--> CANCELLED (gone: a cancelled task is never delivered)
+
+`TRANSITIONS` is the whole truth about what may follow what; any other event raises
+`IllegalTransition` and changes nothing. There is no clock, thread or file here, and each event
+costs O(log n) at most in the number of tasks, so the same code serves live events, random tests
+and replay.
+
+At least once to run, exactly once to deliver: every hand-out has an attempt number. The first
+result of any attempt wins, later ones are dropped and counted in `dropped`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator
+from enum import Enum
+from typing import NamedTuple
+
+from masterslave.errors import IllegalTransition, UnknownTask
+from masterslave.lines import WaitingLines
+from masterslave.records import Assignment, Completion, Delivery, Frame, Outcome, TaskOptions
+
+
+class State(str, Enum):
+    """Where a task is in its life."""
+
+    WAITING = "waiting"  # for a slave that handles its tag
+    RUNNING = "running"  # handed to a slave: prefetched there, or started
+    RESULT = "result"  # finished: the handler returned
+    EXCEPTION = "exception"  # finished: the handler raised
+    CRASHED = "crashed"  # finished: ended its worker `crash_limit` times
+    TIMED_OUT = "timed_out"  # finished: killed at its time limit
+    CANCELLED = "cancelled"  # taken back by its client; forgotten at once
+    DELIVERED = "delivered"  # its client has it; forgotten
+
+
+class Event(str, Enum):
+    """What can happen to a task."""
+
+    HAND_OUT = "hand_out"
+    ADOPT = "adopt"  # a slave that came back still runs the last attempt
+    RESCHEDULE = "reschedule"
+    RESULT = "result"
+    EXCEPTION = "exception"
+    CRASH = "crash"
+    TIME_OUT = "time_out"
+    CANCEL = "cancel"
+    DELIVER = "deliver"
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.WAITING, Event.HAND_OUT): State.RUNNING,
+    (State.WAITING, Event.ADOPT): State.RUNNING,
+    (State.WAITING, Event.RESULT): State.RESULT,  # late, of an attempt that was given up
+    (State.WAITING, Event.EXCEPTION): State.EXCEPTION,  # late
+    (State.WAITING, Event.CANCEL): State.CANCELLED,
+    (State.RUNNING, Event.RESCHEDULE): State.WAITING,
+    (State.RUNNING, Event.RESULT): State.RESULT,
+    (State.RUNNING, Event.EXCEPTION): State.EXCEPTION,
+    (State.RUNNING, Event.CRASH): State.CRASHED,
+    (State.RUNNING, Event.TIME_OUT): State.TIMED_OUT,
+    (State.RUNNING, Event.CANCEL): State.CANCELLED,
+    (State.RESULT, Event.DELIVER): State.DELIVERED,
+    (State.EXCEPTION, Event.DELIVER): State.DELIVERED,
+    (State.CRASHED, Event.DELIVER): State.DELIVERED,
+    (State.TIMED_OUT, Event.DELIVER): State.DELIVERED,
+}
+
+FINISHED = frozenset((State.RESULT, State.EXCEPTION, State.CRASHED, State.TIMED_OUT))
+_LIVE = frozenset((State.WAITING, State.RUNNING))
+_OUTCOME_EVENTS = {
+    Outcome.RESULT.value: Event.RESULT,
+    Outcome.EXCEPTION.value: Event.EXCEPTION,
+    Outcome.CRASHED.value: Event.CRASH,
+    Outcome.TIMED_OUT.value: Event.TIME_OUT,
+    Outcome.RETURNED.value: Event.RESCHEDULE,
+}
+
+
+class Task:
+    """One task inside the queue; only the queue writes to it."""
+
+    __slots__ = (
+        "attempt",
+        "client",
+        "crashes",
+        "detail",
+        "failures",
+        "frame",
+        "history",
+        "holder",
+        "id",
+        "options",
+        "outcome",
+        "started",
+        "state",
+        "tag",
+        "ticket",
+    )
+
+    def __init__(
+        self, task_id: str, ticket: int, client: int, tag: str, frame: Frame, options: TaskOptions
+    ) -> None:
+        self.id = task_id
+        self.ticket = ticket  # order of request
+        self.client = client  # process id of who gets the result
+        self.tag = tag
+        self.frame = frame  # parameters while live, then result or exception
+        self.options = options
+        self.state = State.WAITING
+        self.attempt = 0  # number of the last hand-out
+        self.holder: int | None = None  # process id of the slave that runs it
+        self.started = False  # whether the holder has said that a worker began it
+        self.crashes = 0
+        self.failures = 0  # exceptions so far
+        self.history: list[str] = []  # story of each attempt that went wrong
+        self.outcome = ""  # a State's value once finished
+        self.detail = ""  # remote traceback or the story of all attempts
+
+
+class Effect(NamedTuple):
+    """What a completion or a loss came to, for the shell to act upon."""
+
+    kind: str  # "finished", "rescheduled" or "dropped"
+    task: Task | None
+    stop_on: int | None = None  # a slave that runs a later attempt in vain
+
+
+class _Client:
+    """What a client has in the queue."""
+
+    __slots__ = ("finished", "finished_by_tag", "outstanding")
+
+    def __init__(self) -> None:
+        self.finished: OrderedDict[int, Task] = OrderedDict()  # in order of completion
+        self.finished_by_tag: dict[str, OrderedDict[int, Task]] = {}
+        self.outstanding: Counter[str] = Counter()  # tag -> requested, not yet delivered
+
+
+class TaskQueue:
+    """All tasks that were requested and not yet delivered. Not thread-safe: the shell locks."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.dropped = 0  # late or doubled completions that changed nothing
+        self.delivered = 0
+        self.cancelled = 0
+        self._lines = WaitingLines[Task]()
+        self._held: dict[int, dict[str, Task]] = {}  # process id -> its tasks, oldest first
+        self._clients: dict[int, _Client] = {}
+        self._counts: dict[State, Counter[str]] = {state: Counter() for state in State}
+        self._next_id = 0
+        self._finish_order = 0
+
+    # --- events -----------------------------------------------------------------------------
+
+    def request(self, client: int, tag: str, frame: Frame, options: TaskOptions) -> Task:
+        """A client states a task. Its id is the tag and a running number: ``sqrt_0``."""
+        number = self._next_id
+        self._next_id = number + 1
+        task = Task(f"{tag}_{number}", number, client, tag, frame, options)
+        self.tasks[task.id] = task
+        self._counts[State.WAITING][tag] += 1
+        self._client(client).outstanding[tag] += 1
+        self._lines.join(task, tag, options.priority)
+        return task
+
+    def peek(self, tags: Iterable[str]) -> Task | None:
+        """The task that `hand_out` would hand to a slave with these tags, or None."""
+        while (task := self._lines.first(tags)) is not None:
+            if task.state is State.WAITING:
+                return task
+            self._lines.leave(task.tag)  # finished or cancelled while it stood in line
+        return None
+
+    def hand_out(self, process: int, tags: Iterable[str]) -> Assignment | None:
+        """A slave takes the first waiting task of the highest priority among its tags."""
+        task = self.peek(tags)
+        if task is None:
+            return None
+        self._move(task, Event.HAND_OUT)
+        self._lines.leave(task.tag)
+        task.attempt += 1
+        task.holder = process
+        task.started = False
+        self._held.setdefault(process, {})[task.id] = task
+        return Assignment(task.id, task.tag, task.attempt, task.frame, task.options.timeout)
+
+    def adopt(self, process: int, task_id: str, attempt: int) -> bool:
+        """A slave that came back says it still has that attempt; false: it should let go of it.
+
+        True when the slave holds it on record already, or when the task waits again and no later
+        attempt was made, in which case it counts as running there as before.
+        """
+        task = self.tasks.get(task_id)
+        if task is None or task.attempt != attempt:
+            return False
+        if task.state is State.RUNNING:
+            return task.holder == process
+        if task.state is not State.WAITING:
+            return False
+        self._move(task, Event.ADOPT)
+        task.holder = process
+        self._held.setdefault(process, {})[task.id] = task
+        return True
+
+    def started(self, process: int, task_ids: Iterable[str]) -> None:
+        """A slave says which of its tasks a worker has begun; only those can cost a crash."""
+        held = self._held.get(process, {})
+        for task_id in task_ids:
+            if task_id in held:
+                held[task_id].started = True
+
+    def complete(self, process: int, done: Completion) -> Effect:
+        """A slave hands in the end of an attempt, perhaps late, perhaps twice."""
+        event = _OUTCOME_EVENTS[done.outcome]
+        task = self.tasks.get(done.task_id)
+        if task is None or task.state not in _LIVE:
+            return self._drop()
+        stop_on = None
+        if task.attempt != done.attempt or task.holder != process or task.state is State.WAITING:
+            # Of an attempt that was given up only what its handler did is worth having, and not
+            # an exception that another attempt, already under way, would have answered.
+            if event is Event.EXCEPTION and self._may_retry(task):
+                return self._drop()
+            if event is not Event.RESULT and event is not Event.EXCEPTION:
+                return self._drop()
+            stop_on = task.holder
+        elif event is Event.RESCHEDULE:
+            return self._reschedule(task)
+        elif event is Event.CRASH:
+            return self._crash(task, done.detail)
+        elif event is Event.EXCEPTION and self._may_retry(task):
+            task.failures += 1
+            task.history.append(f"attempt {done.attempt}: {done.detail}")
+            return self._reschedule(task)
+        self._finish(task, event, done.frame, done.detail)
+        return Effect("finished", task, stop_on)
+
+    def lose(self, process: int, story: str, could_run: int) -> list[Effect]:
+        """A slave is gone. What it had started counts a crash, what it had prefetched does not.
+
+        `could_run` is its number of workers: when it was lost before it said what it had started,
+        that many of its oldest tasks may have run, and one of them may have been the cause.
+        """
+        held = list(self._held.pop(process, {}).values())
+        guilty = {task.id for task in held if task.started}
+        if not guilty:
+            guilty = {task.id for task in held[:could_run]}
+        effects = []
+        for task in reversed(held):  # each goes to the head of its line: keep their order
+            if task.id in guilty:
+                effects.append(self._crash(task, story))
+            else:
+                effects.append(self._reschedule(task))
+        return effects
+
+    def release(self, process: int) -> list[Effect]:
+        """A slave leaves in good order: whatever it still holds goes back, at no task's cost."""
+        held = list(self._held.pop(process, {}).values())
+        return [self._reschedule(task) for task in reversed(held)]
+
+    def cancel(self, task_id: str) -> tuple[bool, int | None]:
+        """The client takes a task back.
+
+        Gives whether it could (it had not finished), and the slave that runs it, to be told.
+        Raises `UnknownTask` for an id that was never given out.
+        """
+        task = self.tasks.get(task_id)
+        if task is None:
+            if not self._was_given_out(task_id):
+                raise UnknownTask(f"no task {task_id!r} was ever requested here")
+            return False, None
+        if task.state not in _LIVE:
+            return False, None
+        holder = task.holder if task.state is State.RUNNING else None
+        self._move(task, Event.CANCEL)
+        self._unhold(task)
+        self._forget(task)
+        task.frame = []  # its place in line may stay for a while
+        self.cancelled += 1
+        return True, holder
+
+    def deliver(self, client: int, tag: str | None = None) -> Delivery | None:
+        """The client takes its oldest finished task, of that tag if given; None: there is none."""
+        mine = self._clients.get(client)
+        if mine is None:
+            return None
+        line = mine.finished if tag is None else mine.finished_by_tag.get(tag)
+        if not line:
+            return None
+        order, task = next(iter(line.items()))
+        self._move(task, Event.DELIVER)
+        del mine.finished[order]
+        del mine.finished_by_tag[task.tag][order]
+        self._forget(task)
+        self.delivered += 1
+        return Delivery(task.id, task.tag, task.outcome, task.frame, task.detail)
+
+    # --- questions --------------------------------------------------------------------------
+
+    def held_by(self, process: int) -> Collection[Task]:
+        """The tasks that a slave has, oldest first."""
+        return self._held.get(process, {}).values()
+
+    def outstanding(self, client: int, tag: str | None = None) -> int:
+        """How many tasks the client has requested and neither received nor cancelled."""
+        mine = self._clients.get(client)
+        if mine is None:
+            return 0
+        return mine.outstanding[tag] if tag is not None else mine.outstanding.total()
+
+    def counts(self) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+        """Three dictionaries tag -> number of tasks: waiting, running, finished."""
+        finished: Counter[str] = Counter()
+        for state in FINISHED:
+            finished.update(self._counts[state])
+        waiting, running = self._counts[State.WAITING], self._counts[State.RUNNING]
+        return +waiting, +running, +finished
+
+    def waiting_tags(self) -> Iterator[str]:
+        """The tags that have waiting tasks."""
+        return (tag for tag, count in self._counts[State.WAITING].items() if count)
+
+    # --- moves ------------------------------------------------------------------------------
+
+    def _move(self, task: Task, event: Event) -> None:
+        state = TRANSITIONS.get((task.state, event))
+        if state is None:
+            raise IllegalTransition(
+                f"task {task.id} is {task.state.value}: {event.value} cannot happen to it"
+            )
+        self._counts[task.state][task.tag] -= 1
+        self._counts[state][task.tag] += 1
+        task.state = state
+
+    def _reschedule(self, task: Task) -> Effect:
+        self._move(task, Event.RESCHEDULE)
+        self._unhold(task)
+        task.started = False
+        self._lines.join_at_head(task, task.tag, task.options.priority)
+        return Effect("rescheduled", task)
+
+    def _crash(self, task: Task, story: str) -> Effect:
+        task.crashes += 1
+        task.history.append(f"attempt {task.attempt}: {story}")
+        if task.crashes < task.options.crash_limit:
+            return self._reschedule(task)
+        self._finish(task, Event.CRASH, [], "\n".join(task.history))
+        return Effect("finished", task)
+
+    def _finish(self, task: Task, event: Event, frame: Frame, detail: str) -> None:
+        self._move(task, event)
+        self._unhold(task)
+        task.frame = frame
+        task.outcome = task.state.value
+        task.detail = detail
+        self._finish_order += 1
+        mine = self._clients[task.client]
+        mine.finished[self._finish_order] = task
+        line = mine.finished_by_tag.get(task.tag)
+        if line is None:
+            line = mine.finished_by_tag[task.tag] = OrderedDict()
+        line[self._finish_order] = task
+
+    def _unhold(self, task: Task) -> None:
+        if task.holder is not None:
+            held = self._held.get(task.holder)
+            if held is not None:
+                held.pop(task.id, None)
+                if not held:
+                    del self._held[task.holder]
+            task.holder = None
+
+    def _forget(self, task: Task) -> None:
+        counts = self._counts[task.state]
+        counts[task.tag] -= 1
+        del self.tasks[task.id]
+        self._client(task.client).outstanding[task.tag] -= 1
+
+    def _drop(self) -> Effect:
+        self.dropped += 1
+        return Effect("dropped", None)
+
+    def _may_retry(self, task: Task) -> bool:
+        return task.failures < task.options.retries
+
+    def _client(self, client: int) -> _Client:
+        mine = self._clients.get(client)
+        if mine is None:
+            mine = self._clients[client] = _Client()
+        return mine
+
+    def _was_given_out(self, task_id: str) -> bool:
+        number = task_id.rpartition("_")[2]
+        return number.isdecimal() and int(number) < self._next_id

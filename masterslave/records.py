@@ -1,0 +1,138 @@
+"""The values that travel, one type for each hop of a task's way.
+
+::
+
+    client  --TaskOptions + Frame-->  task manager  --Assignment-->  slave  --Assignment-->  worker
+    client  <-----Delivery----------  task manager  <--Completion--  slave  <--Completion--  worker
+
+All are tuples of plain types, so that they cross a wire as they are; a `Frame` is opaque to all
+but the client and the worker.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from enum import Enum
+from typing import Any, NamedTuple
+
+from masterslave.errors import SettingsError
+
+#: Pickled bytes first, then the large buffers that belong to them, unjoined.
+Frame = list[bytes]
+
+
+class Outcome(str, Enum):
+    """How an attempt to run a task ended, as a slave reports it."""
+
+    RESULT = "result"  # the handler returned; the frame holds the value
+    EXCEPTION = "exception"  # the handler raised; the frame holds the exception if picklable
+    CRASHED = "crashed"  # the worker process died while the task ran
+    TIMED_OUT = "timed_out"  # the worker was killed at the task's time limit
+    RETURNED = "returned"  # not started, or stopped on purpose: no fault of the task
+
+
+class TaskOptions(NamedTuple):
+    """Options of one request; see `MasterProcess.requestTask`."""
+
+    priority: int = 0  # higher first
+    timeout: float | None = None  # seconds a single attempt may run
+    retries: int = 0  # how many exceptions of the handler are answered by another attempt
+    crash_limit: int = 5  # how many worker deaths before the task is given up
+    key: str | None = None  # the caller's own identity of the task
+
+    def checked(self) -> TaskOptions:
+        """Return self; raise `SettingsError` naming the option that cannot be used."""
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
+            raise SettingsError(f"priority={self.priority!r}: must be an integer")
+        timeout = self.timeout
+        if timeout is not None and (
+            isinstance(timeout, bool)
+            or not isinstance(timeout, (int, float))
+            or not 0 < timeout < math.inf
+        ):
+            raise SettingsError(
+                f"timeout={timeout!r}: must be a positive number of seconds or None"
+            )
+        for name, low in (("retries", 0), ("crash_limit", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise SettingsError(f"{name}={value!r}: must be an integer of at least {low}")
+        if self.key is not None and not isinstance(self.key, str):
+            raise SettingsError(f"key={self.key!r}: must be a string or None")
+        return self
+
+
+class Assignment(NamedTuple):
+    """A task as it is handed to a slave."""
+
+    task_id: str
+    tag: str
+    attempt: int  # counts hand-outs of this task, from 1
+    frame: Frame  # the pickled tuple of parameters
+    timeout: float | None  # seconds
+
+
+class Completion(NamedTuple):
+    """The end of one attempt, as a slave hands it in."""
+
+    task_id: str
+    attempt: int
+    outcome: str  # an Outcome's value
+    frame: Frame  # result or exception, may be empty
+    duration_s: float  # time in the handler; 0 when it did not end by itself
+    detail: str  # remote traceback or the story of the worker's death
+
+
+class Delivery(NamedTuple):
+    """A finished task, as its client receives it."""
+
+    task_id: str
+    tag: str
+    outcome: str
+    frame: Frame
+    detail: str
+
+
+class ProcessInfo(NamedTuple):
+    """What a slave says of itself when it registers."""
+
+    machine: str  # as getMachineInfo() gives it
+    pid: int
+    host: str
+    workers: int  # worker processes it runs
+    token: str  # random; lets a slave that was cut off be recognised
+
+
+class GlobalStateValue:
+    """Stands for a global state value among a task's parameters.
+
+    The worker puts the value in its place before the handler is called. It is fetched once per
+    slave and kept by its workers until the state is deleted.
+    """
+
+    def __init__(self, state_id: int, name: str) -> None:
+        """`state_id` is what `MasterProcess.setGlobalState` gave, `name` one of its keywords."""
+        self.state_id = state_id
+        self.name = name
+
+    @property
+    def label(self) -> str:
+        """Name of the data item in the task manager."""
+        return f"state_{self.state_id}_{self.name}"
+
+
+def getMachineInfo(pid: int | None = None) -> str:
+    """One line that identifies process, host and architecture: ``PID 4711 on node3 (x86_64)``."""
+    return f"PID {os.getpid() if pid is None else pid} on {platform.node()} ({platform.machine()})"
+
+
+def as_assignment(item: Any) -> Assignment:
+    """Rebuild an `Assignment` from the list that came over a wire."""
+    return Assignment(*item)
+
+
+def as_completion(item: Any) -> Completion:
+    """Rebuild a `Completion` from the list that came over a wire."""
+    return Completion(*item)

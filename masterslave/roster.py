@@ -1,0 +1,122 @@
+"""The processes of a job: who is registered, who was lost and may come back, what each holds.
+
+Pure: time is an argument. A process that was lost keeps its entry aside; when it comes back with
+the same token it is the same process again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from masterslave.errors import UnknownProcess
+from masterslave.liveness import Liveness
+from masterslave.pace import Pace
+from masterslave.records import ProcessInfo
+
+
+class Member:
+    """A registered process: the master, another client, or a slave."""
+
+    def __init__(self, process_id: int, info: ProcessInfo) -> None:
+        self.id = process_id
+        self.info = info
+        self.is_slave = False
+        self.tags: frozenset[str] | None = None  # None: its workers are not ready
+        self.finished = 0  # tasks that it completed
+        self.cancelled: list[str] = []  # tasks that it is to stop, told at its next exchange
+        self.dropped_data: list[str] = []  # data items that it is to forget
+        self._load_s = 0.0
+        self._estimates: dict[tuple[str, int], float] = {}  # (task, attempt) -> part of the load
+
+    def may_take(self, tag: str, held: int, pace: Pace) -> bool:
+        """Whether it may get one more task of that tag, holding `held`."""
+        return pace.may_hold(tag, held, self._load_s, self.info.workers)
+
+    def took(self, task_id: str, attempt: int, estimate_s: float) -> None:
+        """It got a task that will take about so long."""
+        self._load_s += estimate_s
+        self._estimates[task_id, attempt] = estimate_s
+
+    def ended(self, task_id: str, attempt: int) -> None:
+        """It no longer holds that task."""
+        self._load_s -= self._estimates.pop((task_id, attempt), 0.0)
+        if not self._estimates:
+            self._load_s = 0.0  # no rounding errors pile up
+
+    def emptied(self) -> None:
+        """It holds nothing any more."""
+        self._estimates.clear()
+        self._load_s = 0.0
+
+    def notices(self) -> dict[str, Any]:
+        """What it is to be told at the end of this exchange, once."""
+        notices: dict[str, Any] = {}
+        if self.cancelled:
+            notices["stop"], self.cancelled = self.cancelled, []
+        if self.dropped_data:
+            notices["forget"], self.dropped_data = self.dropped_data, []
+        return notices
+
+    def as_status(self, holds: int) -> dict[str, Any]:
+        """What ``task_manager LABEL`` shows of it."""
+        status: dict[str, Any] = {"id": self.id, "info": self.info.machine}
+        if self.is_slave:
+            status["host"] = self.info.host
+            status["pid"] = self.info.pid
+            status["workers"] = self.info.workers
+            status["tags"] = None if self.tags is None else sorted(self.tags)
+            status["holds"] = holds
+            status["finished"] = self.finished
+        return status
+
+
+class Roster:
+    """All members, those present and those lost. Not thread-safe: the shell locks."""
+
+    def __init__(self) -> None:
+        self.present: dict[int, Member] = {}
+        self.liveness = Liveness()
+        self._lost: dict[int, Member] = {}
+        self._next_id = 0
+
+    def join(
+        self, info: ProcessInfo, period_s: float | None, resume: int | None, now: float
+    ) -> Member:
+        """A process registers, new or under the id that it had and can prove by its token."""
+        member = self.known(resume) if resume is not None and info.token else None
+        if member is None or member.info.token != info.token:
+            member = Member(self._next_id, info)
+            self._next_id += 1
+        self._lost.pop(member.id, None)
+        self.present[member.id] = member
+        self.liveness.register(member.id, period_s, now)
+        return member
+
+    def leave(self, process_id: int) -> Member | None:
+        """A process leaves for good; None if it was not known."""
+        self.liveness.forget(process_id)
+        return self.present.pop(process_id, None) or self._lost.pop(process_id, None)
+
+    def lose(self, process_id: int) -> Member | None:
+        """A process is taken for dead; None if it was not present."""
+        member = self.present.pop(process_id, None)
+        if member is not None:
+            self.liveness.forget(process_id)
+            self._lost[process_id] = member
+            member.emptied()
+        return member
+
+    def get(self, process_id: int) -> Member:
+        """The present process with that id. Raises `UnknownProcess`."""
+        member = self.present.get(process_id)
+        if member is None:
+            raise UnknownProcess(f"process {process_id} is not registered, or was taken for dead")
+        return member
+
+    def known(self, process_id: int) -> Member | None:
+        """The process with that id, present or lost."""
+        return self.present.get(process_id) or self._lost.get(process_id)
+
+    def slaves(self) -> list[Member]:
+        """The slaves that are present."""
+        return [member for member in self.present.values() if member.is_slave]

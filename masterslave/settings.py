@@ -1,0 +1,110 @@
+"""What can be set from outside: one frozen value, and the only place that reads the environment.
+
+| variable                   | field            | meaning                                        |
+|----------------------------|------------------|------------------------------------------------|
+| `MASTERSLAVE_KEY_FILE`     | `key_file`       | file with the 32-byte key (64 hex digits)      |
+| `MASTERSLAVE_HOST`         | `host`           | address a task manager listens on              |
+| `MASTERSLAVE_PORT`         | `port`           | its port (0: any free one)                     |
+| `MASTERSLAVE_BROADCAST`    | `broadcast`      | look for a name server by broadcast (0 or 1)   |
+| `MASTERSLAVE_MASTER_GONE`  | `master_gone_s`  | seconds a slave goes on looking for its master |
+| `MASTERSLAVE_GRACE`        | `grace_s`        | seconds that running tasks get at SIGTERM      |
+
+Pyro's own variables (`PYRO_NS_HOST`, `PYRO_NS_PORT`, `PYRO_SSL...`) are read by Pyro and obeyed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from masterslave.errors import SettingsError
+
+DEFAULT_PORT = 7766  # of a task manager that is not registered with a name server
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a process of this library can be told from outside. Durations in seconds."""
+
+    key_file: Path  # holds the shared key; made at first use, owner-only
+    host: str = "127.0.0.1"  # "0.0.0.0" for all interfaces
+    port: int | None = None  # None: any free port with a name server, 7766 without
+    broadcast: bool = True  # whether slaves and the command line may look for a name server so
+    master_gone_s: float = 60.0  # then a slave gives up and ends
+    grace_s: float = 30.0  # then a draining slave kills what still runs and gives it back
+    handshake_s: float = 10.0  # then a connection that has not proved itself is closed
+    poll_s: float = 20.0  # longest time that a call waits in the task manager for a task
+    stall_s: float = 5.0  # then a job that does not move says why in the log
+    renewal_s: float = 2.0  # between two looks at the name server
+    shutdown_s: float = 10.0  # longest time a master waits for its slaves to leave
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the settings from `environ` (default: this process's environment).
+
+        Raises `SettingsError` naming the variable that cannot be used.
+        """
+        env = os.environ if environ is None else environ
+        key_file = env.get("MASTERSLAVE_KEY_FILE")
+        if key_file:
+            path = Path(key_file).expanduser()
+        else:
+            home = env.get("HOME") or os.path.expanduser("~")
+            path = Path(home) / ".masterslave" / "key"
+        settings = cls(key_file=path, host=env.get("MASTERSLAVE_HOST") or cls.host)
+        port = _number(env, "MASTERSLAVE_PORT", 0, 65535)
+        gone = _number(env, "MASTERSLAVE_MASTER_GONE", 0, None)
+        grace = _number(env, "MASTERSLAVE_GRACE", 0, None)
+        broadcast = env.get("MASTERSLAVE_BROADCAST", "1")
+        if broadcast not in ("0", "1"):
+            raise SettingsError(f"MASTERSLAVE_BROADCAST={broadcast!r}: must be 0 or 1")
+        return replace(
+            settings,
+            port=settings.port if port is None else int(port),
+            master_gone_s=settings.master_gone_s if gone is None else gone,
+            grace_s=settings.grace_s if grace is None else grace,
+            broadcast=broadcast == "1",
+        )
+
+
+def _number(env: Mapping[str, str], name: str, low: float, high: float | None) -> float | None:
+    text = env.get(name)
+    if not text:
+        return None
+    bound = f"from {low:g} to {high:g}" if high is not None else f"of at least {low:g}"
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not value >= low or (high is not None and value > high):
+        raise SettingsError(f"{name}={text!r}: must be a number {bound}")
+    return value
+
+
+def split_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:
+    """Split ``host``, ``host:port`` or ``[ipv6]:port`` into host and port.
+
+    Raises `SettingsError` when the port is not a number from 1 to 65535 or the host is missing.
+    """
+    host, port_text = text, ""
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise SettingsError(f"address {text!r}: must read [IPV6]:PORT")
+        port_text = rest[1:]
+    elif text.count(":") == 1:
+        host, _, port_text = text.partition(":")
+    if not host:
+        raise SettingsError(f"address {text!r}: must read HOST or HOST:PORT")
+    if not port_text:
+        return host, default_port
+    if not port_text.isdecimal() or not 0 < int(port_text) < 65536:
+        raise SettingsError(f"address {text!r}: the port must be a number from 1 to 65535")
+    return host, int(port_text)
+
+
+def join_address(host: str, port: int) -> str:
+    """The inverse of `split_address`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

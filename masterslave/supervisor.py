@@ -1,0 +1,403 @@
+"""A slave: one process that supervises N workers and holds the connection to the task manager.
+
+The shell around `dispatch.Dispatch`. The main thread waits for everything at once: messages of
+workers, their deaths, news from the uplink, signals, deadlines. It starts and ends worker
+processes, feeds them, and never runs a handler itself, so that pings go on whatever a handler does.
+
+| what ends it                  | then                                                           |
+|-------------------------------|----------------------------------------------------------------|
+| the job is over               | workers are asked to leave, then killed                        |
+| SIGTERM, SIGINT               | takes no more, finishes what runs within `grace_s`, leaves     |
+| a second SIGTERM or SIGINT    | kills what runs, gives it back, leaves                         |
+| `terminationTest` was true    | as SIGTERM, without a limit of time                            |
+| the master is gone for long   | kills its workers, ends with status 1                          |
+| the slave's code does not load| tells the master and the terminal why, ends with status 1      |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from masterslave import slavecode
+from masterslave.dispatch import Action, Dispatch, Kill, Send
+from masterslave.errors import SlaveError
+from masterslave.pipe import PipeClosed
+from masterslave.records import ProcessInfo, as_completion, getMachineInfo
+from masterslave.settings import Settings
+from masterslave.transports.base import Link
+from masterslave.uplink import News, Uplink
+from masterslave.workerprocess import WorkerProcess
+
+log = logging.getLogger(__name__)
+
+#: Workers that die one after the other before any is ready, until the slave gives up.
+_FAILED_STARTS = 3
+
+#: Time that idle workers get to leave by themselves at the end of the job.
+_LEAVE_S = 2.0
+
+#: A started task is told to the task manager when it has run for so long; shorter ones would
+#: double the messages. Larger: a task that kills its whole slave early is blamed late.
+_TELL_STARTED_S = 0.05
+
+#: Between two looks for dead workers where the system does not tell of them by itself.
+_POLL_S = 0.02
+
+#: Bytes of data items kept for workers to come; the least recently used goes first.
+_CACHE_BYTES = 1 << 30
+
+
+class Supervisor:
+    """Runs one slave from its registration to its end."""
+
+    def __init__(
+        self,
+        label: str,
+        connect: Callable[[], Link],
+        workers: int,
+        settings: Settings,
+        record: slavecode.Record | None = None,
+    ) -> None:
+        """`record`: the slave's code; None takes what the master keeps."""
+        self._label = label
+        self._settings = settings
+        self._count = workers
+        self._record = record
+        self._dispatch = Dispatch()
+        self._workers: dict[int, WorkerProcess] = {}
+        self._next_worker = 0
+        self._ended: set[WorkerProcess] = set()  # reported dead, not yet buried
+        self._failed_starts = 0
+        self._tags: list[str] | None = None
+        self._inbox: deque[News] = deque()
+        self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_out.setblocking(False)
+        self._wake_in.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._signals = 0
+        self._deadline: float | None = None  # of a drain
+        self._ending = ""  # why the loop ends
+        self._data: dict[str, Any] = {}  # data items by name, oldest use first
+        self._askers: dict[str, list[int]] = {}  # workers that wait for a data item
+        info = ProcessInfo(
+            getMachineInfo(), os.getpid(), platform.node(), workers, secrets.token_hex(8)
+        )
+        self._uplink = Uplink(connect, info, settings, self._news, self._held)
+
+    # --- the life of a slave ----------------------------------------------------------------
+
+    def run(self) -> None:
+        """Be the slave until it ends. Blocks.
+
+        Raises `ConnectionFailed` when the master cannot be reached, `SlaveError` when the slave's
+        code does not load or the master has gone.
+        """
+        kept = self._uplink.register()
+        self._record = self._record or kept
+        if self._record is None:
+            self._uplink.stop(1.0)
+            raise SlaveError(
+                f"the master of {self._label!r} keeps no slave code: start a slave script there "
+                "by hand, or use runJob, slave_script= or slave_module= in the master"
+            )
+        self._selector.register(self._wake_out, selectors.EVENT_READ, self._drain_wake)
+        with self._signal_handlers():
+            for _ in range(self._count):
+                self._start_worker()
+            self._uplink.start()
+            try:
+                self._loop()
+            finally:
+                self._finish()
+        if self._ending not in ("terminated", "drained"):
+            raise SlaveError(self._ending)
+
+    def _loop(self) -> None:
+        while not self._ending:
+            now = time.monotonic()
+            self._carry_out(self._dispatch.tick(now))
+            self._tell(now)
+            if self._dispatch.draining and not self._dispatch.busy():
+                self._ending = "drained"
+                return
+            for key, mask in self._selector.select(self._wait_s(now)):
+                key.data(mask)
+            self._read_inbox()
+            self._look_at_signals()
+            self._reap()
+
+    def _finish(self) -> None:
+        """Leave in order: results first, then the workers."""
+        if self._ending != "terminated":
+            self._carry_out(self._dispatch.interrupt("its slave was stopped"))
+        for worker in list(self._workers.values()):
+            worker.ask_to_leave()
+        deadline = time.monotonic() + (_LEAVE_S if not self._dispatch.busy() else 0.2)
+        for worker in list(self._workers.values()):
+            worker.wait_or_kill(max(0.0, deadline - time.monotonic()))
+            self._buried(worker)
+        self._dispatch.drain()
+        if self._ending != "terminated":
+            self._tell(time.monotonic(), everything=True)
+        if not self._uplink.stop(self._settings.grace_s) and self._ending == "drained":
+            log.warning("the master did not take the last results")
+        if self._ending not in ("terminated", "drained"):
+            self._uplink.report_failure(self._ending)
+        self._selector.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    # --- workers ----------------------------------------------------------------------------
+
+    def _start_worker(self) -> None:
+        number = self._next_worker
+        self._next_worker += 1
+        assert self._record is not None
+        worker = WorkerProcess(number, self._label, self._record)
+        self._workers[number] = worker
+        self._watch(worker)
+
+    def _watch(self, worker: WorkerProcess) -> None:
+        def on_pipe(mask: int) -> None:
+            if mask & selectors.EVENT_WRITE:
+                worker.pipe.flush()
+            if mask & selectors.EVENT_READ:
+                try:
+                    self._hear(worker, worker.pipe.receive())
+                except PipeClosed:
+                    self._selector.unregister(worker.pipe)
+                    worker.pipe_closed = True
+                    worker.kill()  # it is dead, or of no use any more
+                    return
+            self._update_mask(worker)
+
+        self._selector.register(worker.pipe, selectors.EVENT_READ, on_pipe)
+        self._selector.register(worker.stderr, selectors.EVENT_READ, lambda _: self._relay(worker))
+        if worker.exit_descriptor is not None:
+            self._selector.register(
+                worker.exit_descriptor, selectors.EVENT_READ, lambda _: self._ended.add(worker)
+            )
+
+    def _update_mask(self, worker: WorkerProcess) -> None:
+        if worker.pipe_closed:
+            return
+        mask = selectors.EVENT_READ | (selectors.EVENT_WRITE * worker.pipe.wants_to_write)
+        key = self._selector.get_key(worker.pipe)
+        if key.events != mask:
+            self._selector.modify(worker.pipe, mask, key.data)
+
+    def _relay(self, worker: WorkerProcess) -> None:
+        worker.relay_stderr()
+        if worker.stderr_ended:
+            self._selector.unregister(worker.stderr)
+
+    def _hear(self, worker: WorkerProcess, messages: list[list[Any]]) -> None:
+        now = time.monotonic()
+        for message in messages:
+            kind = message[0]
+            if kind == "done":
+                self._dispatch.finished(worker.number, as_completion(message[1]), now)
+            elif kind == "ready":
+                self._ready(worker, message[1], message[2])
+            elif kind == "need":
+                self._need(worker, message[1])
+            elif kind == "leaving":
+                log.info("terminationTest is true: the slave ends")
+                self._start_drain(None)
+            elif kind == "failed":
+                self._ending = self._ending or message[1]
+
+    def _ready(self, worker: WorkerProcess, tags: list[str], period_s: float | None) -> None:
+        worker.ready = True
+        self._failed_starts = 0
+        self._dispatch.worker_ready(worker.number)
+        if self._tags is None:
+            self._tags = tags
+            self._uplink.announce(tags, period_s)
+
+    def _reap(self) -> None:
+        suspects, self._ended = self._ended, set()
+        suspects.update(w for w in self._workers.values() if w.exit_descriptor is None)
+        for worker in suspects:
+            if worker.has_ended():
+                self._buried(worker)
+                if self._ending:
+                    return
+                if not worker.ready:
+                    self._failed_starts += 1
+                    if self._failed_starts >= _FAILED_STARTS:
+                        self._ending = f"workers die while they start: {worker.story()}"
+                        return
+                if not self._dispatch.draining:
+                    self._start_worker()
+
+    def _buried(self, worker: WorkerProcess) -> None:
+        """A worker has ended: account for its tasks, free what it used."""
+        if self._workers.pop(worker.number, None) is None:
+            return
+        self._hear(worker, worker.pipe.receive_all())  # what it had still sent
+        if not worker.pipe_closed:
+            self._selector.unregister(worker.pipe)
+        if not worker.stderr_ended:
+            self._selector.unregister(worker.stderr)
+        if worker.exit_descriptor is not None:
+            self._selector.unregister(worker.exit_descriptor)
+        worker.close()
+        story = worker.story()
+        if self._dispatch.running(worker.number) is not None or not worker.left_by_itself():
+            log.info("a worker has ended: %s", story, extra={"action": "worker_ended"})
+        self._dispatch.died(worker.number, story)
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            worker = self._workers.get(action.worker)
+            if worker is None:
+                continue
+            if isinstance(action, Send):
+                worker.pipe.send(["tasks", action.tasks])
+                self._update_mask(worker)
+            elif isinstance(action, Kill):
+                worker.kill()
+
+    # --- data items -------------------------------------------------------------------------
+
+    def _need(self, worker: WorkerProcess, name: str) -> None:
+        if name in self._data:
+            self._data[name] = self._data.pop(name)  # used last
+            worker.pipe.send(["data", name, self._data[name], ""])
+            self._update_mask(worker)
+            return
+        first = name not in self._askers
+        self._askers.setdefault(name, []).append(worker.number)
+        if first:
+            self._uplink.need(name)
+
+    def _got_data(self, name: str, value: Any, error: str) -> None:
+        if value is not None:
+            self._data[name] = value
+            self._trim_data()
+        for number in self._askers.pop(name, ()):
+            worker = self._workers.get(number)
+            if worker is not None:
+                worker.pipe.send(["data", name, value, error])
+                self._update_mask(worker)
+
+    def _trim_data(self) -> None:
+        sizes = {name: sum(map(len, value)) for name, value in self._data.items()}
+        total = sum(sizes.values())
+        for name in list(self._data)[:-1]:
+            if total <= _CACHE_BYTES:
+                break
+            total -= sizes[name]
+            del self._data[name]
+
+    def _forget(self, names: list[str]) -> None:
+        for name in names:
+            self._data.pop(name, None)
+        for worker in self._workers.values():
+            worker.pipe.send(["forget", names])
+            self._update_mask(worker)
+
+    # --- the uplink -------------------------------------------------------------------------
+
+    def _news(self, news: News) -> None:
+        """Called by the uplink's threads."""
+        self._inbox.append(news)
+        self._wake()
+
+    def _held(self) -> list[tuple[str, int]]:
+        """Called by the uplink's threads. What came in but was not read yet is held, too."""
+        waiting = [(t.task_id, t.attempt) for news in list(self._inbox) for t in news.tasks]
+        return self._dispatch.holds() + waiting
+
+    def _read_inbox(self) -> None:
+        while self._inbox:
+            news = self._inbox[0]
+            self._dispatch.arrived(news.tasks)
+            self._inbox.popleft()
+            if news.stop:
+                self._carry_out(self._dispatch.cancelled(news.stop))
+            if news.forget:
+                self._forget(news.forget)
+            if news.data is not None:
+                self._got_data(*news.data)
+            if news.end:
+                self._ending = self._ending or news.end
+
+    def _tell(self, now: float, *, everything: bool = False) -> None:
+        """Hand in what has ended, and what runs for long enough to be worth telling."""
+        completions, self._dispatch.completions = self._dispatch.completions, []
+        started = self._dispatch.newly_started(now - (0.0 if everything else _TELL_STARTED_S))
+        self._uplink.hand_in(completions, started, self._dispatch.hungry())
+
+    # --- waiting, signals -------------------------------------------------------------------
+
+    def _wait_s(self, now: float) -> float | None:
+        waits = [self._dispatch.next_deadline(now, _TELL_STARTED_S)]
+        if self._deadline is not None:
+            waits.append(max(0.0, self._deadline - now))
+        if any(worker.exit_descriptor is None for worker in self._workers.values()):
+            waits.append(_POLL_S)
+        if self._inbox:
+            waits.append(0.0)
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it is awake; closed: it has ended
+            self._wake_in.send(b"\0")
+
+    def _drain_wake(self, mask: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._wake_out.recv(4096):
+                pass
+
+    @contextlib.contextmanager
+    def _signal_handlers(self) -> Any:
+        """SIGTERM and SIGINT end the slave in order. Only the main thread may say so."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def on_signal(number: int, frame: Any) -> None:
+            self._signals += 1
+            self._wake()
+
+        before = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _look_at_signals(self) -> None:
+        if self._signals and not self._dispatch.draining:
+            log.info("told to end: finishing what runs, for %g s", self._settings.grace_s)
+            self._start_drain(self._settings.grace_s)
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        if self._dispatch.draining and (self._signals > 1 or late):
+            self._carry_out(self._dispatch.interrupt("its slave was stopped"))
+            self._deadline = None
+
+    def _start_drain(self, limit_s: float | None) -> None:
+        self._uplink.refuse_tasks()
+        self._dispatch.drain()
+        if limit_s is not None:
+            self._deadline = time.monotonic() + limit_s
+
+
+def print_failure(error: BaseException) -> None:
+    """One line on standard error for a slave that could not go on."""
+    print(f"slave: {error}", file=sys.stderr)

@@ -1,0 +1,210 @@
+"""A socket on which nothing passes that the holder of the key has not signed.
+
+`SealedSocket` looks like a socket to Pyro. Below it, each message travels as one signed record
+(see `proofs`); above it, Pyro sees the bytes only after they were verified and after their header
+was found harmless: Pyro's own message, of a plain type, in msgpack. Pyro would otherwise decode
+the very first message of anyone with any serializer the sender names.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import Any
+
+from masterslave.errors import AuthenticationError
+from masterslave.proofs import (
+    GREETING,
+    HELLO_BYTES,
+    NONCE_BYTES,
+    PROOF_BYTES,
+    RECORD_HEADER,
+    REPLY_BYTES,
+    Signer,
+    check_greeting,
+    client_proof,
+    same,
+    server_proof,
+    signers,
+)
+
+#: A record is one Pyro message, of which Pyro itself allows 1 GiB.
+MAX_RECORD_BYTES = 1 << 30
+
+#: Sign and send small messages joined, large ones as two pieces that are not copied.
+_JOIN_BYTES = 65536
+
+# Pyro's message header (its protocol.py): tag 4s, version H, type B, serializer B, flags H, ...
+_PYRO_HEADER = struct.Struct("!4sHBBHHII")
+_PYRO_HEADER_BYTES = 40
+_CONNECT, _CONNECT_OK, _CONNECT_FAIL, _INVOKE, _RESULT, _PING = 1, 2, 3, 4, 5, 6
+_FLAG_EXCEPTION, _FLAG_CORRELATION = 1 << 0, 1 << 6
+MSGPACK_ID = 4
+SERPENT_ID = 1
+
+
+class ChannelError(OSError):
+    """The peer broke the protocol; an OSError so that Pyro ends the connection."""
+
+
+def check_message(header: bytes, serializer_id: int, types: tuple[int, ...], limit: int) -> None:
+    """Raise `ChannelError` unless this is the header of a plain Pyro message.
+
+    Refused: other serializers (marshal can crash the interpreter), compression (it could unpack
+    to any size), batches, streams, and blobs whose envelope Pyro always reads with marshal.
+    """
+    if len(header) < _PYRO_HEADER_BYTES:
+        raise ChannelError("a message is shorter than its header")
+    tag, _, kind, serializer, flags, _, data, annotations = _PYRO_HEADER.unpack_from(header)
+    if tag != b"PYRO":
+        raise ChannelError("not a Pyro message")
+    if kind not in types:
+        raise ChannelError(f"a message of type {kind} is not accepted here")
+    if serializer != serializer_id and kind != _PING:
+        raise ChannelError(f"serializer {serializer} is not accepted here, only {serializer_id}")
+    if flags & ~(_FLAG_EXCEPTION | _FLAG_CORRELATION):
+        raise ChannelError(f"message flags {flags:#x} are not accepted here")
+    if data + annotations > limit:
+        raise ChannelError(f"a message of {data + annotations} bytes is too long")
+
+
+def server_handshake(sock: socket.socket, key: bytes, timeout_s: float) -> SealedSocket:
+    """Prove the key to a client that has connected, and have it proved. Blocks up to `timeout_s`.
+
+    Raises `AuthenticationError` if the client cannot, `OSError` if it does not answer in time.
+    """
+    sock.settimeout(timeout_s)
+    # Judge by the first bytes: a foreign protocol's client may send no more and wait.
+    start = _receive(sock, len(GREETING))
+    check_greeting(start)
+    client_nonce = _receive(sock, HELLO_BYTES - len(start))
+    server_nonce = os.urandom(NONCE_BYTES)
+    sock.sendall(GREETING + server_nonce + server_proof(key, client_nonce, server_nonce))
+    proof = _receive(sock, PROOF_BYTES)
+    if not same(proof, client_proof(key, client_nonce, server_nonce)):
+        raise AuthenticationError("a client could not prove that it holds the key")
+    sock.settimeout(None)
+    outgoing, incoming = signers(key, client_nonce, server_nonce, server=True)
+    return SealedSocket(sock, outgoing, incoming, (_INVOKE, _PING))
+
+
+def client_handshake(sock: socket.socket, key: bytes, timeout_s: float) -> SealedSocket:
+    """The client's side of `server_handshake`; raises the same errors."""
+    sock.settimeout(timeout_s)
+    client_nonce = os.urandom(NONCE_BYTES)
+    sock.sendall(GREETING + client_nonce)
+    start = _receive(sock, len(GREETING))
+    check_greeting(start)
+    rest = _receive(sock, REPLY_BYTES - len(start))
+    server_nonce, proof = rest[:NONCE_BYTES], rest[NONCE_BYTES:]
+    if not same(proof, server_proof(key, client_nonce, server_nonce)):
+        raise AuthenticationError("the other side could not prove that it holds the same key")
+    sock.sendall(client_proof(key, client_nonce, server_nonce))
+    sock.settimeout(None)
+    outgoing, incoming = signers(key, client_nonce, server_nonce, server=False)
+    return SealedSocket(sock, outgoing, incoming, (_RESULT, _PING))
+
+
+class SealedSocket:
+    """Signs what is sent and verifies what is received; the rest is the socket's own."""
+
+    def __init__(
+        self, sock: socket.socket, outgoing: Signer, incoming: Signer, types: tuple[int, ...]
+    ) -> None:
+        self._sock = sock
+        self._outgoing = outgoing
+        self._incoming = incoming
+        self._types = types
+        self._record = memoryview(b"")  # verified, not yet taken by Pyro
+
+    def sendall(self, data: bytes) -> None:
+        """Send one message of Pyro's as one record."""
+        header = self._outgoing.header(data)
+        if len(data) < _JOIN_BYTES:
+            self._sock.sendall(header + data)
+        else:
+            self._sock.sendall(header)
+            self._sock.sendall(data)
+
+    def send(self, data: bytes) -> int:
+        """Send all of `data`, as `sendall`; there are no partial records."""
+        self.sendall(data)
+        return len(data)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Give up to `size` verified bytes; waits for a record when none is left."""
+        if not self._record:
+            record = self._next_record()
+            if record is None:
+                return b""
+            self._record = record
+        piece, self._record = self._record[:size], self._record[size:]
+        return bytes(piece)
+
+    def _next_record(self) -> memoryview | None:
+        header = _receive(self._sock, RECORD_HEADER.size, may_end=True)
+        if not header:
+            return None
+        length, mac = RECORD_HEADER.unpack(header)
+        if length > MAX_RECORD_BYTES:
+            raise ChannelError(f"a message of {length} bytes is too long")
+        data = _receive(self._sock, length)
+        try:
+            self._incoming.verify(mac, data)
+        except AuthenticationError as error:
+            raise ChannelError(str(error)) from error
+        check_message(data[:_PYRO_HEADER_BYTES], MSGPACK_ID, self._types, MAX_RECORD_BYTES)
+        return memoryview(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+class GuardedSocket:
+    """Passes Pyro messages through after a look at their header, for Pyro's own name server.
+
+    The name server is open to all by design: it is spoken to without a key and holds addresses
+    only. But it need not decode whatever anyone names: one serializer, plain messages, no length
+    that no name has.
+    """
+
+    _LIMIT_BYTES = 1 << 20
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._header = b""
+        self._left = 0  # bytes of the current message's body
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Receive within the current message; the header is let through once it is harmless."""
+        data = self._sock.recv(size, flags)
+        if self._left:
+            self._left -= len(data)
+            return data
+        self._header += data
+        if len(self._header) >= _PYRO_HEADER_BYTES:
+            types = (_CONNECT, _INVOKE, _PING)
+            check_message(self._header, SERPENT_ID, types, self._LIMIT_BYTES)
+            sizes = _PYRO_HEADER.unpack_from(self._header)
+            self._left = sizes[6] + sizes[7]
+            self._header = b""
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def _receive(sock: socket.socket, size: int, *, may_end: bool = False) -> bytes:
+    """Exactly `size` bytes; b"" if `may_end` and the peer closed before the first of them."""
+    data = bytearray(size)
+    view = memoryview(data)
+    got = 0
+    while got < size:
+        count = sock.recv_into(view[got:])
+        if count == 0:
+            if may_end and got == 0:
+                return b""
+            raise ChannelError("the peer closed the connection in the middle of a message")
+        got += count
+    return bytes(data) if size < _JOIN_BYTES else data  # type: ignore[return-value]

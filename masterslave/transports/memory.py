@@ -1,0 +1,36 @@
+"""The transport within one process: calls are calls, and closing a link is losing a process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from masterslave.errors import ConnectionFailed
+from masterslave.manager import TaskManager
+from masterslave.transports.remote import REMOTE_METHODS
+
+
+class MemoryLink:
+    """A `Link` to a task manager of this process."""
+
+    def __init__(self, manager: TaskManager) -> None:
+        self._manager = manager
+        self._registered: list[int] = []
+        self._closed = False
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See `Link.call`."""
+        if self._closed:
+            raise ConnectionFailed("the link was closed")
+        if method not in REMOTE_METHODS:
+            raise AttributeError(f"a task manager has no remote method {method!r}")
+        result = getattr(self._manager, method)(*args, **kwargs)
+        if method == "registerProcess":
+            self._registered.append(result[0])
+        return result
+
+    def close(self) -> None:
+        """See `Link.close`."""
+        if not self._closed:
+            self._closed = True
+            for process_id in self._registered:
+                self._manager.lostProcess(process_id, "its connection closed")

@@ -1,0 +1,423 @@
+"""The transport between processes: Pyro5 over signed connections, and Pyro's name server.
+
+The only module that imports Pyro5. What is Pyro's: sockets, threads per connection, dispatch of
+calls, msgpack, the name server. What is added: `channel` below it, so that nothing unproved is
+decoded; a process whose connection closes is lost at once; errors arrive as themselves.
+
+Pyro's configuration is global to the process. Here only the size of its thread pool is set, which
+would otherwise refuse the 81st connection; everything else, TLS included, is the user's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import Pyro5.client
+import Pyro5.core
+import Pyro5.errors
+import Pyro5.nameserver
+import Pyro5.server
+import Pyro5.socketutil
+from Pyro5 import config
+from Pyro5.callcontext import current_context
+from Pyro5.serializers import SerializerBase
+
+from masterslave.errors import (
+    REMOTE_ERRORS,
+    AuthenticationError,
+    ConnectionFailed,
+    LabelInUse,
+    LabelUnknown,
+    MasterSlaveError,
+    remote_error,
+)
+from masterslave.manager import TaskManager
+from masterslave.settings import join_address
+from masterslave.transports.channel import GuardedSocket, client_handshake, server_handshake
+from masterslave.transports.remote import REMOTE_METHODS
+
+log = logging.getLogger(__name__)
+
+#: Connections that a task manager serves at a time; two per slave. Larger costs nothing until they
+#: come. Smaller refuses slaves.
+config.THREADPOOL_SIZE = max(config.THREADPOOL_SIZE, 4096)
+
+_CONNECT_S = 5.0  # longest time to connect to an address
+_NAME_SERVER_S = 5.0  # longest time for an answer of the name server
+
+
+# --- errors cross as themselves -------------------------------------------------------------
+
+
+def _error_to_dict(error: MasterSlaveError) -> dict[str, Any]:
+    return {
+        "__class__": f"masterslave.{type(error).__name__}",
+        "args": [str(a) for a in error.args],
+    }
+
+
+def _dict_to_error(name: str, fields: dict[str, Any]) -> MasterSlaveError:
+    return remote_error(name.rpartition(".")[2], *fields["args"])
+
+
+for _name, _cls in REMOTE_ERRORS.items():
+    SerializerBase.register_class_to_dict(_cls, _error_to_dict)
+    SerializerBase.register_dict_to_class(f"masterslave.{_name}", _dict_to_error)
+
+
+# --- the server -----------------------------------------------------------------------------
+
+
+class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
+    """Pyro's daemon behind signed connections; knows which process hangs on which connection."""
+
+    def __init__(self, host: str, port: int, key: bytes, handshake_s: float) -> None:
+        self._key = key
+        self._handshake_s = handshake_s
+        self._lifelines: dict[int, Any] = {}  # process id -> the connection it registered through
+        self._connections: set[Any] = set()
+        self.on_loss: Callable[[int], None] = lambda process_id: None
+        super().__init__(host=host, port=port)
+
+    def _handshake(self, conn: Any, denied_reason: str | None = None) -> bool:
+        """Replaces Pyro's handshake, which decodes before it asks who is there."""
+        peer = _peer(conn)
+        if denied_reason:
+            log.warning("%s refused: %s", peer, denied_reason, extra={"action": "refused"})
+            return False
+        try:
+            Pyro5.socketutil.set_nodelay(conn.sock)
+            conn.sock = server_handshake(conn.sock, self._key, self._handshake_s)
+        except (AuthenticationError, OSError) as error:
+            log.warning("connection from %s refused: %s", peer, error, extra={"action": "refused"})
+            return False
+        self._connections.add(conn)
+        return True
+
+    def clientDisconnect(self, conn: Any) -> None:
+        """A connection has closed: what registered through it is lost, as of now."""
+        self._connections.discard(conn)
+        for process_id, lifeline in list(self._lifelines.items()):
+            if lifeline is conn:
+                del self._lifelines[process_id]
+                self.on_loss(process_id)
+
+    def bind_process(self, process_id: int) -> None:
+        """The process that registers in the current call hangs on the current connection."""
+        self._lifelines[process_id] = current_context.client
+
+    def free_process(self, process_id: int) -> None:
+        """The process has left in good order; its connection may close."""
+        self._lifelines.pop(process_id, None)
+
+    def drop_connections(self) -> None:
+        """Close all connections, so that the threads that serve them end."""
+        for conn in list(self._connections):
+            with contextlib.suppress(OSError):
+                conn.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _peer(conn: Any) -> str:
+    try:
+        return join_address(*conn.sock.getpeername()[:2])
+    except OSError:
+        return "a peer that has gone"
+
+
+def _exported(manager: TaskManager, daemon: _Daemon) -> Any:
+    """An object whose methods are the remote methods of `manager`, as Pyro wants to see them."""
+
+    def forward(name: str) -> Callable[..., Any]:
+        method = getattr(manager, name)
+
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            if name == "registerProcess":
+                daemon.bind_process(result[0])
+            elif name == "unregisterProcess":
+                daemon.free_process(args[0])
+            return result
+
+        call.__name__ = name
+        return call
+
+    methods = {name: forward(name) for name in REMOTE_METHODS}
+    return Pyro5.server.expose(type("TaskManager", (), methods))()
+
+
+def object_name(label: str) -> str:
+    """The name of a task manager in the name server."""
+    return f"TaskManager.{label}"
+
+
+def _object_id(label: str) -> str:
+    return f"TaskManager.{quote(label, safe='')}"
+
+
+class PyroServer:
+    """Serves a task manager on a port until stopped."""
+
+    def __init__(
+        self, manager: TaskManager, host: str, port: int, key: bytes, handshake_s: float
+    ) -> None:
+        """Listen on `host`:`port` (0: any free port). Raises `ConnectionFailed` if that fails."""
+        try:
+            self._daemon = _Daemon(host, port, key, handshake_s)
+        except OSError as error:
+            raise ConnectionFailed(
+                f"cannot listen on {join_address(host, port)}: {error.strerror or error}; "
+                "another master may be using the port (MASTERSLAVE_PORT chooses another)"
+            ) from error
+        self._daemon.on_loss = lambda process_id: manager.lostProcess(
+            process_id, "its connection closed"
+        )
+        self._daemon.register(_exported(manager, self._daemon), _object_id(manager.label))
+        self.port: int = self._daemon.sock.getsockname()[1]
+        self.addresses = [join_address(name, self.port) for name in _announced(host)]
+        self.uri = f"PYRO:{_object_id(manager.label)}@{self.addresses[0]}"
+        self._thread = threading.Thread(
+            target=self._daemon.requestLoop, name="pyro-server", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to serve, in threads of its own."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close the port and all connections; returns when the threads have ended."""
+        self._daemon.on_loss = lambda process_id: None
+        self._daemon.drop_connections()
+        self._daemon.shutdown()
+        self._thread.join()
+
+
+def _announced(host: str) -> list[str]:
+    """The addresses under which a server bound to `host` can be reached, most useful first."""
+    if host not in ("0.0.0.0", "::", ""):
+        return [host]
+    import psutil  # takes time to import, and only masters that listen everywhere need it
+
+    found = [
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family == socket.AF_INET
+    ]
+    outside = [address for address in found if not address.startswith("127.")]
+    return [*outside, "127.0.0.1"]
+
+
+# --- the client -----------------------------------------------------------------------------
+
+
+class PyroLink:
+    """A `Link` over the network."""
+
+    def __init__(self, address: tuple[str, int], label: str, key: bytes, timeout_s: float) -> None:
+        """Connect and prove the key both ways.
+
+        Raises `ConnectionFailed` when nothing answers at the address within the time-out,
+        `AuthenticationError` when what answers does not hold the key.
+        """
+        where = join_address(*address)
+        try:
+            sock = _connect(address)
+        except OSError as error:
+            raise ConnectionFailed(f"cannot reach a task manager at {where}: {error}") from error
+        try:
+            sealed = client_handshake(sock, key, timeout_s)
+        except AuthenticationError as error:
+            sock.close()
+            raise AuthenticationError(
+                f"the task manager at {where} was refused: {error}; "
+                "use the same key file on both machines (MASTERSLAVE_KEY_FILE)"
+            ) from error
+        except OSError as error:
+            sock.close()
+            raise ConnectionFailed(f"no task manager answers at {where}: {error}") from error
+        self._where = where
+        self._label = label
+        self._sock = sock
+        self._proxy = _proxy(_object_id(label), sealed)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See `Link.call`."""
+        self._proxy._pyroClaimOwnership()
+        try:
+            return self._proxy._pyroInvoke(method, args, kwargs)
+        except Pyro5.errors.CommunicationError as error:
+            self.close()
+            raise ConnectionFailed(f"the connection to {self._where} broke: {error}") from error
+        except Pyro5.errors.DaemonError as error:
+            raise LabelUnknown(
+                f"the task manager at {self._where} has another label than {self._label!r}"
+            ) from error
+
+    def close(self) -> None:
+        """See `Link.close`."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+
+def _connect(address: tuple[str, int]) -> socket.socket:
+    """A connected socket, within Pyro's TLS if its configuration says so."""
+    context = None
+    if config.SSL:
+        context = Pyro5.socketutil.get_ssl_context(
+            clientcert=config.SSL_CLIENTCERT,
+            clientkey=config.SSL_CLIENTKEY,
+            keypassword=config.SSL_CLIENTKEYPASSWD,
+            cacerts=config.SSL_CACERTS,
+        )
+    sock: socket.socket = socket.create_connection(address, timeout=_CONNECT_S)
+    if context is not None:
+        sock = context.wrap_socket(sock, server_hostname=address[0])
+    Pyro5.socketutil.set_nodelay(sock)
+    Pyro5.socketutil.set_keepalive(sock)
+    return sock
+
+
+def _proxy(object_id: str, sealed: Any) -> Any:
+    """A proxy over a connection that is authenticated already; calls go out in msgpack.
+
+    Pyro's way to put a proxy on an open socket asks the other side for its methods at once; they
+    are known here.
+    """
+    proxy = Pyro5.client.Proxy(f"PYRO:{object_id}@sealed:1")
+    proxy._pyroSerializer = "msgpack"
+    proxy._pyroMethods = set(REMOTE_METHODS)
+    proxy._pyroConnection = Pyro5.socketutil.SocketConnection(sealed, object_id)
+    return proxy
+
+
+# --- the name server ------------------------------------------------------------------------
+
+
+class NameServerGone(ConnectionFailed):
+    """No name server answers."""
+
+
+class _NameServerDaemon(Pyro5.nameserver.NameServerDaemon):  # type: ignore[misc]
+    """Pyro's name server, decoding serpent only, and not held up by silent connections."""
+
+    def _handshake(self, conn: Any, denied_reason: str | None = None) -> bool:
+        if denied_reason:
+            return False
+        conn.sock = GuardedSocket(conn.sock)
+        conn.timeout = _NAME_SERVER_S
+        accepted: bool = super()._handshake(conn)
+        conn.timeout = None
+        return accepted
+
+
+class EmbeddedNameServer:
+    """A name server inside this process, where no other one answers."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Raises `OSError` when the port is taken, by another name server most likely."""
+        self._daemon = _NameServerDaemon(host=host, port=port)
+        self._broadcast = None
+        if not host.startswith("127."):
+            with contextlib.suppress(OSError):  # without it, PYRO_NS_HOST still leads here
+                self._broadcast = Pyro5.nameserver.BroadcastServer(
+                    self._daemon.uriFor(self._daemon.nameserver)
+                )
+                self._broadcast.runInThread()
+        self._thread = threading.Thread(
+            target=self._daemon.requestLoop, name="name-server", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close it. Those registered here find or start another one."""
+        if self._broadcast is not None:
+            self._broadcast.close()
+        self._daemon.shutdown()
+        self._thread.join()
+
+
+def name_server_address() -> tuple[str, int]:
+    """Where Pyro's configuration says that the name server is."""
+    return config.NS_HOST, config.NS_PORT
+
+
+class NameServer:
+    """The name server that answers now; used by one thread, within a ``with``."""
+
+    def __init__(self, *, broadcast: bool) -> None:
+        """Find it: at `PYRO_NS_HOST` (this machine by default), else by broadcast if allowed.
+
+        Raises `NameServerGone` when none answers.
+        """
+        host, port = name_server_address()
+        proxy = Pyro5.client.Proxy(f"PYRO:Pyro.NameServer@{join_address(host, port)}")
+        proxy._pyroTimeout = _NAME_SERVER_S
+        try:
+            proxy._pyroBind()
+        except Pyro5.errors.PyroError as error:
+            if not broadcast:
+                raise NameServerGone(f"no name server answers at {host}:{port}") from error
+            try:
+                proxy = Pyro5.core.locate_ns()
+                proxy._pyroTimeout = _NAME_SERVER_S
+            except Pyro5.errors.PyroError:
+                raise NameServerGone(
+                    f"no name server answers at {host}:{port} or to a broadcast"
+                ) from error
+        self._proxy = proxy
+
+    def __enter__(self) -> NameServer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._proxy._pyroRelease()
+
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return getattr(self._proxy, method)(*args, **kwargs)
+        except Pyro5.errors.CommunicationError as error:
+            raise NameServerGone(f"the name server does not answer: {error}") from error
+
+    def register(self, server: PyroServer, label: str) -> None:
+        """Enter a label. Raises `LabelInUse` when the label has an entry."""
+        try:
+            self._call(
+                "register", object_name(label), server.uri, safe=True, metadata=server.addresses
+            )
+        except Pyro5.errors.NamingError as error:
+            raise LabelInUse(f"label {label!r} has an entry in the name server") from error
+
+    def addresses(self, label: str) -> list[str]:
+        """The addresses of a label's task manager. Raises `LabelUnknown` if there is no entry."""
+        try:
+            uri, metadata = self._call("lookup", object_name(label), return_metadata=True)
+        except Pyro5.errors.NamingError as error:
+            raise LabelUnknown(
+                f"no task manager with label {label!r} is known to the name server; "
+                "start its master first, or name its host with -m HOST[:PORT]"
+            ) from error
+        location = str(uri.location)
+        return [location, *sorted(set(metadata) - {location})]
+
+    def labels(self) -> list[str]:
+        """All labels that have an entry."""
+        prefix = object_name("")
+        return sorted(name[len(prefix) :] for name in self._call("list", prefix=prefix))
+
+    def remove(self, label: str, uri: str | None = None) -> None:
+        """Delete a label's entry, if `uri` is given only while it still leads there."""
+        name = object_name(label)
+        if uri is not None:
+            try:
+                if str(self._call("lookup", name)) != uri:
+                    return
+            except Pyro5.errors.NamingError:
+                return
+        self._call("remove", name)

@@ -1,0 +1,225 @@
+"""A worker: a child process of a slave that runs one task at a time in its main thread.
+
+It may crash, hang, leak or hold the interpreter's lock without harm to anything else. It loads
+the slave's code; the call in there that starts a slave (`runJob`, `startSlaveProcess`,
+`SlaveProcess.start`) becomes its loop. Nothing here imports Pyro: a worker starts quickly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import inspect
+import io
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from masterslave import slavecode
+from masterslave.errors import DataNotFound, PayloadError
+from masterslave.payload import Codec
+from masterslave.pipe import PipeClosed, WorkerEnd
+from masterslave.records import (
+    Assignment,
+    Completion,
+    Frame,
+    GlobalStateValue,
+    Outcome,
+    as_assignment,
+)
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class _Worker:
+    """The state of this process as a worker; there is at most one."""
+
+    def __init__(self, pipe: WorkerEnd, label: str, record: slavecode.Record) -> None:
+        self.pipe = pipe
+        self.label = label
+        self.codec = Codec(record.get("main_id"), shared_main=record.get("shared_main", False))
+        self.started = False
+        self._tasks: deque[Assignment] = deque()
+        self._values: dict[str, Any] = {}  # global state, unpickled
+
+    def loop(
+        self,
+        handlers: Mapping[str, Callable[..., Any]],
+        watchdog_period: float | None,
+        termination_test: Callable[[], bool],
+    ) -> None:
+        """Run tasks until the supervisor says that it is enough."""
+        self.started = True
+        self.pipe.send(["ready", sorted(handlers), watchdog_period])
+        while True:
+            while not self._tasks:
+                if not self._handle(self.pipe.receive()):
+                    return
+            task = self._tasks.popleft()
+            self.pipe.send(["done", self._run(task, handlers[task.tag])])
+            if termination_test():
+                self.pipe.send(["leaving"])
+                self._tasks.clear()
+
+    def _handle(self, message: list[Any]) -> bool:
+        """Take in one message; false when it is the last."""
+        kind = message[0]
+        if kind == "tasks":
+            self._tasks.extend(as_assignment(item) for item in message[1])
+        elif kind == "forget":
+            for name in message[1]:
+                self._values.pop(name, None)
+        elif kind == "end":
+            return False
+        return True
+
+    def _run(self, task: Assignment, handler: Callable[..., Any]) -> Completion:
+        """Run one task; whatever it raises becomes its outcome."""
+        begin = time.perf_counter()
+        try:
+            parameters = self.codec.decode(task.frame)
+            values = [
+                self._global_value(value.label) if type(value) is GlobalStateValue else value
+                for value in parameters
+            ]
+            begin = time.perf_counter()
+            result = handler(*values)
+            duration_s = time.perf_counter() - begin
+            try:
+                frame = self.codec.encode(result)
+            except PayloadError as error:
+                raise PayloadError(f"the result of task {task.task_id}: {error}") from error
+        except BaseException as error:  # SystemExit and KeyboardInterrupt are the task's too
+            duration_s = time.perf_counter() - begin
+            text = _format(error)
+            frame = self.codec.encode_exception(error)
+            return Completion(
+                task.task_id, task.attempt, Outcome.EXCEPTION.value, frame, duration_s, text
+            )
+        return Completion(task.task_id, task.attempt, Outcome.RESULT.value, frame, duration_s, "")
+
+    def _global_value(self, name: str) -> Any:
+        if name not in self._values:
+            self.pipe.send(["need", name])
+            while True:
+                message = self.pipe.receive()
+                if message[0] == "data" and message[1] == name:
+                    break
+                if not self._handle(message):
+                    raise SystemExit(0)
+            frame: Frame | None = message[2]
+            if frame is None:
+                raise DataNotFound(f"global state: {message[3]}")
+            self._values[name] = self.codec.decode(frame)
+        return self._values[name]
+
+
+_active: _Worker | None = None
+
+
+def active() -> _Worker | None:
+    """This process's worker, None when it is not one."""
+    return _active
+
+
+def serve(
+    handlers: Mapping[str, Callable[..., Any]],
+    watchdog_period: float | None,
+    termination_test: Callable[[], bool],
+) -> None:
+    """Be the slave that the code asks for. Does not return: the process ends with the job."""
+    worker = _active
+    assert worker is not None
+    try:
+        worker.loop(handlers, watchdog_period, termination_test)
+    except PipeClosed:
+        os._exit(0)  # the supervisor has gone; there is nobody to tell
+    raise SystemExit(0)
+
+
+def handlers_in(namespace: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """The task handlers of a namespace: its callables named ``do_<tag>``, by tag."""
+    return {
+        name[3:]: value
+        for name, value in namespace.items()
+        if name.startswith("do_") and len(name) > 3 and callable(value)
+    }
+
+
+def handlers_of(process: object) -> dict[str, Callable[..., Any]]:
+    """The task handlers of a slave object: its methods named ``do_<tag>``, by tag."""
+    return handlers_in(dict(inspect.getmembers(process, callable)))
+
+
+def main(descriptor: int, supervisor_pid: int) -> None:
+    """Entry of a worker process: take the code from the pipe, load it, work, end."""
+    global _active
+    os.set_inheritable(descriptor, False)  # what a handler starts must not keep the pipe open
+    _die_with(supervisor_pid)
+    faulthandler.enable()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a handler's prints show when they are made
+    pipe = WorkerEnd(socket.socket(fileno=descriptor))
+    try:
+        _, label, record = pipe.receive()
+        _active = _Worker(pipe, label, record)
+        _load(_active, record)
+    except PipeClosed:
+        os._exit(0)
+
+
+def _load(worker: _Worker, record: slavecode.Record) -> None:
+    from masterslave.slave import start_loaded  # the surface users subclass; loads when needed
+
+    problem = "it ended without starting a slave: call runJob or startSlaveProcess in it"
+    try:
+        slavecode.load(record, start_loaded)
+    except SystemExit as error:
+        if worker.started:
+            raise
+        problem = f"it left with exit status {error.code!r} before it started a slave"
+    except PipeClosed:
+        raise
+    except BaseException as error:
+        if worker.started:
+            raise
+        problem = _format(error)
+    if not worker.started:
+        worker.pipe.send(["failed", f"the slave's code ({_name(record)}) does not load: {problem}"])
+
+
+def _name(record: slavecode.Record) -> str:
+    return str(record.get("path") or record.get("module") or "a class of an interactive session")
+
+
+def _format(error: BaseException) -> str:
+    """The traceback of an exception, beginning below this module's own frames."""
+    here = __file__
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == here:
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace or error.__traceback__))
+
+
+def _die_with(parent_pid: int) -> None:
+    """Have this process end when its supervisor does, even in the middle of a task."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch_parent, args=(parent_pid,), daemon=True).start()
+    if os.getppid() != parent_pid:
+        os._exit(0)  # it had gone before
+
+
+def _watch_parent(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)

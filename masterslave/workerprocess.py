@@ -1,0 +1,173 @@
+"""A worker as its supervisor sees it: a child process, its pipe, its standard error, its death."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+
+from masterslave.pipe import SupervisorEnd
+from masterslave.records import getMachineInfo
+from masterslave.slavecode import Record
+
+#: Numerical libraries that would otherwise start as many threads as there are cores, in each
+#: worker. Dask's nanny does the same.
+_SINGLE_THREADED = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+#: Lines of a worker's standard error that are kept for the story of its death.
+_TAIL_LINES = 20
+
+_PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
+_BOOT = (
+    "import sys; sys.path.insert(0, {parent!r}); import masterslave.worker as w; "
+    "sys.path.remove({parent!r}); w.main({descriptor}, {pid})"
+)
+
+
+def worker_command(descriptor: int, supervisor_pid: int) -> list[str]:
+    """The command that starts a worker on an inherited socket."""
+    boot = _BOOT.format(parent=_PACKAGE_PARENT, descriptor=descriptor, pid=supervisor_pid)
+    return [sys.executable, "-c", boot]
+
+
+def worker_environment(environ: dict[str, str]) -> dict[str, str]:
+    """A worker's environment: one thread per numerical library unless the user said otherwise."""
+    return {**dict.fromkeys(_SINGLE_THREADED, "1"), **environ}
+
+
+class WorkerProcess:
+    """Starts a worker at once; everything else is for the supervisor's loop."""
+
+    def __init__(self, number: int, label: str, record: Record) -> None:
+        ours, theirs = socket.socketpair()
+        self.number = number
+        self.ready = False
+        self.pipe = SupervisorEnd(ours)
+        self.pipe_closed = False
+        self.stderr_ended = False
+        with theirs:
+            self._process = subprocess.Popen(
+                worker_command(theirs.fileno(), os.getpid()),
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+                env=worker_environment(dict(os.environ)),
+                start_new_session=True,  # a terminal's ^C is the supervisor's to handle
+            )
+        assert self._process.stderr is not None
+        self.stderr = self._process.stderr
+        os.set_blocking(self.stderr.fileno(), False)
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._partial = ""
+        self.exit_descriptor = _pidfd(self._process.pid)
+        self.pipe.send(["code", label, record])
+
+    # --- its standard error -----------------------------------------------------------------
+
+    def relay_stderr(self) -> bool:
+        """Pass on what it wrote to standard error, keep the last lines.
+
+        Reads what is there without waiting; false when there is nothing more, now or ever.
+        """
+        try:
+            data = os.read(self.stderr.fileno(), 65536)
+        except BlockingIOError:
+            return False
+        if not data:
+            self.stderr_ended = True
+            return False
+        text = data.decode("utf-8", "replace")
+        with contextlib.suppress(OSError, ValueError):  # our own standard error may be closed
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        lines = (self._partial + text).split("\n")
+        self._partial = lines.pop()[-1000:]
+        self._tail.extend(line[:1000] for line in lines)
+        return True
+
+    # --- its end ----------------------------------------------------------------------------
+
+    def has_ended(self) -> bool:
+        """Whether the process is dead; does not wait.
+
+        What it left in its process group is killed before its id can be given to another.
+        """
+        if self._process.returncode is None and hasattr(os, "waitid"):
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            if os.waitid(os.P_PID, self._process.pid, options) is None:
+                return False
+            self.kill()
+        return self._process.poll() is not None
+
+    def kill(self) -> None:
+        """Kill it, and what its handlers have started in its process group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def ask_to_leave(self) -> None:
+        """Tell it to end when it has nothing to do."""
+        self.pipe.send(["end"])
+
+    def wait_or_kill(self, timeout_s: float) -> None:
+        """Wait for its end, and bring it about after `timeout_s` seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        self.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """Free what belongs to a worker that has ended."""
+        while self.relay_stderr():
+            pass
+        self.pipe.close()
+        self.stderr.close()
+        if self.exit_descriptor is not None:
+            os.close(self.exit_descriptor)
+
+    def left_by_itself(self) -> bool:
+        """Whether it ended with status 0."""
+        return self._process.returncode == 0
+
+    def story(self) -> str:
+        """How it ended: process, host, signal or exit status, last lines of standard error."""
+        status = self._process.returncode
+        if status is None:
+            end = "is running"
+        elif status >= 0:
+            end = f"ended with exit status {status}"
+        else:
+            end = f"was killed by {_signal_name(-status)}"
+        tail = [*self._tail, *([self._partial] if self._partial else [])]
+        text = f"{getMachineInfo(self._process.pid)} {end}"
+        if tail:
+            text += "; last lines of standard error:\n" + "\n".join("    " + line for line in tail)
+        return text
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"{signal.Signals(number).name} (signal {number})"
+    except ValueError:
+        return f"signal {number}"
+
+
+def _pidfd(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends, where the system has them."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
