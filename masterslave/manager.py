@@ -341,13 +341,15 @@ class TaskManager:
 
     def storeResult(self, task_id: str, result: Frame, process_id: int, attempt: int) -> None:
         """Hand in one result; `exchange` does this for many at once."""
-        self.exchange(process_id, [(task_id, attempt, Outcome.RESULT, result, 0.0, "")], (), False)
+        self.exchange(
+            process_id, [(task_id, attempt, Outcome.RESULT.value, result, 0.0, "")], (), False
+        )
 
     def storeException(
         self, task_id: str, exception: Frame, traceback: str, process_id: int, attempt: int
     ) -> None:
         """Hand in one exception with its traceback as text."""
-        done = (task_id, attempt, Outcome.EXCEPTION, exception, 0.0, traceback)
+        done = (task_id, attempt, Outcome.EXCEPTION.value, exception, 0.0, traceback)
         self.exchange(process_id, [done], (), False)
 
     def returnTask(self, task_id: str, process_id: int, attempt: int) -> None:

@@ -1,0 +1,158 @@
+"""Fixtures: a world of its own for each test, and a check that nothing is left behind.
+
+Every test that starts processes does so through `world`: an empty home, its own key, its own name
+server port, loopback only. What it started is ended by process id when the test is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 60.0  # until a condition that must come true is given up; no test asserts a time
+
+
+def wait_until(condition: Callable[[], object], what: str = "") -> None:
+    """Return as soon as `condition()` is true; fail when it does not come true at all."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"did not come true: {what or condition}"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process lives; one that has ended and waits to be reaped does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Program(subprocess.Popen):
+    """A started program whose output is kept in files."""
+
+    def __init__(self, command: list[str], world: World, **kwargs: object) -> None:
+        world.count += 1
+        self.out_path = world.path / f"out-{world.count}"
+        self.err_path = world.path / f"err-{world.count}"
+        with self.out_path.open("wb") as out, self.err_path.open("wb") as err:
+            super().__init__(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                cwd=world.path, env=world.env, start_new_session=True, **kwargs,
+            )  # fmt: skip
+
+    @property
+    def out(self) -> str:
+        return self.out_path.read_text(errors="replace")
+
+    @property
+    def err(self) -> str:
+        return self.err_path.read_text(errors="replace")
+
+    def finish(self, status: int | None = 0) -> str:
+        """Wait for the end; give what it printed. `status`: the one it must end with."""
+        try:
+            self.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.send_signal(signal.SIGABRT)  # faulthandler shows where it hangs
+            self.wait(PATIENCE_S)
+            pytest.fail(f"hangs: {self.args}\n{self.out}\n{self.err}")
+        if status is not None:
+            assert self.returncode == status, f"{self.args}\n{self.out}\n{self.err}"
+        return self.out
+
+
+class World:
+    """An environment of its own: home, key, name server port, working directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self.ns_port = free_port()
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not _ours(name)},
+            "HOME": str(path),
+            "PYRO_NS_PORT": str(self.ns_port),
+            "MASTERSLAVE_BROADCAST": "0",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONFAULTHANDLER": "1",
+            "COLUMNS": "200",
+        }
+        self.programs: list[Program] = []
+
+    def write(self, name: str, text: str) -> Path:
+        """A file in the working directory; the text may be indented."""
+        path = self.path / name
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    def start(self, *command: object) -> Program:
+        """Start a program: `command` are the arguments of the Python interpreter."""
+        program = Program([sys.executable, *map(str, command)], self)
+        self.programs.append(program)
+        return program
+
+    def script(self, text: str, *arguments: object, name: str = "script.py") -> Program:
+        """Write a script and start it."""
+        return self.start(self.write(name, text), *arguments)
+
+    def task_manager(self, *arguments: object) -> Program:
+        """Start ``task_manager ARGUMENTS``."""
+        return self.start("-m", "masterslave", *arguments)
+
+    def end(self) -> None:
+        """End what still runs, and everything it has started."""
+        for program in self.programs:
+            for process in family(program.pid):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            program.wait()
+
+
+def _ours(name: str) -> bool:
+    return name.startswith(("MASTERSLAVE_", "PYRO_")) or bool(re.match("(OMP|MKL)_NUM", name))
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all its descendants that live."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A world of its own; this process lives in it as well."""
+    world = World(tmp_path)
+    for name in [name for name in os.environ if _ours(name)]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "PYRO_NS_PORT", "MASTERSLAVE_BROADCAST"):
+        monkeypatch.setenv(name, world.env[name])
+    import Pyro5
+
+    monkeypatch.setattr(Pyro5.config, "NS_PORT", world.ns_port)
+    try:
+        yield world
+    finally:
+        world.end()
