@@ -354,7 +354,7 @@ class TaskManager:
 
     def returnTask(self, task_id: str, process_id: int, attempt: int) -> None:
         """Give one task back unrun, to the head of the queue."""
-        done = (task_id, attempt, Outcome.RETURNED.value, [], 0.0, "returned")
+        done = Completion(task_id, attempt, Outcome.RETURNED.value, [], 0.0, "returned")
         self.exchange(process_id, [done], (), False)
 
     # --- data items -------------------------------------------------------------------------
