@@ -119,6 +119,14 @@ class Dispatch:
             outcome, story = Outcome.RETURNED, "not begun"
         self._end(Completion(first.task_id, first.attempt, outcome.value, [], 0.0, story))
 
+    def leaving(self, worker: int) -> None:
+        """A worker wants no more: what it has not begun goes back."""
+        state = self._workers.get(worker)
+        if state is not None:
+            state.ready = False
+            self.backlog.extendleft(reversed(state.line))
+            state.line.clear()
+
     def cancelled(self, task_ids: Iterable[str]) -> list[Action]:
         """The task manager wants nothing more of these tasks."""
         gone = set(task_ids)

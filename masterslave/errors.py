@@ -100,6 +100,11 @@ class WorkerCrashed(TaskFailure):
         super().__init__(story)
         self.story = story
 
+    def __str__(self) -> str:
+        attempts = [line for line in self.story.splitlines() if line.startswith("attempt ")]
+        last = attempts[-1].partition(";")[0] if attempts else self.story.partition("\n")[0]
+        return f"its worker died each time; {last}"
+
 
 class TaskTimedOut(TaskFailure):
     """A task ran past its `timeout` and its worker was killed. `story` says where and when."""

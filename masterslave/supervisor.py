@@ -216,6 +216,7 @@ class Supervisor:
                 self._need(worker, message[1])
             elif kind == "leaving":
                 log.info("terminationTest is true: the slave ends")
+                self._dispatch.leaving(worker.number)
                 self._start_drain(None)
             elif kind == "failed":
                 self._ending = self._ending or message[1]

@@ -185,7 +185,7 @@ class Uplink:
                 self._started = started + self._started
                 self._needed.extendleft(reversed(needed))
             self._lost(error)
-            return not stopping
+            return True
         with self._changed:
             for _ in completions:
                 self._completions.popleft()
@@ -221,9 +221,7 @@ class Uplink:
         if notices.get("terminate"):
             raise TaskManagerTermination("the job is over")
         if notices.get("register"):
-            self._register(self._live_link())
-            with self._changed:
-                self._tags_told = False
+            self._tags_told = False  # this thread registers again before its next exchange
         stop, forget = notices.get("stop", []), notices.get("forget", [])
         if tasks or stop or forget:
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
@@ -303,22 +301,28 @@ class Uplink:
                 if notices.get("terminate"):
                     raise TaskManagerTermination("the job is over")
                 if notices.get("register"):
-                    with self._changed:
-                        self._tags_told = False  # the sender's turn to register again
-                        self._changed.notify_all()
+                    self._have_registered_again()
                 stop, forget = notices.get("stop", []), notices.get("forget", [])
                 self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
             except TaskManagerTermination:
                 self._deliver(News([], [], [], end="terminated"))
                 break
             except MasterSlaveError as error:
+                # Tasks may have been in the answer that did not come: registering again tells the
+                # task manager what is really held here, and the rest is run elsewhere.
                 log.debug("the fetcher lost its connection: %s", error)
                 link = None
+                self._have_registered_again()
                 with self._changed:
-                    self._changed.wait_for(lambda: self._stopping, _RETRY_TO_S)
+                    self._changed.wait_for(lambda: self._stopping, _RETRY_FROM_S)
                     self._hungry = True
         if link is not None:
             link.close()
+
+    def _have_registered_again(self) -> None:
+        with self._changed:
+            self._tags_told = False
+            self._changed.notify_all()
 
     def _poll_s(self) -> float:
         period_s = self._period_s

@@ -106,6 +106,21 @@ def client_handshake(sock: socket.socket, key: bytes, timeout_s: float) -> Seale
     return SealedSocket(sock, outgoing, incoming, (_RESULT, _PING))
 
 
+def keep_alive(sock: socket.socket) -> None:
+    """Have the system find out within a minute that the other host has gone without a word."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", 15),  # seconds of silence before the first question
+        ("TCP_KEEPINTVL", 5),  # seconds between questions
+        ("TCP_KEEPCNT", 6),  # questions without an answer
+        ("TCP_USER_TIMEOUT", 45_000),  # milliseconds that sent data may stay unacknowledged
+    ):
+        option = getattr(socket, name, None)  # not every system has all
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 class SealedSocket:
     """Signs what is sent and verifies what is received; the rest is the socket's own."""
 

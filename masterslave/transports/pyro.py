@@ -39,7 +39,12 @@ from masterslave.errors import (
 )
 from masterslave.manager import TaskManager
 from masterslave.settings import join_address
-from masterslave.transports.channel import GuardedSocket, client_handshake, server_handshake
+from masterslave.transports.channel import (
+    GuardedSocket,
+    client_handshake,
+    keep_alive,
+    server_handshake,
+)
 from masterslave.transports.remote import REMOTE_METHODS
 
 log = logging.getLogger(__name__)
@@ -92,7 +97,7 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
             log.warning("%s refused: %s", peer, denied_reason, extra={"action": "refused"})
             return False
         try:
-            Pyro5.socketutil.set_nodelay(conn.sock)
+            keep_alive(conn.sock)
             conn.sock = server_handshake(conn.sock, self._key, self._handshake_s)
         except (AuthenticationError, OSError) as error:
             log.warning("connection from %s refused: %s", peer, error, extra={"action": "refused"})
@@ -279,8 +284,7 @@ def _connect(address: tuple[str, int]) -> socket.socket:
     sock: socket.socket = socket.create_connection(address, timeout=_CONNECT_S)
     if context is not None:
         sock = context.wrap_socket(sock, server_hostname=address[0])
-    Pyro5.socketutil.set_nodelay(sock)
-    Pyro5.socketutil.set_keepalive(sock)
+    keep_alive(sock)
     return sock
 
 
