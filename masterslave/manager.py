@@ -23,6 +23,7 @@ from masterslave.hooks import Observer
 from masterslave.pace import Pace
 from masterslave.queue import Effect, Task, TaskQueue
 from masterslave.records import (
+    BATCH_BYTES,
     Assignment,
     Completion,
     Delivery,
@@ -31,6 +32,7 @@ from masterslave.records import (
     ProcessInfo,
     TaskOptions,
     as_completion,
+    frame_bytes,
 )
 from masterslave.roster import Member, Roster
 from masterslave.settings import Settings
@@ -463,12 +465,16 @@ class TaskManager:
 
     def _hand_out(self, member: Member) -> list[Assignment]:
         tasks: list[Assignment] = []
+        size = 0
         tags = member.tags or frozenset()
         held = len(self._queue.held_by(member.id))
         while True:
             task = self._queue.peek(tags)
             if task is None or not member.may_take(task.tag, held, self._pace):
                 return tasks
+            size += frame_bytes(task.frame)
+            if size > BATCH_BYTES and tasks:
+                return tasks  # the rest fits into the next answer
             assignment = self._queue.hand_out(member.id, tags)
             assert assignment is not None
             estimate_s = self._pace.estimate_s(assignment.tag) or 0.0

@@ -21,7 +21,7 @@ from typing import Any
 import cloudpickle
 
 from masterslave.errors import PayloadError, RemoteException
-from masterslave.records import Frame
+from masterslave.records import MAX_FRAME_BYTES, Frame
 
 #: Buffers of at least this size travel beside the pickle instead of inside it. Larger: big arrays
 #: are copied once more. Smaller: a frame of many small arrays costs more in pieces than in copies.
@@ -66,6 +66,12 @@ class Codec:
             except Exception as error:
                 raise PayloadError(f"{describe(value)} cannot be pickled: {error}") from error
             head = stream.getvalue()
+        size = len(head) + sum(buffer.raw().nbytes for buffer in buffers)
+        if size > MAX_FRAME_BYTES:
+            raise PayloadError(
+                f"{describe(value)} takes {size} bytes, and at most {MAX_FRAME_BYTES} can travel: "
+                "divide it, or pass a file's name"
+            )
         return [head, *(bytes(buffer.raw()) for buffer in buffers)]
 
     def decode(self, frame: Frame) -> Any:

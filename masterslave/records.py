@@ -23,6 +23,19 @@ from masterslave.errors import SettingsError
 Frame = list[bytes]
 
 
+#: Largest frame that travels: a message is at most 1 GiB, and has a little more in it.
+MAX_FRAME_BYTES = (1 << 30) - (1 << 20)
+
+#: Frames are put into one message until they have this size together. Larger: a message takes long
+#: and much memory on its way. Smaller: more messages for arrays.
+BATCH_BYTES = 1 << 26
+
+
+def frame_bytes(frame: Frame) -> int:
+    """Size of a frame."""
+    return sum(map(len, frame))
+
+
 class Outcome(str, Enum):
     """How an attempt to run a task ended, as a slave reports it."""
 

@@ -22,10 +22,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, NamedTuple
 
 from masterslave.errors import ConnectionFailed, MasterSlaveError, TaskManagerTermination
-from masterslave.records import Assignment, Completion, ProcessInfo, as_assignment
+from masterslave.records import (
+    BATCH_BYTES,
+    Assignment,
+    Completion,
+    ProcessInfo,
+    as_assignment,
+    frame_bytes,
+)
 from masterslave.settings import Settings
 from masterslave.transports.base import Link
 
@@ -168,7 +176,7 @@ class Uplink:
         """One exchange; false when it was the last."""
         with self._changed:
             self._changed.wait_for(self._due, self._period_s)  # past that, it is time to ping
-            completions = list(self._completions)
+            completions = self._batch()
             started, self._started = self._started, []
             needed, self._needed = list(self._needed), deque()
             stopping = self._stopping
@@ -191,6 +199,15 @@ class Uplink:
                 self._completions.popleft()
         self._digest(reply)
         return not (stopping and not self._completions)
+
+    def _batch(self) -> list[Completion]:
+        """The oldest completions, as many as make up one message."""
+        size = 0
+        for count, done in enumerate(self._completions):
+            size += frame_bytes(done.frame)
+            if size > BATCH_BYTES and count:
+                return list(islice(self._completions, count))
+        return list(self._completions)
 
     def _due(self) -> bool:
         return bool(
