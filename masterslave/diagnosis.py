@@ -24,20 +24,28 @@ def explain(now: Situation) -> list[str]:
     reasons = []
     waiting, running, finished = (sum(c.values()) for c in (now.waiting, now.running, now.finished))
     if waiting and not now.slaves:
-        reasons.append(f"{waiting} tasks wait, but there are no slaves")
+        reasons.append(f"{_tasks_wait(waiting)}, but there are no slaves")
     elif waiting and not now.ready_slaves:
-        reasons.append(f"{waiting} tasks wait, but no slave has its workers ready yet")
+        reasons.append(f"{_tasks_wait(waiting)}, but no slave has its workers ready yet")
     elif waiting:
         for tag, count in sorted(now.waiting.items()):
             if tag not in now.handled_tags:
-                reasons.append(f"{count} tasks wait, but no slave handles tag {tag!r}")
+                reasons.append(f"{_tasks_wait(count)}, but no slave handles tag {tag!r}")
     if finished and not waiting and not running and not now.client_waits:
-        reasons.append(f"everything waits for the master to retrieve {finished} results")
+        reasons.append(f"everything waits for the master to retrieve {_results(finished)}")
     if now.client_waits and not waiting and not running and not finished:
         reasons.append("the master waits for a result, but has no task outstanding")
     if reasons and not now.ready_slaves:
         reasons += [f"a slave could not start: {failure}" for failure in now.failures[-3:]]
     return reasons
+
+
+def _tasks_wait(count: int) -> str:
+    return "1 task waits" if count == 1 else f"{count} tasks wait"
+
+
+def _results(count: int) -> str:
+    return "1 result" if count == 1 else f"{count} results"
 
 
 def situation(status: Mapping[str, Any]) -> Situation:

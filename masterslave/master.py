@@ -7,7 +7,9 @@ which is in the same process; only slaves come over the network.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,24 @@ log = logging.getLogger(__name__)
 
 #: How many requests `requestTasks` pickles before it hands them over. Larger: slaves start later.
 _REQUEST_BATCH = 200
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Within it, SIGTERM raises SystemExit in the main thread, so that slaves are told to leave."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class MasterProcess:
@@ -108,9 +128,13 @@ class MasterProcess:
         raise NotImplementedError(f"{type(self).__name__} must override run()")
 
     def start(self) -> None:
-        """Call `run`, and shut down when it has returned or raised. Blocks."""
+        """Call `run`, and shut down when it has returned or raised. Blocks.
+
+        SIGTERM ends the program in order, too, unless the program handles it itself.
+        """
         try:
-            self.run()
+            with _sigterm_raises():
+                self.run()
         finally:
             self.shutdown()
 

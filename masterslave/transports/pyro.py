@@ -234,7 +234,10 @@ class PyroLink:
         try:
             sock = _connect(address)
         except OSError as error:
-            raise ConnectionFailed(f"cannot reach a task manager at {where}: {error}") from error
+            raise ConnectionFailed(
+                f"cannot reach a task manager at {where}: {error.strerror or error}; "
+                "check the host and port, and that its master runs"
+            ) from error
         try:
             sealed = client_handshake(sock, key, timeout_s)
         except AuthenticationError as error:
@@ -245,7 +248,9 @@ class PyroLink:
             ) from error
         except OSError as error:
             sock.close()
-            raise ConnectionFailed(f"no task manager answers at {where}: {error}") from error
+            raise ConnectionFailed(
+                f"no task manager answers at {where}: {error}; check the port"
+            ) from error
         self._where = where
         self._label = label
         self._sock = sock
