@@ -283,6 +283,12 @@ class MasterProcess:
         """
         return self.task_manager.cancelTask(task_id)
 
+    def printStatistics(self, verbose: bool = True) -> None:
+        """Print what ``task_manager LABEL`` would show now: processes and tasks."""
+        from masterslave import tables  # takes time to load, and few programs need it
+
+        tables.print_status(self.task_manager.status(), verbose=verbose)
+
     # --- global state -----------------------------------------------------------------------
 
     def setGlobalState(self, **values: Any) -> int:

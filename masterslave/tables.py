@@ -40,6 +40,7 @@ def print_status(status: Mapping[str, Any], *, verbose: bool) -> None:
     totals.add_row("waiting tasks", str(sum(status["waiting"].values())), "")
     totals.add_row("running tasks", str(sum(status["running"].values())), "")
     totals.add_row("results to retrieve", str(sum(status["finished"].values())), "")
+    totals.add_row("results retrieved", str(status["delivered"]), "")
     console.print(Text(f"task manager {status['label']}", style="bold"))
     console.print(totals)
     if verbose:

@@ -1,0 +1,500 @@
+"""The signed channel: nothing passes that was not signed, nothing is decoded that is not plain."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+
+import pytest
+from conftest import PATIENCE_S
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from Pyro5 import config, protocol
+
+from masterslave.errors import AuthenticationError
+from masterslave.proofs import (
+    GREETING,
+    HELLO_BYTES,
+    NONCE_BYTES,
+    RECORD_HEADER,
+    client_proof,
+    server_proof,
+    signers,
+)
+from masterslave.transports import channel
+from masterslave.transports.channel import (
+    MAX_RECORD_BYTES,
+    MSGPACK_ID,
+    SERPENT_ID,
+    ChannelError,
+    GuardedSocket,
+    SealedSocket,
+    check_message,
+    client_handshake,
+    server_handshake,
+)
+
+KEY, OTHER_KEY = b"k" * 32, b"o" * 32
+PLAIN = (protocol.MSG_INVOKE, protocol.MSG_PING)
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Two connected sockets; calls that should fail must not hang."""
+    ends = socket.socketpair()
+    for end in ends:
+        end.settimeout(PATIENCE_S)
+    yield ends
+    for end in ends:
+        end.close()
+
+
+def message(
+    data: bytes = b"data",
+    kind: int = protocol.MSG_INVOKE,
+    flags: int = 0,
+    serializer: int = MSGPACK_ID,
+    sizes: tuple[int, int] | None = None,
+) -> bytes:
+    """A message of Pyro's, its sizes told wrong if asked for."""
+    header = struct.pack(
+        "!4sHBBHHII16sHH", b"PYRO", protocol.PROTOCOL_VERSION, kind, serializer, flags, 0,
+        *(sizes or (len(data), 0)), b"\0" * 16, 0, 0x4DC5,
+    )  # fmt: skip
+    return header + data
+
+
+class Server(threading.Thread):
+    """Does the server's handshake; `outcome()` gives its socket or raises its error."""
+
+    def __init__(self, sock: socket.socket, key: bytes = KEY, timeout_s: float = PATIENCE_S):
+        super().__init__(daemon=True)
+        self.arguments = sock, key, timeout_s
+        self.result: SealedSocket | Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.result = server_handshake(*self.arguments)
+        except Exception as error:
+            self.result = error
+
+    def outcome(self) -> SealedSocket:
+        self.join(PATIENCE_S)
+        if isinstance(self.result, Exception):
+            raise self.result
+        assert self.result is not None, "the handshake hangs"
+        return self.result
+
+
+def sealed(pair: Pair) -> tuple[SealedSocket, SealedSocket]:
+    """Client's and server's end of an authenticated channel."""
+    server = Server(pair[1])
+    client = client_handshake(pair[0], KEY, PATIENCE_S)
+    return client, server.outcome()
+
+
+def read(sock: SealedSocket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = sock.recv(size - len(data))
+        assert piece, "ended early"
+        data += piece
+    return data
+
+
+def take(sock: socket.socket, size: int) -> bytes:
+    return sock.recv(size, socket.MSG_WAITALL)
+
+
+# --- the handshake --------------------------------------------------------------------------
+
+
+def test_both_with_the_key_understand_each_other(pair: Pair) -> None:
+    client, server = sealed(pair)
+    question, answer = message(b"question"), message(b"answer", protocol.MSG_RESULT)
+    client.sendall(question)
+    assert read(server, len(question)) == question
+    assert server.send(answer) == len(answer)
+    assert read(client, len(answer)) == answer
+
+
+def test_the_client_refuses_a_server_with_another_key_and_proves_nothing(pair: Pair) -> None:
+    server = Server(pair[1], OTHER_KEY)
+    with pytest.raises(AuthenticationError, match="same key"):
+        client_handshake(pair[0], KEY, PATIENCE_S)
+    pair[0].shutdown(socket.SHUT_WR)
+    with pytest.raises(OSError):
+        server.outcome()
+
+
+def test_the_server_refuses_a_client_with_another_key(pair: Pair) -> None:
+    server = Server(pair[1])
+    nonce = b"n" * NONCE_BYTES
+    pair[0].sendall(GREETING + nonce)
+    reply = take(pair[0], HELLO_BYTES + 32)
+    server_nonce = reply[len(GREETING) : HELLO_BYTES]
+    assert reply[HELLO_BYTES:] == server_proof(KEY, nonce, server_nonce)
+    pair[0].sendall(client_proof(OTHER_KEY, nonce, server_nonce))
+    with pytest.raises(AuthenticationError):
+        server.outcome()
+
+
+def test_the_servers_own_proof_is_no_clients_proof(pair: Pair) -> None:
+    server = Server(pair[1])
+    pair[0].sendall(GREETING + b"n" * NONCE_BYTES)
+    reply = take(pair[0], HELLO_BYTES + 32)
+    pair[0].sendall(reply[HELLO_BYTES:])
+    with pytest.raises(AuthenticationError):
+        server.outcome()
+
+
+def test_a_server_that_reflects_is_refused(pair: Pair) -> None:
+    def reflect() -> None:
+        hello = take(pair[1], HELLO_BYTES)
+        pair[1].sendall(hello + hello[len(GREETING) :])
+
+    thread = threading.Thread(target=reflect)
+    thread.start()
+    with pytest.raises(AuthenticationError):
+        client_handshake(pair[0], KEY, PATIENCE_S)
+    thread.join()
+
+
+def test_each_handshake_has_fresh_nonces() -> None:
+    seen = set()
+    for _ in range(2):
+        with_client, with_server = socket.socketpair()
+        with with_client, with_server:
+            server = Server(with_server)
+            with_client.sendall(GREETING + b"n" * NONCE_BYTES)
+            seen.add(take(with_client, HELLO_BYTES + 32))
+            with_client.shutdown(socket.SHUT_WR)
+            with pytest.raises(OSError):
+                server.outcome()
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("start", [b"PYRO", b"GET ", b"\0\0\0\0", b"MSL\x02"])
+def test_another_protocol_is_refused_by_its_first_bytes(pair: Pair, start: bytes) -> None:
+    server = Server(pair[1])
+    pair[0].sendall(start)  # and no more: it waits for an answer
+    with pytest.raises(AuthenticationError, match="protocol"):
+        server.outcome()
+
+
+def test_silence_ends_a_handshake_on_either_side(pair: Pair) -> None:
+    for handshake in (server_handshake, client_handshake):
+        with pytest.raises(TimeoutError):
+            handshake(pair[0], KEY, 0.02)
+
+
+def test_bytes_that_trickle_in_do_not_prolong_a_handshake(pair: Pair) -> None:
+    server = Server(pair[1], timeout_s=0.2)
+    for byte in GREETING + b"n" * NONCE_BYTES:  # takes 36 times 0.02 s
+        if not server.is_alive():
+            break
+        pair[0].sendall(bytes([byte]))
+        server.join(0.02)
+    pair[0].settimeout(0.5)
+    with pytest.raises(TimeoutError):
+        pair[0].recv(1)  # no answer, long after its time
+    with pytest.raises(TimeoutError):
+        server.outcome()
+
+
+def test_a_client_that_ends_early_is_refused(pair: Pair) -> None:
+    server = Server(pair[1])
+    pair[0].sendall(GREETING)
+    pair[0].close()
+    with pytest.raises(ChannelError):
+        server.outcome()
+
+
+@given(noise=st.binary(max_size=200))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_noise_is_refused(noise: bytes) -> None:
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        mine.sendall(noise)
+        mine.shutdown(socket.SHUT_WR)
+        with pytest.raises((AuthenticationError, OSError)):
+            server_handshake(theirs, KEY, PATIENCE_S)
+
+
+# --- records --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 65535 - 40, 65536, 3_000_000])
+def test_messages_of_every_size_arrive_whole(pair: Pair, size: int) -> None:
+    client, server = sealed(pair)
+    sent = message(bytes(range(256)) * (size // 256) + b"x" * (size % 256))
+    thread = threading.Thread(target=client.sendall, args=(sent,))
+    thread.start()
+    assert read(server, len(sent)) == sent
+    thread.join()
+
+
+@given(pieces=st.lists(st.integers(1, 50), min_size=1, max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_a_record_can_be_taken_in_any_pieces(pieces: list[int]) -> None:
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        client, server = sealed((mine, theirs))
+        sent = message(bytes(range(100)))
+        client.sendall(sent)
+        client.sendall(sent)
+        got = b""
+        while len(got) < 2 * len(sent):
+            piece = server.recv(pieces[len(got) % len(pieces)])
+            assert piece
+            got += piece
+        assert got == sent + sent
+
+
+def test_the_end_between_records_is_the_end(pair: Pair) -> None:
+    client, server = sealed(pair)
+    client.sendall(message())
+    pair[0].close()
+    assert read(server, len(message())) == message()
+    assert server.recv(1) == b""
+
+
+def test_the_end_within_a_record_is_an_error(pair: Pair) -> None:
+    client, server = sealed(pair)
+    record = capture(lambda sock: sock.sendall(message()))
+    pair[0].sendall(record[:-1])
+    pair[0].close()
+    with pytest.raises(ChannelError, match="middle"):
+        server.recv(1)
+    assert client is not None
+
+
+def capture(send: Callable[[SealedSocket], object]) -> bytes:
+    """What a client with fixed nonces puts on the wire."""
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        outgoing, incoming = signers(KEY, b"c" * 32, b"s" * 32, server=False)
+        send(SealedSocket(mine, outgoing, incoming, PLAIN))
+        mine.shutdown(socket.SHUT_WR)
+        data = b""
+        while piece := theirs.recv(65536):
+            data += piece
+        return data
+
+
+def receiver(sock: socket.socket, *, server: bool = True) -> SealedSocket:
+    """The other end for what `capture` has captured."""
+    outgoing, incoming = signers(KEY, b"c" * 32, b"s" * 32, server=server)
+    return SealedSocket(sock, outgoing, incoming, PLAIN)
+
+
+def test_a_captured_record_is_accepted_by_its_own_connection(pair: Pair) -> None:
+    pair[0].sendall(capture(lambda sock: sock.sendall(message())))
+    assert read(receiver(pair[1]), len(message())) == message()
+
+
+@pytest.mark.parametrize("where", ["length", "signature", "header", "data"])
+def test_a_flipped_bit_is_noticed_and_nothing_passes(pair: Pair, where: str) -> None:
+    record = bytearray(capture(lambda sock: sock.sendall(message(b"data" * 10))))
+    position = {"length": 7, "signature": 20, "header": 47, "data": -1}[where]
+    record[position] ^= 1
+    pair[0].sendall(record)
+    pair[0].shutdown(socket.SHUT_WR)
+    with pytest.raises(ChannelError):
+        receiver(pair[1]).recv(1)
+
+
+def test_every_single_bit_counts() -> None:
+    record = capture(lambda sock: sock.sendall(message(b"d")))
+    for bit in range(8 * len(record)):
+        mine, theirs = socket.socketpair()
+        with mine, theirs:
+            damaged = bytearray(record)
+            damaged[bit // 8] ^= 1 << bit % 8
+            mine.sendall(damaged)
+            mine.shutdown(socket.SHUT_WR)
+            if bit < 32:  # would announce more than any record may hold
+                with pytest.raises(ChannelError, match="too long"):
+                    receiver(theirs).recv(1)
+            elif bit >= 8 * 7:
+                with pytest.raises(ChannelError):
+                    receiver(theirs).recv(1)
+
+
+def test_a_record_cannot_be_replayed(pair: Pair) -> None:
+    record = capture(lambda sock: sock.sendall(message()))
+    pair[0].sendall(record + record)
+    server = receiver(pair[1])
+    assert read(server, len(message())) == message()
+    with pytest.raises(ChannelError, match="tampered"):
+        server.recv(1)
+
+
+def test_records_cannot_change_places(pair: Pair) -> None:
+    first, second = message(b"1"), message(b"2")
+    both = capture(lambda sock: (sock.sendall(first), sock.sendall(second)))
+    half = len(both) // 2
+    pair[0].sendall(both[half:] + both[:half])
+    with pytest.raises(ChannelError, match="tampered"):
+        receiver(pair[1]).recv(1)
+
+
+def test_a_record_cannot_be_sent_back_to_its_sender(pair: Pair) -> None:
+    pair[0].sendall(capture(lambda sock: sock.sendall(message())))
+    with pytest.raises(ChannelError, match="tampered"):
+        receiver(pair[1], server=False).recv(1)
+
+
+@pytest.mark.parametrize("length", [MAX_RECORD_BYTES + 1, 4 << 30, (1 << 64) - 1])
+def test_a_huge_length_is_refused_before_anything_is_reserved(pair: Pair, length: int) -> None:
+    pair[0].sendall(RECORD_HEADER.pack(length, b"m" * 32))
+    with pytest.raises(ChannelError, match="too long"):
+        receiver(pair[1]).recv(1)
+
+
+def test_a_signed_record_that_is_no_message_is_refused(pair: Pair) -> None:
+    for data in (b"", b"PYRO", b"x" * 100):
+        mine, theirs = socket.socketpair()
+        with mine, theirs:
+            mine.sendall(capture(lambda sock, data=data: sock.sendall(data)))
+            with pytest.raises(ChannelError):
+                receiver(theirs).recv(1)
+
+
+# --- what a message may be ------------------------------------------------------------------
+
+REFUSED = {
+    "serpent": message(serializer=1),
+    "marshal": message(serializer=2),
+    "json": message(serializer=3),
+    "unknown serializer": message(serializer=77),
+    "compressed": message(zlib.compress(b"x"), flags=protocol.FLAGS_COMPRESSED),
+    "one-way": message(flags=protocol.FLAGS_ONEWAY),
+    "batch": message(flags=protocol.FLAGS_BATCH),
+    "stream": message(flags=protocol.FLAGS_ITEMSTREAMRESULT),
+    "blob": message(flags=protocol.FLAGS_KEEPSERIALIZED),
+    "all flags": message(flags=0xFFFF),
+    "connect": message(kind=protocol.MSG_CONNECT),
+    "result": message(kind=protocol.MSG_RESULT),
+    "unknown type": message(kind=99),
+    "another protocol": b"HTTP" + message()[4:],
+    "too long": message(sizes=(MAX_RECORD_BYTES, 1)),
+    "too many annotations": message(sizes=(0, 0xFFFFFFFF)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_signed_message_must_be_plain(pair: Pair, name: str) -> None:
+    client, server = sealed(pair)
+    client.sendall(REFUSED[name])
+    with pytest.raises(ChannelError):
+        server.recv(1)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_rule_itself(name: str) -> None:
+    with pytest.raises(ChannelError):
+        check_message(REFUSED[name][:40], MSGPACK_ID, PLAIN, MAX_RECORD_BYTES)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        message(),
+        message(flags=protocol.FLAGS_CORR_ID),
+        message(kind=protocol.MSG_PING, serializer=42),
+        message(sizes=(MAX_RECORD_BYTES, 0)),
+    ],
+)
+def test_plain_messages_pass_the_rule(good: bytes) -> None:
+    check_message(good[:40], MSGPACK_ID, PLAIN, MAX_RECORD_BYTES)
+
+
+def test_the_client_takes_exceptions_but_no_calls(pair: Pair) -> None:
+    client, server = sealed(pair)
+    raised = message(kind=protocol.MSG_RESULT, flags=protocol.FLAGS_EXCEPTION)
+    server.sendall(raised)
+    assert read(client, len(raised)) == raised
+    server.sendall(message(kind=protocol.MSG_INVOKE))
+    with pytest.raises(ChannelError, match="type"):
+        client.recv(1)
+
+
+def test_the_serializers_have_the_numbers_that_pyro_gives_them() -> None:
+    from Pyro5.serializers import serializers
+
+    assert serializers["msgpack"].serializer_id == MSGPACK_ID
+    assert serializers["serpent"].serializer_id == SERPENT_ID
+
+
+def test_the_limit_is_pyros_own() -> None:
+    assert config.MAX_MESSAGE_SIZE == MAX_RECORD_BYTES
+
+
+def test_pyros_header_is_what_it_is_taken_for() -> None:
+    sent = protocol.SendingMessage(
+        protocol.MSG_INVOKE, protocol.FLAGS_ONEWAY, 7, SERPENT_ID, b"12345", {"ANNO": b"123"}
+    ).data
+    fields = channel._PYRO_HEADER.unpack_from(sent)
+    assert fields[0] == b"PYRO" and fields[2:5] == (4, SERPENT_ID, protocol.FLAGS_ONEWAY)
+    assert fields[6:] == (5, 11)
+    assert len(sent) == channel._PYRO_HEADER_BYTES + 5 + 11
+
+
+# --- the guard of the name server -----------------------------------------------------------
+
+SERPENT = message(b"serpent's data", serializer=SERPENT_ID)
+
+
+def guarded_read(guarded: GuardedSocket, size: int, step: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = guarded.recv(min(step, size - len(data)))
+        assert piece
+        data += piece
+    return data
+
+
+@pytest.mark.parametrize("step", [1, 6, 1000])
+def test_the_guard_lets_plain_messages_through(pair: Pair, step: int) -> None:
+    empty = message(b"", serializer=SERPENT_ID)
+    pair[0].sendall(SERPENT + empty + SERPENT)
+    guarded = GuardedSocket(pair[1])
+    for sent in (SERPENT, empty, SERPENT):
+        # as Pyro reads: never beyond the header, never beyond the message
+        assert guarded_read(guarded, 40, step) == sent[:40]
+        assert guarded_read(guarded, len(sent) - 40, step) == sent[40:]
+
+
+@pytest.mark.parametrize("flags", [protocol.FLAGS_KEEPSERIALIZED, protocol.FLAGS_COMPRESSED])
+@pytest.mark.parametrize("before", [b"", SERPENT])
+def test_the_guard_refuses_what_is_not_plain(pair: Pair, flags: int, before: bytes) -> None:
+    pair[0].sendall(before + message(serializer=SERPENT_ID, flags=flags))
+    guarded = GuardedSocket(pair[1])
+    if before:
+        guarded_read(guarded, 40, 40)
+        guarded_read(guarded, len(before) - 40, 1000)
+    with pytest.raises(ChannelError, match="flags"):
+        guarded_read(guarded, 40, 6)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        message(serializer=2),
+        message(serializer=MSGPACK_ID),
+        message(serializer=SERPENT_ID, sizes=((1 << 20) + 1, 0)),
+        message(serializer=SERPENT_ID, sizes=(0xFFFFFFFF, 0xFFFFFFFF)),
+        message(serializer=SERPENT_ID, kind=protocol.MSG_RESULT),
+        b"GET / HTTP/1.1\r\n" + b" " * 40,
+    ],
+)
+def test_the_guard_refuses_other_serializers_lengths_and_types(pair: Pair, bad: bytes) -> None:
+    pair[0].sendall(bad)
+    with pytest.raises(ChannelError):
+        guarded_read(GuardedSocket(pair[1]), 40, 6)

@@ -1,0 +1,107 @@
+"""Waiting lines: against the simplest model that can be right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from masterslave.lines import WaitingLines
+
+TAGS = ("a", "b", "c")
+
+
+class Model:
+    """One list in order of turn; the first of the highest priority is next."""
+
+    def __init__(self) -> None:
+        self.items: list[tuple[int, str, int]] = []  # item, tag, priority
+
+    def first(self, tags: Sequence[str]) -> tuple[int, str, int] | None:
+        mine = [item for item in self.items if item[1] in tags]
+        return max(mine, key=lambda item: item[2], default=None)  # max gives the first of equals
+
+
+def drain(lines: WaitingLines[Any], tags: Sequence[str], tag_of: dict[Any, str]) -> list[Any]:
+    order = []
+    while (item := lines.first(tags)) is not None:
+        order.append(item)
+        lines.leave(tag_of[item])
+    return order
+
+
+def test_first_come_first_served_within_a_tag() -> None:
+    lines = WaitingLines[int]()
+    for i in range(5):
+        lines.join(i, "a", 0)
+    assert drain(lines, ("a",), dict.fromkeys(range(5), "a")) == [0, 1, 2, 3, 4]
+
+
+def test_first_come_first_served_across_tags() -> None:
+    lines = WaitingLines[int]()
+    tag_of = {i: "ab"[i % 2] for i in range(6)}
+    for i, tag in tag_of.items():
+        lines.join(i, tag, 0)
+    assert drain(lines, ("b", "a"), tag_of) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_higher_priority_goes_first() -> None:
+    lines = WaitingLines[str]()
+    for item, priority in (("low", -1), ("normal", 0), ("high", 2), ("high too", 2)):
+        lines.join(item, "a", priority)
+    order = drain(lines, ("a",), dict.fromkeys(("low", "normal", "high", "high too"), "a"))
+    assert order == ["high", "high too", "normal", "low"]
+
+
+def test_who_returns_stands_before_all_others_of_its_priority_only() -> None:
+    lines = WaitingLines[str]()
+    lines.join("urgent", "a", 1)
+    lines.join("normal", "a", 0)
+    lines.join_at_head("returned", "b", 0)
+    tag_of = {"urgent": "a", "normal": "a", "returned": "b"}
+    assert drain(lines, ("a", "b"), tag_of) == ["urgent", "returned", "normal"]
+
+
+def test_items_of_other_tags_are_not_seen() -> None:
+    lines = WaitingLines[int]()
+    lines.join(1, "a", 0)
+    assert lines.first(("b",)) is None
+    assert lines.first(()) is None
+    assert lines.first(("b", "a")) == 1
+
+
+def test_a_priority_may_come_back_after_its_line_was_empty() -> None:
+    lines = WaitingLines[int]()
+    for item in (1, 2):
+        lines.join(item, "a", item)
+        lines.leave("a")
+    lines.join(3, "a", 2)
+    lines.join(4, "a", 1)
+    assert drain(lines, ("a",), {3: "a", 4: "a"}) == [3, 4]
+
+
+joins = st.tuples(st.sampled_from(["join", "head"]), st.sampled_from(TAGS), st.integers(-2, 2))
+takes = st.tuples(st.just("take"), st.lists(st.sampled_from(TAGS), unique=True), st.just(0))
+
+
+@settings(deadline=None, database=None)
+@given(st.lists(joins | takes, max_size=60))
+def test_any_sequence_of_events_agrees_with_a_plain_list(
+    events: list[tuple[str, Any, int]],
+) -> None:
+    lines, model = WaitingLines[int](), Model()
+    for number, (kind, tags, priority) in enumerate(events):
+        if kind == "join":
+            lines.join(number, tags, priority)
+            model.items.append((number, tags, priority))
+        elif kind == "head":
+            lines.join_at_head(number, tags, priority)
+            model.items.insert(0, (number, tags, priority))
+        else:
+            expected = model.first(tags)
+            assert lines.first(tags) == (None if expected is None else expected[0])
+            if expected is not None:
+                lines.leave(expected[1])
+                model.items.remove(expected)

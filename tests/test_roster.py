@@ -1,0 +1,187 @@
+"""Who belongs to a job: joining, leaving, being lost and coming back."""
+
+from __future__ import annotations
+
+import pytest
+
+from masterslave.errors import UnknownProcess
+from masterslave.pace import HORIZON_S, Pace
+from masterslave.records import ProcessInfo
+from masterslave.roster import Member, Roster
+
+
+def info(token: str = "", workers: int = 1) -> ProcessInfo:
+    return ProcessInfo("PID 1 on node (arch)", 1, "node", workers, token)
+
+
+def join(roster: Roster, token: str = "", resume: int | None = None, now: float = 0.0) -> Member:
+    return roster.join(info(token), 1.0, resume, now)
+
+
+def test_each_process_gets_an_id_of_its_own() -> None:
+    roster = Roster()
+    members = [join(roster, "same token") for _ in range(3)]
+    assert [member.id for member in members] == [0, 1, 2]
+    assert roster.present == {member.id: member for member in members}
+
+
+def test_an_id_is_not_used_again() -> None:
+    roster = Roster()
+    roster.leave(join(roster).id)
+    roster.lose(join(roster).id)
+    assert join(roster).id == 2
+
+
+def test_a_present_process_is_found_and_no_other() -> None:
+    roster = Roster()
+    member = join(roster)
+    assert roster.get(member.id) is member
+    assert roster.known(7) is None
+    with pytest.raises(UnknownProcess, match="process 7"):
+        roster.get(7)
+
+
+def test_who_has_left_is_not_known() -> None:
+    roster = Roster()
+    member = join(roster, "token")
+    assert roster.leave(member.id) is member
+    assert roster.leave(member.id) is None
+    assert roster.known(member.id) is None
+    assert roster.liveness.silent(1e9) == []
+    assert join(roster, "token", resume=member.id).id != member.id
+
+
+def test_who_was_lost_is_known_and_not_present() -> None:
+    roster = Roster()
+    member = join(roster, "token")
+    assert roster.lose(member.id) is member
+    assert roster.lose(member.id) is None
+    assert roster.known(member.id) is member
+    assert roster.liveness.silent(1e9) == []
+    with pytest.raises(UnknownProcess):
+        roster.get(member.id)
+
+
+def test_who_was_lost_may_still_leave() -> None:
+    roster = Roster()
+    member = join(roster)
+    roster.lose(member.id)
+    assert roster.leave(member.id) is member
+    assert roster.known(member.id) is None
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_who_comes_back_with_its_token_is_the_same_process(lost: bool) -> None:
+    roster = Roster()
+    member = join(roster, "token")
+    if lost:
+        roster.lose(member.id)
+    assert join(roster, "token", resume=member.id, now=100.0) is member
+    assert list(roster.present) == [member.id]
+    assert roster.liveness.silent(103.0) == [], "its deadline begins anew"
+    assert roster.leave(member.id) is member
+    assert roster.known(member.id) is None, "it does not count as lost any more"
+
+
+def test_who_was_lost_holds_nothing_when_it_comes_back() -> None:
+    roster, pace = Roster(), Pace()
+    pace.record("tiny", HORIZON_S / 4)
+    member = join(roster, "token")
+    member.took("tiny_0", 1, HORIZON_S)
+    assert not member.may_take("tiny", 1, pace)
+    roster.lose(member.id)
+    assert join(roster, "token", resume=member.id).may_take("tiny", 1, pace)
+
+
+@pytest.mark.parametrize("token", ["", "guessed"])
+def test_who_comes_back_without_its_token_is_another_process(token: str) -> None:
+    roster = Roster()
+    member = join(roster, "token")
+    roster.lose(member.id)
+    other = join(roster, token, resume=member.id)
+    assert other.id != member.id
+    assert roster.known(member.id) is member
+
+
+def test_an_empty_token_proves_nothing() -> None:
+    roster = Roster()
+    member = join(roster, "")
+    assert join(roster, "", resume=member.id).id != member.id
+
+
+def test_an_unknown_id_cannot_be_resumed() -> None:
+    roster = Roster()
+    assert join(roster, "token", resume=41).id == 0
+
+
+def test_the_slaves_are_those_that_are_present() -> None:
+    roster = Roster()
+    _, lost, slave = (join(roster) for _ in range(3))
+    lost.is_slave = slave.is_slave = True
+    roster.lose(lost.id)
+    assert roster.slaves() == [slave]
+
+
+def test_a_notice_is_given_once() -> None:
+    member = Member(1, info())
+    assert member.notices() == {}
+    member.cancelled.append("a_0")
+    member.dropped_data += ["x", "y"]
+    assert member.notices() == {"stop": ["a_0"], "forget": ["x", "y"]}
+    assert member.notices() == {}
+
+
+def test_the_load_of_a_member_decides_what_it_may_take() -> None:
+    member, pace = Member(1, info()), Pace()
+    tiny_s = HORIZON_S / 4
+    pace.record("tiny", tiny_s)
+    for number in range(4):
+        assert member.may_take("tiny", number, pace)
+        member.took("tiny", number, tiny_s)
+    assert not member.may_take("tiny", 4, pace)
+    member.ended("tiny", 2)
+    member.ended("tiny", 2)
+    member.ended("unknown", 1)
+    assert member.may_take("tiny", 3, pace)
+    member.took("tiny", 5, tiny_s)
+    assert not member.may_take("tiny", 4, pace)
+    member.emptied()
+    assert member.may_take("tiny", 1, pace)
+
+
+def test_no_rounding_errors_pile_up_in_the_load() -> None:
+    member = Member(1, info())
+    for number in range(1000):
+        member.took("a", number, 0.1)
+        member.took("b", number, 0.7)
+        member.ended("a", number)
+        member.ended("b", number)
+    assert member._load_s == 0.0
+
+
+def test_each_worker_of_a_member_may_have_a_task() -> None:
+    member = Member(1, info(workers=3))
+    assert [member.may_take("unknown", held, Pace()) for held in (0, 1, 2, 3)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_the_status_of_a_slave_says_more_than_that_of_a_master() -> None:
+    member = Member(4, info(workers=2))
+    assert member.as_status(0) == {"id": 4, "info": "PID 1 on node (arch)"}
+    member.is_slave = True
+    assert member.as_status(3)["tags"] is None
+    member.tags, member.finished = frozenset("ba"), 7
+    assert member.as_status(3) == {
+        "id": 4,
+        "info": "PID 1 on node (arch)",
+        "host": "node",
+        "pid": 1,
+        "workers": 2,
+        "tags": ["a", "b"],
+        "holds": 3,
+        "finished": 7,
+    }
