@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(options, Settings.from_environment())
     except MasterSlaveError as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        print(f"task_manager: {lines[-1] if len(lines) > 1 else lines[0]}", file=sys.stderr)
+        print(f"task_manager: {lines[0]}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -84,19 +84,21 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _with_command(argv: list[str]) -> list[str]:
-    """Put in the command ``show`` where only a label is given, whatever options stand before."""
+    """Put the command first, whatever options stand before it; ``show`` where there is none."""
     position = 0
     while position < len(argv):
         word = argv[position]
-        if word in ("-m", "--master"):
+        if word in ("-m", "--master", "-n", "--workers"):
             position += 2
         elif word.startswith("-") and word != "--":
             position += 1
         else:
             break
-    if position < len(argv) and argv[position] not in _COMMANDS:
-        return [*argv[:position], "show", *argv[position:]]
-    return argv
+    if position >= len(argv):
+        return argv
+    if argv[position] in _COMMANDS:
+        return [argv[position], *argv[:position], *argv[position + 1 :]]
+    return ["show", *argv]
 
 
 def _positive(text: str) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from masterslave.pace import HORIZON_S, Pace
@@ -44,7 +45,14 @@ class Kill(NamedTuple):
     why: str  # becomes part of the story
 
 
-Action = Send | Kill
+class Skip(NamedTuple):
+    """Tell a worker not to run these tasks of its line after all."""
+
+    worker: int
+    task_ids: list[str]
+
+
+Action = Send | Kill | Skip
 _RETURNED = Outcome.RETURNED.value
 
 
@@ -79,7 +87,7 @@ class Dispatch:
         self.draining = False  # takes no more tasks, finishes those that run
         self._workers: dict[int, _Worker] = {}
         self._pace = Pace()
-        self._known: set[tuple[str, int]] = set()  # (task, attempt) that this slave holds
+        self._known: dict[tuple[str, int], None] = {}  # (task, attempt) held here, oldest first
         self._announced: set[str] = set()  # tasks whose start was reported
 
     # --- what happens -----------------------------------------------------------------------
@@ -92,7 +100,7 @@ class Dispatch:
         """Tasks came from the task manager; one that is here already is not taken twice."""
         for task in tasks:
             if (task.task_id, task.attempt) not in self._known:
-                self._known.add((task.task_id, task.attempt))
+                self._known[task.task_id, task.attempt] = None
                 self.backlog.append(task)
 
     def finished(self, worker: int, done: Completion, now: float) -> None:
@@ -132,9 +140,15 @@ class Dispatch:
         gone = set(task_ids)
         for task in [task for task in self.backlog if task.task_id in gone]:
             self.backlog.remove(task)
-            self._known.discard((task.task_id, task.attempt))
+            del self._known[task.task_id, task.attempt]
         actions: list[Action] = []
         for number, state in self._workers.items():
+            behind = [task for task in islice(state.line, 1, None) if task.task_id in gone]
+            if behind:
+                actions.append(Skip(number, [task.task_id for task in behind]))
+                for task in behind:
+                    state.line.remove(task)
+                    del self._known[task.task_id, task.attempt]
             if state.line and state.line[0].task_id in gone and state.blame is None:
                 state.condemn(Outcome.RETURNED, "cancelled")
                 actions.append(Kill(number, "cancelled"))
@@ -157,7 +171,6 @@ class Dispatch:
     def tick(self, now: float) -> list[Action]:
         """Kill what is past its time limit, feed the workers, give back what is held up."""
         actions: list[Action] = []
-        stalled = False
         for number, state in self._workers.items():
             if not state.line:
                 continue
@@ -166,10 +179,11 @@ class Dispatch:
                 why = f"killed at its time limit of {task.timeout:g} s"
                 state.condemn(Outcome.TIMED_OUT, why)
                 actions.append(Kill(number, why))
-            stalled = stalled or age > STALL_S
+            if age > STALL_S and len(state.line) > 1:
+                actions.append(self._recall(number, state))
         if not self.draining:
             actions += self._feed(now)
-        if self.draining or (stalled and self.backlog and not self.idle_workers()):
+        if self.draining or self.stalled(now):
             self._give_back_backlog()
         return actions
 
@@ -178,6 +192,12 @@ class Dispatch:
     def idle_workers(self) -> int:
         """How many workers are ready and have nothing to do."""
         return sum(1 for w in self._workers.values() if w.ready and not w.line and w.blame is None)
+
+    def stalled(self, now: float) -> bool:
+        """Whether every worker has been at one task for long: what waits here is held back."""
+        return bool(self._workers) and all(
+            worker.line and now - worker.busy_since > STALL_S for worker in self._workers.values()
+        )
 
     def hungry(self) -> bool:
         """Whether a worker is idle and nothing is here for it."""
@@ -195,6 +215,10 @@ class Dispatch:
     def holds(self) -> list[tuple[str, int]]:
         """Task id and attempt of every task here."""
         return list(self._known)
+
+    def untell(self) -> None:
+        """The task manager has lost track: tell it again what has started."""
+        self._announced.clear()
 
     def newly_started(self, before: float) -> list[str]:
         """Tasks that workers began before that time and whose start has not been told yet."""
@@ -218,7 +242,7 @@ class Dispatch:
                 timeout = state.line[0].timeout
                 if timeout is not None:
                     waits.append(max(0.0, timeout - age) + 0.001)
-                if self.backlog and age <= STALL_S:
+                if (self.backlog or len(state.line) > 1) and age <= STALL_S:
                     waits.append(STALL_S - age + 0.001)
         return min(waits, default=None)
 
@@ -257,12 +281,21 @@ class Dispatch:
                 break
         return batch
 
+    def _recall(self, number: int, state: _Worker) -> Skip:
+        """Take back what stands behind a long task. One that has begun meanwhile runs twice."""
+        first = state.line.popleft()
+        behind = list(state.line)
+        self.backlog.extendleft(reversed(behind))
+        state.line.clear()
+        state.line.append(first)
+        return Skip(number, [task.task_id for task in behind])
+
     def _give_back_backlog(self) -> None:
         while self.backlog:
             task = self.backlog.popleft()
             self._end(Completion(task.task_id, task.attempt, _RETURNED, [], 0.0, "not begun"))
 
     def _end(self, done: Completion) -> None:
-        self._known.discard((done.task_id, done.attempt))
+        self._known.pop((done.task_id, done.attempt), None)
         self._announced.discard(done.task_id)
         self.completions.append(done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from typing import Any
 
 from masterslave import slavecode, worker
@@ -44,7 +45,8 @@ def runJob(
     master = master_class(label)
     try:
         record = slavecode.running_script()
-        if record is not None:
+        # A class of an interactive console inside a program is in no module, and in no script.
+        if record is not None and slave_class.__module__ in sys.modules:
             master.keep_slave_code(record, shared_main=True)
         else:
             master.keep_slave_code(slavecode.object_record((slave_class, watchdog_period)))
@@ -72,6 +74,8 @@ def initializeMasterProcess(
     """
     if slave_script is not None and slave_module is not None:
         raise SettingsError("give slave_script= or slave_module=, not both")
+    if slave_module is not None and not isinstance(slave_module, str):
+        raise SettingsError(f"slave_module={slave_module!r}: must be a module's name")
     record = None
     if slave_script is not None:
         record = slavecode.script_record(slave_script)

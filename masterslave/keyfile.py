@@ -33,7 +33,8 @@ def load_key(path: Path) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    with open(path, encoding="ascii", errors="replace") as file:
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a named pipe would wait for a writer
+    with open(os.open(path, flags), encoding="ascii", errors="replace") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise SettingsError(f"key file {path}: is not a regular file")

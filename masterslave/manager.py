@@ -99,12 +99,12 @@ class TaskManager:
         held = [(task_id, attempt) for task_id, attempt in held]
         with self._lock:
             member = self._roster.join(record, watchdog_period, resume, self._clock())
-            self._release(member)  # if its old connection has not been missed yet
-            obsolete = [
-                task_id
-                for task_id, attempt in held
-                if not self._queue.adopt(member.id, task_id, attempt)
-            ]
+            effects, obsolete = self._queue.reconcile(member.id, held)
+            for effect in effects:
+                self._act(effect, member, "not begun")
+            member.emptied()
+            for task in self._queue.held_by(member.id):
+                member.took(task.id, task.attempt, None)
             self._tell("process_joined", member.id, record.machine)
         self._tell_observers()
         return [member.id, obsolete]
@@ -127,8 +127,7 @@ class TaskManager:
         with self._lock:
             member = self._roster.known(process_id)
             machine = member.info.machine if member is not None else f"process {process_id}"
-            line = text.strip().rpartition("\n")[2]
-            self._failures.append(f"{machine}: {line}")
+            self._failures.append(f"{machine}: {text.strip().partition(chr(10))[0]}")
             del self._failures[:-_KEPT_FAILURES]
         log.error("slave %s: %s", machine, text.strip(), extra={"action": "slave_failed"})
 
@@ -314,10 +313,11 @@ class TaskManager:
         "terminate" (the job is over), "register" (this process is not known, or was taken for
         dead: what it handed in was used, now it must register again).
         """
+        ended = [as_completion(item) for item in completions]
         with self._lock:
             member = self._roster.known(process_id)
-            for item in completions:
-                self._settle(process_id, member, as_completion(item))
+            for done in ended:
+                self._settle(process_id, member, done)
             tasks: list[Assignment] = []
             if member is not None and self._is_present(member):
                 self._roster.liveness.heard(process_id, self._clock())
@@ -477,7 +477,7 @@ class TaskManager:
                 return tasks  # the rest fits into the next answer
             assignment = self._queue.hand_out(member.id, tags)
             assert assignment is not None
-            estimate_s = self._pace.estimate_s(assignment.tag) or 0.0
+            estimate_s = self._pace.estimate_s(assignment.tag)
             member.took(assignment.task_id, assignment.attempt, estimate_s)
             held += 1
             tasks.append(assignment)

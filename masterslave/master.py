@@ -31,7 +31,13 @@ from masterslave.keyfile import load_key
 from masterslave.launchers.local import LocalSlaves
 from masterslave.manager import TaskManager
 from masterslave.records import Delivery, Frame, Outcome, TaskOptions, getMachineInfo
-from masterslave.settings import DEFAULT_PORT, Settings, join_address, split_address
+from masterslave.settings import (
+    DEFAULT_PORT,
+    Settings,
+    check_label,
+    join_address,
+    split_address,
+)
 from masterslave.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -84,8 +90,7 @@ class MasterProcess:
         `Observer`. Raises `LabelInUse` when a living master has the label, `SettingsError` and
         `ConnectionFailed` when it cannot be set up.
         """
-        if not isinstance(label, str) or not label.strip() or not label.isprintable():
-            raise SettingsError(f"label {label!r}: must be a line of visible characters")
+        check_label(label)
         self.label = label
         self.settings = settings or Settings.from_environment()
         self.task_manager = TaskManager(label, self.settings, observers)
@@ -161,6 +166,8 @@ class MasterProcess:
         Gives their process ids. They end with this master. Raises `SettingsError` when no code is
         kept (see `runJob` and `initializeMasterProcess`).
         """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise SettingsError(f"launchSlaveJobs: n={n!r} must be an integer of at least 1")
         try:
             self.task_manager.retrieveData(slavecode.DATA_NAME)
         except DataNotFound:
@@ -198,6 +205,7 @@ class MasterProcess:
         of the task, kept with it. Raises `PayloadError` when a parameter cannot be pickled,
         `SettingsError` for an option that cannot be used, `TaskManagerTermination` after the end.
         """
+        _check_tag(tag)
         options = TaskOptions(priority, timeout, retries, crash_limit, key)
         frame = self._encode(tag, parameters)
         return self.task_manager.addTaskRequest(tag, frame, self.process_id, options)
@@ -218,7 +226,12 @@ class MasterProcess:
         Gives their ids in order. The iterable is used up as it goes, so slaves begin before it has
         ended.
         """
-        options = TaskOptions(priority, timeout, retries, crash_limit, key)
+        _check_tag(tag)
+        options = TaskOptions(priority, timeout, retries, crash_limit, key).checked()
+        if not isinstance(parameter_tuples, Iterable):
+            raise SettingsError(
+                f"requestTasks: parameter_tuples={parameter_tuples!r} must be an iterable of tuples"
+            )
         ids: list[str] = []
         frames = []
         for parameters in parameter_tuples:
@@ -244,6 +257,7 @@ class MasterProcess:
         Raises `TaskRaisedException` when the task failed. After `shutdown`, when no result is
         left, gives (None, None, None).
         """
+        _check_wait(tag, timeout)
         try:
             got = self.task_manager.getResults(self.process_id, tag, 1, timeout)
         except TaskManagerTermination:
@@ -263,6 +277,10 @@ class MasterProcess:
         `TaskRaisedException` for a task that failed; a new iterator goes on with the rest.
         `timeout`: seconds to wait for each next result before `ResultTimeout` is raised.
         """
+        _check_wait(tag, timeout)
+        return self._results(tag, timeout)
+
+    def _results(self, tag: str | None, timeout: float | None) -> Iterator[tuple[str, str, Any]]:
         while True:
             try:
                 # One at a time, so that a failure, or leaving the loop, loses no other result.
@@ -281,6 +299,8 @@ class MasterProcess:
         A running one is stopped: its worker is killed and replaced. Raises `UnknownTask` for an id
         that was never given out here.
         """
+        if not isinstance(task_id, str):
+            raise SettingsError(f"task_id={task_id!r}: must be a task id such as 'sqrt_0'")
         return self.task_manager.cancelTask(task_id)
 
     def printStatistics(self, verbose: bool = True) -> None:
@@ -353,3 +373,17 @@ class MasterProcess:
             )
             exception = kind(delivery.detail)
         raise TaskRaisedException(delivery.task_id, delivery.tag, exception, delivery.detail)
+
+
+def _check_tag(tag: Any) -> None:
+    if not isinstance(tag, str) or not tag:
+        raise SettingsError(f"tag={tag!r}: must be the name of a handler without its do_")
+
+
+def _check_wait(tag: Any, timeout: Any) -> None:
+    if tag is not None:
+        _check_tag(tag)
+    if timeout is not None and (
+        isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0
+    ):
+        raise SettingsError(f"timeout={timeout!r}: must be a number of seconds or None")

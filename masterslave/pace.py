@@ -28,7 +28,7 @@ class Pace:
         self._mean_s: dict[str, float] = {}
 
     def record(self, tag: str, duration_s: float) -> None:
-        """A task of that tag took so long. A longer one counts at once, a shorter one slowly."""
+        """A task of that tag took so long."""
         mean = self._mean_s.get(tag)
         if mean is None:
             self._mean_s[tag] = duration_s

@@ -27,6 +27,9 @@ from masterslave.records import MAX_FRAME_BYTES, Frame
 #: are copied once more. Smaller: a frame of many small arrays costs more in pieces than in copies.
 OUT_OF_BAND_BYTES = 65536
 
+#: Of an exception's text where the exception itself cannot be brought over.
+_TEXT_CHARACTERS = 10_000
+
 
 class Codec:
     """Turns values into frames and back, for one program.
@@ -134,20 +137,31 @@ class _Main:
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
+        text = str(error)
     except Exception:  # a __str__ of the user's may do anything
         return "(its text cannot be shown)"
+    return clean(text, _TEXT_CHARACTERS)
+
+
+def clean(text: str, limit: int) -> str:
+    """The text as every encoder takes it, and at most so long: the middle is left out."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}\n...\n{text[-limit // 2 :]}"
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def resolve_main(main_id: str, qualname: str, by_value: bytes) -> Any:
     """Called while unpickling: what a peer's script defines, taken from here if it is the same."""
-    if main_id == _Main.id:
-        found: Any = sys.modules["__main__"]
-        for name in qualname.split("."):
-            found = getattr(found, name, None)
-        if found is not None:
-            return found
-    return cloudpickle.loads(by_value)
+    found = _named_in_main(qualname) if main_id == _Main.id else None
+    return cloudpickle.loads(by_value) if found is None else found
+
+
+def _named_in_main(qualname: str) -> Any:
+    """What ``__main__`` has under a qualified name; None if nothing."""
+    found: Any = sys.modules["__main__"]
+    for name in qualname.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 class _ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -162,7 +176,7 @@ class _ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             self._main_id is not None
             and isinstance(obj, (type, FunctionType))
             and obj.__module__ == "__main__"
-            and "<" not in obj.__qualname__
+            and _named_in_main(obj.__qualname__) is obj
         ):
             return resolve_main, (self._main_id, obj.__qualname__, cloudpickle.dumps(obj, 5))
         return super().reducer_override(obj)

@@ -6,6 +6,7 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 |----------------------------------|-------------------------------------------------------|
 | `["code", label, record]`        | what to load; the first message                       |
 | `["tasks", [assignment...]]`     | to be run in order                                    |
+| `["skip", [task id...]]`         | tasks in line that are not to be run here after all   |
 | `["data", name, frame, error]`   | the data item asked for, or why there is none         |
 | `["forget", [name...]]`          | data items that were deleted                          |
 | `["end"]`                        | leave                                                 |
@@ -13,7 +14,7 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 | worker -> supervisor             |                                                       |
 |----------------------------------|-------------------------------------------------------|
 | `["ready", tags, period]`        | the code is loaded; the watchdog period it asks for   |
-| `["failed", text]`               | the code does not load; the worker leaves             |
+| `["failed", summary, text]`      | the code does not load; the worker leaves             |
 | `["done", completion]`           | the end of the first task in line                     |
 | `["need", name]`                 | asks for a data item                                  |
 | `["leaving"]`                    | `terminationTest` was true: the slave is to end       |
@@ -38,7 +39,7 @@ class PipeClosed(Exception):
 
 def pack(message: list[Any]) -> bytes:
     """The bytes of one message."""
-    packed: bytes = msgpack.packb(message)
+    packed: bytes = msgpack.packb(message, unicode_errors="surrogatepass")
     return packed
 
 
@@ -46,7 +47,9 @@ class _Reader:
     """Finds the messages in a stream of bytes."""
 
     def __init__(self) -> None:
-        self._unpacker = msgpack.Unpacker(max_buffer_size=0, strict_map_key=False)
+        self._unpacker = msgpack.Unpacker(
+            max_buffer_size=0, strict_map_key=False, unicode_errors="surrogatepass"
+        )
 
     def feed(self, data: bytes) -> list[list[Any]]:
         self._unpacker.feed(data)
@@ -146,3 +149,19 @@ class WorkerEnd:
                 raise PipeClosed
             self._messages.extend(self._reader.feed(data))
         return self._messages.popleft()
+
+    def receive_available(self) -> list[list[Any]]:
+        """The messages that are there already; does not wait. Raises `PipeClosed` at the end."""
+        try:
+            data = self._sock.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            data = None
+        except OSError as error:
+            raise PipeClosed from error
+        if data is not None:
+            if not data:
+                raise PipeClosed
+            self._messages.extend(self._reader.feed(data))
+        messages = list(self._messages)
+        self._messages.clear()
+        return messages

@@ -174,7 +174,7 @@ class TaskQueue:
         self._lines.join(task, tag, options.priority)
         return task
 
-    def peek(self, tags: Iterable[str]) -> Task | None:
+    def peek(self, tags: Collection[str]) -> Task | None:
         """The task that `hand_out` would hand to a slave with these tags, or None."""
         while (task := self._lines.first(tags)) is not None:
             if task.state is State.WAITING:
@@ -182,7 +182,7 @@ class TaskQueue:
             self._lines.leave(task.tag)  # finished or cancelled while it stood in line
         return None
 
-    def hand_out(self, process: int, tags: Iterable[str]) -> Assignment | None:
+    def hand_out(self, process: int, tags: Collection[str]) -> Assignment | None:
         """A slave takes the first waiting task of the highest priority among its tags."""
         task = self.peek(tags)
         if task is None:
@@ -202,7 +202,7 @@ class TaskQueue:
         attempt was made, in which case it counts as running there as before.
         """
         task = self.tasks.get(task_id)
-        if task is None or task.attempt != attempt:
+        if task is None or task.attempt != attempt or attempt < 1:
             return False
         if task.state is State.RUNNING:
             return task.holder == process
@@ -212,6 +212,19 @@ class TaskQueue:
         task.holder = process
         self._held.setdefault(process, {})[task.id] = task
         return True
+
+    def reconcile(
+        self, process: int, held: Collection[tuple[str, int]]
+    ) -> tuple[list[Effect], list[str]]:
+        """A slave that came back says what it has: (task id, attempt) of each, oldest first.
+
+        What is on record for it and not among these goes back to the head of the line. Gives the
+        effects of that, and the ids that it should let go of.
+        """
+        kept = set(held)
+        missing = [task for task in self.held_by(process) if (task.id, task.attempt) not in kept]
+        effects = [self._reschedule(task) for task in reversed(missing)]
+        return effects, [name for name, attempt in held if not self.adopt(process, name, attempt)]
 
     def started(self, process: int, task_ids: Iterable[str]) -> None:
         """A slave says which of its tasks a worker has begun; only those can cost a crash."""
@@ -401,5 +414,6 @@ class TaskQueue:
         return mine
 
     def _was_given_out(self, task_id: str) -> bool:
-        number = task_id.rpartition("_")[2]
-        return number.isdecimal() and int(number) < self._next_id
+        tag, _, number = task_id.rpartition("_")
+        known = tag in self._counts[State.WAITING]  # keeps every tag that it has seen
+        return known and number.isdecimal() and int(number) < self._next_id

@@ -147,5 +147,7 @@ def as_assignment(item: Any) -> Assignment:
 
 
 def as_completion(item: Any) -> Completion:
-    """Rebuild a `Completion` from the list that came over a wire."""
-    return Completion(*item)
+    """Rebuild a `Completion` from the list that came over a wire; `ValueError` if it is none."""
+    done = Completion(*item)
+    Outcome(done.outcome)
+    return done

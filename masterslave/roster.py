@@ -10,7 +10,7 @@ from typing import Any
 
 from masterslave.errors import UnknownProcess
 from masterslave.liveness import Liveness
-from masterslave.pace import Pace
+from masterslave.pace import HORIZON_S, Pace
 from masterslave.records import ProcessInfo
 
 
@@ -30,10 +30,12 @@ class Member:
 
     def may_take(self, tag: str, held: int, pace: Pace) -> bool:
         """Whether it may get one more task of that tag, holding `held`."""
-        return pace.may_hold(tag, held, self._load_s, self.info.workers)
+        return pace.may_hold(tag, held, self._load_s, max(1, self.info.workers))
 
-    def took(self, task_id: str, attempt: int, estimate_s: float) -> None:
-        """It got a task that will take about so long."""
+    def took(self, task_id: str, attempt: int, estimate_s: float | None) -> None:
+        """It got a task that will take about so long; None: nobody knows."""
+        if estimate_s is None:
+            estimate_s = HORIZON_S  # enough not to put known work behind it
         self._load_s += estimate_s
         self._estimates[task_id, attempt] = estimate_s
 

@@ -14,6 +14,7 @@ Pyro's own variables (`PYRO_NS_HOST`, `PYRO_NS_PORT`, `PYRO_SSL...`) are read by
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ class Settings:
             home = env.get("HOME") or os.path.expanduser("~")
             path = Path(home) / ".masterslave" / "key"
         settings = cls(key_file=path, host=env.get("MASTERSLAVE_HOST") or cls.host)
-        port = _number(env, "MASTERSLAVE_PORT", 0, 65535)
+        port = _number(env, "MASTERSLAVE_PORT", 0, 65535, whole=True)
         gone = _number(env, "MASTERSLAVE_MASTER_GONE", 0, None)
         grace = _number(env, "MASTERSLAVE_GRACE", 0, None)
         broadcast = env.get("MASTERSLAVE_BROADCAST", "1")
@@ -69,7 +70,9 @@ class Settings:
         )
 
 
-def _number(env: Mapping[str, str], name: str, low: float, high: float | None) -> float | None:
+def _number(
+    env: Mapping[str, str], name: str, low: float, high: float | None, *, whole: bool = False
+) -> float | None:
     text = env.get(name)
     if not text:
         return None
@@ -78,8 +81,10 @@ def _number(env: Mapping[str, str], name: str, low: float, high: float | None) -
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not value >= low or (high is not None and value > high):
-        raise SettingsError(f"{name}={text!r}: must be a number {bound}")
+    good = math.isfinite(value) and value >= low and (high is None or value <= high)
+    if not good or (whole and not value.is_integer()):
+        kind = "a whole number" if whole else "a number"
+        raise SettingsError(f"{name}={text!r}: must be {kind} {bound}")
     return value
 
 
@@ -108,3 +113,9 @@ def split_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int
 def join_address(host: str, port: int) -> str:
     """The inverse of `split_address`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_label(label: object) -> None:
+    """Raise `SettingsError` unless `label` can be a label: a line of visible characters."""
+    if not isinstance(label, str) or not label.strip() or not label.isprintable():
+        raise SettingsError(f"label {label!r}: must be a line of visible characters")

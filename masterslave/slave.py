@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from masterslave import slavecode, worker
-from masterslave.errors import SlaveError
+from masterslave.errors import SettingsError, SlaveError
 from masterslave.keyfile import load_key
-from masterslave.settings import Settings, split_address
+from masterslave.settings import Settings, check_label, split_address
 from masterslave.transports.base import Link
 
 DEFAULT_WATCHDOG_PERIOD = 120.0
@@ -40,8 +40,11 @@ class SlaveProcess:
         four may be missing; None promises none, and a slave that is cut off without its connection
         closing cannot be recognised as dead.
         """
+        check_label(label)
         check_watchdog_period(watchdog_period)
         if master_host is not None:
+            if not isinstance(master_host, str):
+                raise SettingsError(f"master_host={master_host!r}: must be 'HOST' or 'HOST:PORT'")
             split_address(master_host)
         self.label = label
         self.master_host = master_host
@@ -80,12 +83,12 @@ class SlaveProcess:
 
 
 def check_watchdog_period(period_s: float | None) -> None:
-    """Raise `SlaveError` unless it is None or a positive number of seconds."""
+    """Raise `SettingsError` unless it is None or a positive number of seconds."""
     good = period_s is None or (
         isinstance(period_s, (int, float)) and not isinstance(period_s, bool) and period_s > 0
     )
     if not good:
-        raise SlaveError(
+        raise SettingsError(
             f"watchdog_period={period_s!r}: must be a positive number of seconds or None"
         )
 

@@ -12,7 +12,7 @@ far as they exist there.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import linecache
 import os
 import sys
@@ -51,7 +51,10 @@ def running_script() -> Record | None:
     if "IPython" in sys.modules and hasattr(main, "get_ipython"):
         return None
     spec = getattr(main, "__spec__", None)
-    return script_record(path, package=spec.parent if spec is not None else None)
+    try:
+        return script_record(path, package=spec.parent if spec is not None else None)
+    except SlaveError:  # compiled, or not Python: there is no text to run again
+        return None
 
 
 def script_record(path: str | os.PathLike[str], package: str | None = None) -> Record:
@@ -61,8 +64,8 @@ def script_record(path: str | os.PathLike[str], package: str | None = None) -> R
     """
     full = os.path.abspath(path)
     try:
-        source = Path(full).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        source = importlib.util.decode_source(Path(full).read_bytes())
+    except (OSError, UnicodeDecodeError, SyntaxError) as error:
         raise SlaveError(f"cannot read the slave's script {full}: {error}") from error
     return {
         "kind": "script",
@@ -140,4 +143,4 @@ def _run_as_main(record: Record) -> None:
     payload.set_main_id(record["main_id"])
     # So that tracebacks show the lines even where the file is not.
     linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
-    exec(compile(source, path, "exec"), module.__dict__)
+    exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)

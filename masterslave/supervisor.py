@@ -32,7 +32,7 @@ from collections.abc import Callable
 from typing import Any
 
 from masterslave import slavecode
-from masterslave.dispatch import Action, Dispatch, Kill, Send
+from masterslave.dispatch import Action, Dispatch, Kill, Send, Skip
 from masterslave.errors import SlaveError
 from masterslave.pipe import PipeClosed
 from masterslave.records import ProcessInfo, as_completion, getMachineInfo
@@ -90,6 +90,7 @@ class Supervisor:
         self._signals = 0
         self._deadline: float | None = None  # of a drain
         self._ending = ""  # why the loop ends
+        self._failure = ""  # more lines of that
         self._data: dict[str, Any] = {}  # data items by name, oldest use first
         self._askers: dict[str, list[int]] = {}  # workers that wait for a data item
         info = ProcessInfo(
@@ -152,10 +153,10 @@ class Supervisor:
         self._dispatch.drain()
         if self._ending != "terminated":
             self._tell(time.monotonic(), everything=True)
-        if not self._uplink.stop(self._settings.grace_s) and self._ending == "drained":
+        failed = self._ending not in ("terminated", "drained", "")
+        failure = f"{self._ending}\n{self._failure}" if failed else ""
+        if not self._uplink.stop(self._settings.grace_s, failure) and self._ending == "drained":
             log.warning("the master did not take the last results")
-        if self._ending not in ("terminated", "drained"):
-            self._uplink.report_failure(self._ending)
         self._selector.close()
         self._wake_in.close()
         self._wake_out.close()
@@ -219,7 +220,9 @@ class Supervisor:
                 self._dispatch.leaving(worker.number)
                 self._start_drain(None)
             elif kind == "failed":
+                log.info("%s", message[2])
                 self._ending = self._ending or message[1]
+                self._failure = message[2]
 
     def _ready(self, worker: WorkerProcess, tags: list[str], period_s: float | None) -> None:
         worker.ready = True
@@ -269,6 +272,9 @@ class Supervisor:
                 continue
             if isinstance(action, Send):
                 worker.pipe.send(["tasks", action.tasks])
+                self._update_mask(worker)
+            elif isinstance(action, Skip):
+                worker.pipe.send(["skip", action.task_ids])
                 self._update_mask(worker)
             elif isinstance(action, Kill):
                 worker.kill()
@@ -322,6 +328,8 @@ class Supervisor:
     def _held(self) -> list[tuple[str, int]]:
         """Called by the uplink's threads. What came in but was not read yet is held, too."""
         waiting = [(t.task_id, t.attempt) for news in list(self._inbox) for t in news.tasks]
+        self._dispatch.untell()
+        self._wake()
         return self._dispatch.holds() + waiting
 
     def _read_inbox(self) -> None:
@@ -342,7 +350,8 @@ class Supervisor:
         """Hand in what has ended, and what runs for long enough to be worth telling."""
         completions, self._dispatch.completions = self._dispatch.completions, []
         started = self._dispatch.newly_started(now - (0.0 if everything else _TELL_STARTED_S))
-        self._uplink.hand_in(completions, started, self._dispatch.hungry())
+        hungry, stalled = self._dispatch.hungry(), self._dispatch.stalled(now)
+        self._uplink.hand_in(completions, started, hungry=hungry, stalled=stalled)
 
     # --- waiting, signals -------------------------------------------------------------------
 

@@ -76,6 +76,7 @@ class Uplink:
         self._needed: deque[str] = deque()
         self._wanted = True  # whether new tasks are welcome
         self._hungry = False
+        self._stalled = False
         self._stopping = False
         self._tags: list[str] | None = None
         self._tags_told = False
@@ -111,9 +112,16 @@ class Uplink:
             self._tags, self._period_s, self._tags_told = tags, period_s, False
             self._changed.notify_all()
 
-    def hand_in(self, completions: list[Completion], started: list[str], hungry: bool) -> None:
-        """Queue results and starts for the task manager; say whether workers are idle."""
+    def hand_in(
+        self, completions: list[Completion], started: list[str], *, hungry: bool, stalled: bool
+    ) -> None:
+        """Queue results and starts for the task manager.
+
+        `hungry`: workers are idle, so the fetcher is to wait for tasks. `stalled`: all are at long
+        tasks, so that more in advance would only be given back.
+        """
         with self._changed:
+            self._stalled = stalled
             self._completions.extend(completions)
             self._started += started
             if completions or started or hungry != self._hungry:
@@ -126,14 +134,6 @@ class Uplink:
             self._needed.append(name)
             self._changed.notify_all()
 
-    def report_failure(self, text: str) -> None:
-        """Tell the master why this slave cannot work. Called before `start` or after `stop`."""
-        try:
-            if self._link is not None:
-                self._link.call("reportFailure", self.process_id, text)
-        except MasterSlaveError as error:
-            log.warning("could not tell the master: %s", error)
-
     def refuse_tasks(self) -> None:
         """From now on, take no new tasks."""
         with self._changed:
@@ -141,8 +141,11 @@ class Uplink:
             self._hungry = False
             self._changed.notify_all()
 
-    def stop(self, wait_s: float) -> bool:
-        """Hand in what is left, unregister, close; true if all was acknowledged in `wait_s`."""
+    def stop(self, wait_s: float, failure: str = "") -> bool:
+        """Hand in what is left, unregister, close; true if all was acknowledged in `wait_s`.
+
+        `failure`: why this slave could not work, for the master.
+        """
         with self._changed:
             self._wanted = False
             self._stopping = True
@@ -152,6 +155,8 @@ class Uplink:
         clean = not self._sender.is_alive() and not self._completions
         if self._link is not None and not self._sender.is_alive():
             try:
+                if failure:
+                    self._link.call("reportFailure", self.process_id, failure)
                 self._link.call("unregisterProcess", self.process_id)
             except MasterSlaveError as error:
                 log.debug("not unregistered: %s", error)
@@ -186,7 +191,7 @@ class Uplink:
                 self._announce(link)
             for name in needed:
                 self._retrieve(link, name)
-            want = self._wanted and self._tags is not None
+            want = self._wanted and self._tags is not None and not self._stalled
             reply = link.call("exchange", self.process_id, completions, started, want, 0.0)
         except ConnectionFailed as error:
             with self._changed:

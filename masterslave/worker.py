@@ -25,7 +25,7 @@ from typing import Any
 
 from masterslave import slavecode
 from masterslave.errors import DataNotFound, PayloadError
-from masterslave.payload import Codec
+from masterslave.payload import Codec, clean
 from masterslave.pipe import PipeClosed, WorkerEnd
 from masterslave.records import (
     Assignment,
@@ -37,6 +37,9 @@ from masterslave.records import (
 )
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+#: Longest traceback that travels as text.
+_TRACEBACK_CHARACTERS = 100_000
 
 
 class _Worker:
@@ -63,6 +66,10 @@ class _Worker:
             while not self._tasks:
                 if not self._handle(self.pipe.receive()):
                     return
+            if len(self._tasks) > 1:  # some may have been given to others in the meantime
+                for message in self.pipe.receive_available():
+                    if not self._handle(message):
+                        return
             task = self._tasks.popleft()
             self.pipe.send(["done", self._run(task, handlers[task.tag])])
             if termination_test():
@@ -74,6 +81,8 @@ class _Worker:
         kind = message[0]
         if kind == "tasks":
             self._tasks.extend(as_assignment(item) for item in message[1])
+        elif kind == "skip":
+            self._tasks = deque(task for task in self._tasks if task.task_id not in message[1])
         elif kind == "forget":
             for name in message[1]:
                 self._values.pop(name, None)
@@ -193,7 +202,9 @@ def _load(worker: _Worker, record: slavecode.Record) -> None:
             raise
         problem = _format(error)
     if not worker.started:
-        worker.pipe.send(["failed", f"the slave's code ({_name(record)}) does not load: {problem}"])
+        summary = problem.strip().rpartition("\n")[2]
+        text = f"the slave's code ({_name(record)}) does not load: {summary}"
+        worker.pipe.send(["failed", text, problem])
 
 
 def _name(record: slavecode.Record) -> str:
@@ -206,7 +217,8 @@ def _format(error: BaseException) -> str:
     trace: TracebackType | None = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == here:
         trace = trace.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace or error.__traceback__))
+    lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
+    return clean("".join(lines), _TRACEBACK_CHARACTERS)
 
 
 def _die_with(parent_pid: int) -> None:

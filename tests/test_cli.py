@@ -184,9 +184,7 @@ def test_both_ways_to_call_it_are_the_same(
     assert program.err == ""
 
 
-def test_no_colours_where_there_is_no_terminal(
-    world: World, start_master: StartMaster
-) -> None:
+def test_no_colours_where_there_is_no_terminal(world: World, start_master: StartMaster) -> None:
     master = start_master()
     master.requestTask("echo", 1)  # so that there is a warning to be coloured
     for arguments in (["-v", "job"], ["list", "-v"], ["-h"], ["unknown"]):
@@ -393,9 +391,7 @@ def test_a_refused_key(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_host_with_another_label(
-    start_master: StartMaster, run: Run, command: list[str]
-) -> None:
+def test_a_host_with_another_label(start_master: StartMaster, run: Run, command: list[str]) -> None:
     master = start_master(named=False)
     check_error(run(*command, "other", "-m", master.address), master.address, "'other'")
 
@@ -495,7 +491,13 @@ def test_help(run: Run, arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "form",
-    ["slave job -n 2", "slave -n 2 job", "slave job --workers=2", "-v slave job -n2", "-n 2 slave job"],
+    [
+        "slave job -n 2",
+        "slave -n 2 job",
+        "slave job --workers=2",
+        "-v slave job -n2",
+        "-n 2 slave job",
+    ],
 )
 def test_a_slave_with_two_workers(world: World, start_master: StartMaster, form: str) -> None:
     master = start_master()

@@ -680,6 +680,7 @@ HOLDING_MASTER = """
 
     class Slave(SlaveProcess):
         def do_hold(self, i):
+            time.sleep(0.3)  # so long that the slave has told of it and has no more to say
             with open("notes", "a") as file:
                 print("begin", i, os.getpid(), file=file)
             time.sleep(1000)

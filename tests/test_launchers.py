@@ -22,7 +22,7 @@ ECHO = """
         return x
     startSlaveProcess()
 """
-LABELS = ["plain", "-dash", "--", "-n", "--help", "two  words", "it's \"quoted\"", "$HOME;ls", "ü/ö"]
+LABELS = ["plain", "-dash", "--", "-n", "--help", "two  words", 'it\'s "quoted"', "$HOME;ls", "ü/ö"]
 
 
 @pytest.fixture

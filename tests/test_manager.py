@@ -350,10 +350,12 @@ def test_a_task_wakes_who_handles_its_tag(live: TaskManager) -> None:
 def test_a_batch_wakes_as_many_as_there_are_tasks(live: TaskManager) -> None:
     with in_line(live, [join(live) for _ in range(4)]) as calls:
         requested = live.addTaskRequests("sqrt", [X, X, X])
-        got = [calls[i].outcome()[0] for i in range(3)]
-        assert sorted(ids([task for tasks in got for task in tasks])) == requested
+        wait_until(lambda: sum(call.done for call in calls) == 3, "each task has found a slave")
         wait_for_line(live, 1)
-        assert not calls[3].done
+        live.terminate()
+        got = [call.outcome()[0] for call in calls]
+        assert sorted(ids([task for tasks in got for task in tasks])) == requested
+        assert sorted(map(len, got)) == [0, 1, 1, 1]
 
 
 def test_a_rescheduled_task_wakes_a_waiting_slave(live: TaskManager) -> None:

@@ -56,6 +56,11 @@ class Slave(SlaveProcess):
             time.sleep(0.005)
         return name
 
+    def do_tick(self):
+        for _ in range(50):
+            note("tick")
+            time.sleep(0.01)
+
     def do_count(self):
         self.count += 1
         return self.count
@@ -182,7 +187,7 @@ def test_a_slave_tells_what_it_is(job: Job) -> None:
     assert row["pid"] == os.getpid()
     assert row["workers"] == 2
     assert row["tags"] == [
-        "count", "echo", "environment", "hold", "kill", "pid", "say"
+        "count", "echo", "environment", "hold", "kill", "pid", "say", "tick"
     ]  # fmt: skip
 
 
@@ -368,15 +373,17 @@ def test_standard_error_is_passed_on(job: Job, capsys: pytest.CaptureFixture[str
 def test_a_slave_takes_no_tasks_for_a_worker_that_still_loads(job: Job) -> None:
     (job.path / "slow").touch()  # all workers but the first one wait in their script
     job.slave(2)
-    job.request("hold", "a")
-    wait_until(lambda: job.notes("begin a"))
     wait_until(lambda: job.notes("start") == 2)
+    job.request("tick")
+    wait_until(lambda: job.notes("tick") >= 1)
     task_id = job.request("echo", 1)
-    threading.Event().wait(0.5)  # time enough for thousands of calls to and fro
-    assert job.manager._queue.tasks[task_id].attempt < 10
-    assert len(job.line.calls) < 100
+    wait_until(lambda: job.notes("tick") >= 45)  # time enough for thousands of calls to and fro
+    task = job.manager._queue.tasks.get(task_id)
     (job.path / "slow").unlink()
-    assert job.result() == 1
+    assert task is not None
+    assert task.attempt < 10
+    assert len(job.line.calls) < 100
+    assert {job.result(), job.result()} == {None, 1}
 
 
 # --- data items -----------------------------------------------------------------------------
@@ -479,5 +486,3 @@ def test_what_others_run_is_finished_first(job: Job) -> None:
     slave.join(PATIENCE_S)
     assert not slave.is_alive()
     assert job.errors == []
-
-

@@ -183,9 +183,7 @@ def test_a_master_that_is_not_there(line: Line) -> None:
         Slave(line, SETTINGS).uplink.register()
 
 
-def test_tags_and_period_are_announced(
-    manager: TaskManager, start: Callable[..., Slave]
-) -> None:
+def test_tags_and_period_are_announced(manager: TaskManager, start: Callable[..., Slave]) -> None:
     slave = start(announce=False)
     slave.uplink.announce(["echo", "other"], 50.0)
     wait_until(lambda: manager.status()["slaves"][0]["tags"] == ["echo", "other"])

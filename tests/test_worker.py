@@ -174,7 +174,7 @@ def test_an_exception_comes_back_with_the_traceback_of_the_handler(start: Start)
     assert type(error) is ZeroDivisionError
     lines = detail.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
-    assert lines[1].endswith("script.py\", line 9, in do_divide")  # no frame of the worker's own
+    assert lines[1].endswith('script.py", line 9, in do_divide')  # no frame of the worker's own
     assert lines[2].strip() == "return x / y"
     assert lines[-1] == "ZeroDivisionError: division by zero"
 

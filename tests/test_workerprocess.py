@@ -86,9 +86,7 @@ class Seat:
 
 
 @pytest.fixture
-def seat(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[], Seat]]:
+def seat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Seat]]:
     monkeypatch.chdir(tmp_path)
     seats: list[Seat] = []
 
