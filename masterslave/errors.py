@@ -19,6 +19,7 @@
     |-- SettingsError               an option, environment variable or key file that cannot be used
     |-- ConnectionFailed            a task manager cannot be reached
     |   |-- LabelUnknown            ... because nothing is registered under its label
+    |   |-- ForeignProtocol         ... because something else answers at its address
     |   `-- AuthenticationError     ... because one side could not prove that it holds the key
     |-- LabelInUse                  a living task manager has that label already
     `-- SlaveError                  a slave cannot go on: its code does not load, its master is gone
@@ -153,8 +154,12 @@ class LabelUnknown(ConnectionFailed):
     """No task manager is registered under the label."""
 
 
+class ForeignProtocol(ConnectionFailed):
+    """The other side is not a task manager, nor a client of one."""
+
+
 class AuthenticationError(ConnectionFailed):
-    """The other side does not hold the same key, or is not a task manager at all."""
+    """The other side speaks this library's protocol, but did not prove that it holds the key."""
 
 
 class LabelInUse(MasterSlaveError):

@@ -91,23 +91,26 @@ class TaskManager:
         `watchdog_period`: seconds between the signs of life that it promises, None for none.
         `info`: a `ProcessInfo`, or a line of text. `resume`: the process id it had before, taken
         up again when its token is the same. `held`: (task id, attempt) of the tasks it still has.
-        Gives the process id, and the ids of those tasks that it should let go of.
+        Gives the process id, the ids of those tasks that it should let go of, and the number of
+        this registration, which it names in `exchange`.
         """
         record = (
             ProcessInfo(*info) if not isinstance(info, str) else ProcessInfo(info, 0, "", 0, "")
         )
-        held = [(task_id, attempt) for task_id, attempt in held]
+        had = [(str(task_id), int(attempt)) for task_id, attempt in held]
         with self._lock:
             member = self._roster.join(record, watchdog_period, resume, self._clock())
-            effects, obsolete = self._queue.reconcile(member.id, held)
+            effects, obsolete = self._queue.reconcile(member.id, had)
             for effect in effects:
                 self._act(effect, member, "not begun")
             member.emptied()
             for task in self._queue.held_by(member.id):
                 member.took(task.id, task.attempt, None)
+            self._slaves_wait.wake_all(member.tags)  # its calls from before are void
             self._tell("process_joined", member.id, record.machine)
+            generation = member.generation
         self._tell_observers()
-        return [member.id, obsolete]
+        return [member.id, obsolete, generation]
 
     def announceSlave(self, process_id: int) -> None:
         """A registered process is a slave whose workers are starting."""
@@ -150,6 +153,7 @@ class TaskManager:
                 return
             story = f"{member.info.machine} was lost: {reason}"
             effects = self._queue.lose(process_id, story, max(1, member.info.workers))
+            self._slaves_wait.wake_all(member.tags)  # its own waiting calls end
             for effect in effects:
                 self._act(effect, member, "its slave was lost")
             self._gone.notify_all()
@@ -304,11 +308,14 @@ class TaskManager:
         started: Iterable[str] = (),
         want: bool = True,
         timeout: float = 0.0,
+        generation: int | None = None,
     ) -> list[Any]:
         """A slave hands in what ended and takes what it may hold: many tasks in one call.
 
         `started`: tasks that workers have begun since the last call. `want`: whether it takes new
-        tasks. Blocks for `timeout` seconds at most until there is a task. Gives the list of
+        tasks. `generation`: the number of its registration; a call from an earlier one, whose
+        answer might go to a connection that is dead, gets no tasks and no notices.
+        Blocks for `timeout` seconds at most until there is a task. Gives the list of
         assignments, and a dictionary of notices: "stop" (task ids), "forget" (data items),
         "terminate" (the job is over), "register" (this process is not known, or was taken for
         dead: what it handed in was used, now it must register again).
@@ -319,15 +326,19 @@ class TaskManager:
             for done in ended:
                 self._settle(process_id, member, done)
             tasks: list[Assignment] = []
-            if member is not None and self._is_present(member):
+            if member is not None and generation is None:
+                generation = member.generation
+            if member is not None and self._is_current(member, generation):
                 self._roster.liveness.heard(process_id, self._clock())
                 self._queue.started(process_id, started)
                 if want:
                     tasks = self._take(member, timeout)
-            notices = member.notices() if member is not None else {}
+            notices = {}
+            if member is not None and member.generation == generation:
+                notices = member.notices()
             if self._terminated:
                 notices["terminate"] = True
-            elif member is None or not self._is_present(member):
+            elif member is None or member.id not in self._roster.present:
                 notices["register"] = True
         if self._outbox:
             self._tell_observers()
@@ -377,10 +388,12 @@ class TaskManager:
     def deleteData(self, name: str) -> None:
         """Delete a data item here and in the slaves' caches; `DataNotFound` if there is none."""
         with self._lock:
-            if self._data.pop(name, None) is None:
+            if name not in self._data:
                 raise DataNotFound(f"no data item {name!r}: never stored, or deleted")
-            for member in self._roster.slaves():
-                member.dropped_data.append(name)
+            del self._data[name]
+            for member in self._roster.all_known():
+                if member.is_slave:
+                    member.dropped_data.append(name)
 
     # --- the end, and questions -------------------------------------------------------------
 
@@ -388,7 +401,7 @@ class TaskManager:
         """End the job: no more tasks are taken or handed out; slaves are told to leave."""
         with self._lock:
             self._terminated = True
-            self._slaves_wait.wake_all()
+            self._slaves_wait.wake_everybody()
             for waiting in self._clients_wait.values():
                 waiting.notify_all()
             self._gone.notify_all()
@@ -437,8 +450,9 @@ class TaskManager:
 
     # --- inside (all with the lock held) ----------------------------------------------------
 
-    def _is_present(self, member: Member) -> bool:
-        return self._roster.present.get(member.id) is member
+    def _is_current(self, member: Member, generation: int | None) -> bool:
+        present = self._roster.present.get(member.id) is member
+        return present and member.generation == generation
 
     def _take(self, member: Member, timeout: float) -> list[Assignment]:
         """Hand out what the slave may hold, waiting for the first task if there is none."""
@@ -447,19 +461,22 @@ class TaskManager:
         tasks = self._hand_out(member)
         if tasks or timeout <= 0:
             return tasks
+        generation = member.generation
         deadline = self._clock() + timeout
         while not tasks and not member.cancelled:
             wait_s = deadline - self._clock()
             if wait_s <= 0:
                 break
             self._slaves_wait.wait(member.tags, wait_s)
-            if self._terminated or not self._is_present(member):
-                break
-            tasks = self._hand_out(member)
-        # What this waiter was woken for and did not take is another one's.
-        task = self._queue.peek(member.tags)
-        if task is not None:
-            self._slaves_wait.wake(task.tag)
+            gone = self._terminated or not self._is_current(member, generation)
+            if not gone:
+                tasks = self._hand_out(member)
+            # What this waiter was woken for and did not take is another one's.
+            task = self._queue.peek(member.tags)
+            if task is not None:
+                self._slaves_wait.wake(task.tag)
+            if gone:
+                return []
         self._roster.liveness.heard(member.id, self._clock())
         return tasks
 
@@ -559,6 +576,7 @@ class TaskManager:
             while True:
                 if self._terminated:
                     raise TaskManagerTermination("the task manager has ended")
+                self._roster.get(process_id)  # it may have been lost while it waited
                 assignment = self._queue.hand_out(member.id, tags)
                 wait_s = deadline - self._clock()
                 if assignment is not None or wait_s <= 0:

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 
-from masterslave.errors import AuthenticationError, ConnectionFailed, LabelInUse
+from masterslave.errors import AuthenticationError, ConnectionFailed, LabelInUse, SettingsError
 from masterslave.settings import Settings, split_address
 from masterslave.transports.pyro import (
     EmbeddedNameServer,
@@ -25,6 +25,7 @@ from masterslave.transports.pyro import (
 
 log = logging.getLogger(__name__)
 
+_ALIVE_S = 3.0  # longest time that a living master takes to prove its key
 _WAIT_STEP_S = 0.25  # between two looks of a slave that waits for its master
 
 
@@ -111,7 +112,7 @@ class Registration:
                 self._enter()
             except LabelInUse as error:
                 log.warning("%s", error, extra={"action": "label_lost"})
-            except (ConnectionFailed, OSError) as error:
+            except Exception as error:  # whatever it was, the next look may find it mended
                 log.debug("registration not renewed: %s", error)
 
 
@@ -119,21 +120,28 @@ def is_alive(label: str, addresses: list[str], key: bytes, settings: Settings) -
     """Whether a task manager answers at one of the addresses, with our key or another one."""
     for text in addresses:
         try:
-            link = PyroLink(split_address(text), label, key, min(settings.handshake_s, 3.0))
-        except AuthenticationError as error:
-            if "protocol" not in str(error):  # speaks our protocol, with someone else's key
-                return True
+            link = _link(text, label, key, min(settings.handshake_s, _ALIVE_S))
+        except AuthenticationError:  # speaks our protocol, with someone else's key
+            return True
         except ConnectionFailed:
             continue
-        else:
-            try:
-                link.call("numberOfActiveProcesses")
-                return True
-            except ConnectionFailed:
-                continue
-            finally:
-                link.close()
+        try:
+            link.call("numberOfActiveProcesses")
+            return True
+        except ConnectionFailed:
+            continue
+        finally:
+            link.close()
     return False
+
+
+def _link(text: str, label: str, key: bytes, timeout_s: float) -> PyroLink:
+    """A link to an address as it was registered; one that makes no sense is nobody's."""
+    try:
+        address = split_address(text)
+    except SettingsError as error:
+        raise ConnectionFailed(f"label {label!r} leads nowhere: {error}") from error
+    return PyroLink(address, label, key, timeout_s)
 
 
 def locate(label: str, master_host: str | None, settings: Settings) -> list[str]:
@@ -168,7 +176,7 @@ def connect_any(label: str, addresses: list[str], key: bytes, settings: Settings
     problems: list[ConnectionFailed] = []
     for text in addresses:
         try:
-            return PyroLink(split_address(text), label, key, settings.handshake_s)
+            return _link(text, label, key, settings.handshake_s)
         except ConnectionFailed as error:
             problems.append(error)
     for problem in problems:
@@ -199,7 +207,13 @@ def survey(settings: Settings, key: bytes, *, with_counts: bool) -> list[dict[st
 
     State: "alive", "refuses our key", or "gone (entry removed)". Raises `NameServerGone`.
     """
-    with NameServer(broadcast=settings.broadcast) as names:
+    try:
+        name_server = NameServer(broadcast=settings.broadcast)
+    except NameServerGone as error:
+        raise NameServerGone(
+            f"{error}; start a master first, or set PYRO_NS_HOST to the name server's host"
+        ) from error
+    with name_server as names:
         known = [(label, names.addresses(label)) for label in names.labels()]
         rows: list[dict[str, object]] = []
         for label, addresses in known:

@@ -27,7 +27,7 @@ import hashlib
 import hmac
 import struct
 
-from masterslave.errors import AuthenticationError
+from masterslave.errors import AuthenticationError, ForeignProtocol
 
 KEY_BYTES = 32
 NONCE_BYTES = 32
@@ -51,10 +51,10 @@ def _mac(key: bytes, *parts: bytes) -> bytes:
 def check_greeting(data: bytes) -> bytes:
     """The nonce of a client's hello or the rest of a server's reply, after the greeting.
 
-    Raises `AuthenticationError` when the other side speaks another protocol or version.
+    Raises `ForeignProtocol` when it is none of ours, `AuthenticationError` for another version.
     """
     if data[:3] != MAGIC:
-        raise AuthenticationError("the other side does not speak this library's protocol")
+        raise ForeignProtocol("the other side does not speak this library's protocol")
     if data[3] != VERSION:
         raise AuthenticationError(
             f"the other side speaks protocol version {data[3]}, this one {VERSION}: "

@@ -20,6 +20,7 @@ class Member:
     def __init__(self, process_id: int, info: ProcessInfo) -> None:
         self.id = process_id
         self.info = info
+        self.generation = 0  # counts its registrations: calls from before the last are void
         self.is_slave = False
         self.tags: frozenset[str] | None = None  # None: its workers are not ready
         self.finished = 0  # tasks that it completed
@@ -89,6 +90,7 @@ class Roster:
         if member is None or member.info.token != info.token:
             member = Member(self._next_id, info)
             self._next_id += 1
+        member.generation += 1
         self._lost.pop(member.id, None)
         self.present[member.id] = member
         self.liveness.register(member.id, period_s, now)
@@ -118,6 +120,10 @@ class Roster:
     def known(self, process_id: int) -> Member | None:
         """The process with that id, present or lost."""
         return self.present.get(process_id) or self._lost.get(process_id)
+
+    def all_known(self) -> list[Member]:
+        """Everyone, present or lost."""
+        return [*self.present.values(), *self._lost.values()]
 
     def slaves(self) -> list[Member]:
         """The slaves that are present."""

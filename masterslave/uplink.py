@@ -82,6 +82,7 @@ class Uplink:
         self._tags_told = False
         self._period_s: float | None = None
         self._link: Link | None = None
+        self._generation = 0  # number of the last registration
         self.process_id = -1
         self._sender = threading.Thread(target=self._send, name="uplink-sender", daemon=True)
         self._fetcher = threading.Thread(target=self._fetch, name="uplink-fetcher", daemon=True)
@@ -94,7 +95,7 @@ class Uplink:
         Raises `ConnectionFailed` as `connect` does.
         """
         link = self._link = self._connect()
-        self.process_id = link.call("registerProcess", None, list(self._info))[0]
+        self.process_id, _, self._generation = link.call("registerProcess", None, list(self._info))
         link.call("announceSlave", self.process_id)
         try:
             return link.call("retrieveData", "slave_code")
@@ -192,7 +193,7 @@ class Uplink:
             for name in needed:
                 self._retrieve(link, name)
             want = self._wanted and self._tags is not None and not self._stalled
-            reply = link.call("exchange", self.process_id, completions, started, want, 0.0)
+            reply = self._exchange(link, completions, started, want, 0.0)
         except ConnectionFailed as error:
             with self._changed:
                 self._started = started + self._started
@@ -204,6 +205,18 @@ class Uplink:
                 self._completions.popleft()
         self._digest(reply)
         return not (stopping and not self._completions)
+
+    def _exchange(
+        self,
+        link: Link,
+        completions: list[Completion],
+        started: list[str],
+        want: bool,
+        wait_s: float,
+    ) -> Any:
+        return link.call(
+            "exchange", self.process_id, completions, started, want, wait_s, self._generation
+        )
 
     def _batch(self) -> list[Completion]:
         """The oldest completions, as many as make up one message."""
@@ -264,7 +277,7 @@ class Uplink:
     def _register(self, link: Link) -> None:
         """Register under the process id held so far, and let go of what others run by now."""
         holds = self._holds() + [(c.task_id, c.attempt) for c in list(self._completions)]
-        self.process_id, obsolete = link.call(
+        self.process_id, obsolete, self._generation = link.call(
             "registerProcess", self._period_s, list(self._info), self.process_id, holds
         )
         link.call("announceSlave", self.process_id)
@@ -318,8 +331,7 @@ class Uplink:
             try:
                 if link is None:
                     link = self._connect()
-                reply = link.call("exchange", self.process_id, [], [], True, self._poll_s())
-                tasks, notices = reply
+                tasks, notices = self._exchange(link, [], [], True, self._poll_s())
                 if notices.get("terminate"):
                     raise TaskManagerTermination("the job is over")
                 if notices.get("register"):

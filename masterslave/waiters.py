@@ -45,9 +45,13 @@ class Waiters:
             self._remove(waiter)
             waiter.woken.notify()
 
-    def wake_all(self, tags: Iterable[str] | None = None) -> None:
-        """Wake every waiter, of these tags if given."""
-        for tag in list(self._by_tag if tags is None else tags):
+    def wake_everybody(self) -> None:
+        """Wake every waiter."""
+        self.wake_all(list(self._by_tag))
+
+    def wake_all(self, tags: Iterable[str] | None) -> None:
+        """Wake every waiter for any of these tags; None stands for no tags."""
+        for tag in list(tags or ()):
             for waiter in list(self._by_tag.get(tag, ())):
                 self._remove(waiter)
                 waiter.woken.notify()

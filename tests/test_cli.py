@@ -96,10 +96,11 @@ def test_a_label_alone_shows_the_job(start_master: StartMaster, run: Run) -> Non
     assert (status, err) == (0, "")
     assert [line.split() for line in out.splitlines()] == [
         ["task", "manager", "job"],
-        "active processes 1 1 master, 0 slaves with 0 workers".split(),
+        ["active", "processes", "1", "1", "master,", "0", "slaves", "with", "0", "workers"],
         ["waiting", "tasks", "0"],
         ["running", "tasks", "0"],
         ["results", "to", "retrieve", "0"],
+        ["results", "retrieved", "0"],
     ]
     assert run("show", "job") == (0, out, "")
 
@@ -246,7 +247,7 @@ def test_it_says_that_no_slave_handles_a_tag(
     master = start_master()
     start_slave(world, master)
     master.requestTask("sqrt", 1)
-    assert "! 1 tasks wait, but no slave handles tag 'sqrt'\n" in run("job")[1]
+    assert "! 1 task waits, but no slave handles tag 'sqrt'\n" in run("job")[1]
 
 
 def test_it_says_that_results_wait_for_the_master(
@@ -268,7 +269,7 @@ def test_it_says_why_slaves_could_not_start(
     slave = world.task_manager("slave", "job", "-m", master.address)
     slave.finish(1)
     out = run("job")[1]
-    assert "! 1 tasks wait, but there are no slaves\n" in out
+    assert "! 1 task waits, but there are no slaves\n" in out
     assert re.search(rf"! a slave could not start: PID {slave.pid} on .*no_such_module", out)
 
 
@@ -413,7 +414,8 @@ def test_an_environment_that_cannot_be_used(run: Run, monkeypatch: pytest.Monkey
     monkeypatch.setenv("MASTERSLAVE_PORT", "many")
     status, out, err = run("job")
     assert (status, out) == (1, "")
-    assert err == "task_manager: MASTERSLAVE_PORT='many': must be a number from 0 to 65535\n"
+    assert err.startswith("task_manager: MASTERSLAVE_PORT='many': must be a")
+    assert err.count("\n") == 1
 
 
 def test_errors_of_the_program_itself(world: World) -> None:
@@ -481,7 +483,7 @@ def test_help(run: Run, arguments: list[str]) -> None:
     assert (status, err) == (0, "")
     for word in ["usage: task_manager", "--master HOST[:PORT]", "--wait", "--verbose"]:
         assert word in out
-    if arguments[0] != "slave":
+    if "slave" not in arguments:
         for word in ["show", "list", "slave", "LABEL"]:
             assert word in out
 
@@ -614,13 +616,14 @@ def test_a_slave_whose_workers_start_is_marked(capsys: pytest.CaptureFixture[str
         "finished": {"a": 3},
         "client_waits": True,
         "failures": [],
+        "delivered": 0,
     }
     tables.print_status(status, verbose=True)
     out = capsys.readouterr().out
     assert re.search(r"^slave +PID 2 on node +4 +0 +0 +\(starting\)$", out, re.MULTILINE)
     assert re.search("^a +1 +0 +3$", out, re.MULTILINE)
     assert re.search("^b +0 +2 +0$", out, re.MULTILINE)
-    assert "! 1 tasks wait, but no slave has its workers ready yet\n" in out
+    assert "! 1 task waits, but no slave has its workers ready yet\n" in out
 
 
 def test_the_script_in_bin_can_be_executed() -> None:

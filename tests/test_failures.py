@@ -451,7 +451,7 @@ class Relay:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = "127.0.0.1:{}".format(self._listener.getsockname()[1])
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._open = True
@@ -890,7 +890,8 @@ def test_a_job_survives_twenty_killings(start_job: StartJob) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 dice.choice(victims).kill()
                 killed += 1
-            pids |= set(job.master.launchSlaveJobs(3 - sum(map(is_running, pids))))
+            missing = 3 - sum(map(is_running, pids))
+            pids |= set(job.master.launchSlaveJobs(missing) if missing else ())
     assert killed == kills
     assert sorted(results) == list(range(tasks))
     assert [error.task_id for error in failures] == [poison]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masterslave import proofs
-from masterslave.errors import AuthenticationError
+from masterslave.errors import AuthenticationError, ForeignProtocol
 from masterslave.proofs import (
     GREETING,
     RECORD_HEADER,
@@ -78,7 +78,7 @@ def test_the_greeting_is_taken_off() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1", b"PYRO\x01", b"msl\x01", b"\x00" * 36])
 def test_another_protocol_is_refused(data: bytes) -> None:
-    with pytest.raises(AuthenticationError, match="does not speak"):
+    with pytest.raises(ForeignProtocol, match="does not speak"):
         check_greeting(data)
 
 

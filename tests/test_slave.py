@@ -7,7 +7,7 @@ import textwrap
 import pytest
 from conftest import Program, World, wait_until
 
-from masterslave import SlaveError, SlaveProcess
+from masterslave import SettingsError, SlaveProcess
 
 
 def job(run: str, slave: str, *, launch: int = 1, before: str = "") -> str:
@@ -396,5 +396,5 @@ def test_a_slave_without_handlers_is_refused_in_a_worker_only() -> None:
     process = SlaveProcess("demo")
     assert not process.terminationTest()
     assert process.watchdog_period == 120.0
-    with pytest.raises(SlaveError, match="watchdog_period=True: must be"):
+    with pytest.raises(SettingsError, match="watchdog_period=True: must be"):
         SlaveProcess("demo", watchdog_period=True)

@@ -91,7 +91,7 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
 
 def join(link: Link, token: str = "", resume: int | None = None, held: Any = ()) -> tuple[int, Any]:
     info = list(ProcessInfo(f"slave {token}", 1, "host", 1, token))
-    process_id, obsolete = link.call("registerProcess", None, info, resume, list(held))
+    process_id, obsolete, _ = link.call("registerProcess", None, info, resume, list(held))
     link.call("announceTags", process_id, ["sqrt"])
     return process_id, obsolete
 

@@ -54,7 +54,7 @@ def room() -> Iterator[Room]:
     room = Room()
     yield room
     with room.lock:
-        room.waiters.wake_all()
+        room.waiters.wake_everybody()
     for thread in room.threads:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
@@ -103,7 +103,7 @@ def test_all_can_be_woken(room: Room) -> None:
     room.enter("of b", "b")
     room.enter("of both", "a", "b")
     with room.lock:
-        room.waiters.wake_all()
+        room.waiters.wake_everybody()
     room.leaves("of a", "of b", "of both")
     assert room.count() == 0
 

@@ -73,8 +73,8 @@ def test_each_reason_has_its_own_time() -> None:
 def test_the_thread_takes_a_silent_slave_for_dead() -> None:
     clock = Clock()
     manager = make_manager(clock)
-    silent, _ = manager.registerProcess(0.01, "silent")
-    patient, _ = manager.registerProcess(1000.0, "patient")
+    silent, *_ = manager.registerProcess(0.01, "silent")
+    patient, *_ = manager.registerProcess(1000.0, "patient")
     watchdog = Watchdog(manager, 5.0)
     watchdog.start()
     try:

@@ -336,8 +336,10 @@ def test_a_worker_that_awaits_a_value_leaves_when_told(start: Start) -> None:
 )  # fmt: skip
 def test_code_that_does_not_load_is_reported(start: Start, source: str, reason: str) -> None:
     seat = start(source)
-    kind, text = seat.next()
+    kind, text, problem = seat.next()
     assert kind == "failed"
+    assert reason in problem
+    assert "\n" not in text
     assert text.startswith("the slave's code (")
     assert "script.py) does not load: " in text
     assert reason in text
@@ -354,7 +356,7 @@ def test_a_module_is_loaded_by_its_name(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_module_that_is_not_there_is_reported(start: Start) -> None:
-    kind, text = start(slavecode.module_record("no_such_module")).next()
+    kind, text, _ = start(slavecode.module_record("no_such_module")).next()
     assert kind == "failed"
     assert "the slave's code (no_such_module) does not load" in text
 
@@ -371,7 +373,7 @@ def test_a_class_of_an_interactive_session_travels_by_value(start: Start) -> Non
 
 def test_an_object_that_cannot_be_loaded_is_reported(start: Start) -> None:
     record = slavecode.object_record(None)
-    kind, text = start({**record, "frame": [b"garbage"]}).next()
+    kind, text, _ = start({**record, "frame": [b"garbage"]}).next()
     assert kind == "failed"
     assert "(a class of an interactive session) does not load" in text
 

@@ -273,14 +273,14 @@ def test_waiting_kills_one_that_does_not_leave(seat: Callable[[], Seat]) -> None
 def test_a_worker_dies_with_its_supervisor(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     program = (
-        "import sys, time; sys.path.insert(0, {root!r})\n"
+        f"import sys, time; sys.path.insert(0, {str(Path(__file__).resolve().parent.parent)!r})\n"
         "from masterslave.workerprocess import WorkerProcess\n"
         "from masterslave.slavecode import script_record\n"
         "worker = WorkerProcess(0, 'label', script_record('script.py'))\n"
         "while not (heard := worker.pipe.receive()): time.sleep(0.01)\n"
         "print(worker.story().split()[1], flush=True)\n"
         "time.sleep(1000)\n"
-    ).format(root=str(Path(__file__).resolve().parent.parent))
+    )
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     ) as supervisor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from typing import Any
 
 from masterslave.errors import AuthenticationError
@@ -39,7 +40,7 @@ _JOIN_BYTES = 65536
 _PYRO_HEADER = struct.Struct("!4sHBBHHII")
 _PYRO_HEADER_BYTES = 40
 _CONNECT, _CONNECT_OK, _CONNECT_FAIL, _INVOKE, _RESULT, _PING = 1, 2, 3, 4, 5, 6
-_FLAG_EXCEPTION, _FLAG_CORRELATION = 1 << 0, 1 << 6
+_EXCEPTION, _CORRELATION = 1 << 0, 1 << 6
 MSGPACK_ID = 4
 SERPENT_ID = 1
 
@@ -63,25 +64,26 @@ def check_message(header: bytes, serializer_id: int, types: tuple[int, ...], lim
         raise ChannelError(f"a message of type {kind} is not accepted here")
     if serializer != serializer_id and kind != _PING:
         raise ChannelError(f"serializer {serializer} is not accepted here, only {serializer_id}")
-    if flags & ~(_FLAG_EXCEPTION | _FLAG_CORRELATION):
+    if flags & ~(_EXCEPTION | _CORRELATION):
         raise ChannelError(f"message flags {flags:#x} are not accepted here")
     if data + annotations > limit:
         raise ChannelError(f"a message of {data + annotations} bytes is too long")
 
 
 def server_handshake(sock: socket.socket, key: bytes, timeout_s: float) -> SealedSocket:
-    """Prove the key to a client that has connected, and have it proved. Blocks up to `timeout_s`.
+    """Prove the key to a client that has connected, and have it proved.
 
-    Raises `AuthenticationError` if the client cannot, `OSError` if it does not answer in time.
+    Blocks for `timeout_s` seconds at most, all in all. Raises `AuthenticationError` or
+    `ForeignProtocol` if the client is not welcome, `OSError` if it is too slow or leaves.
     """
-    sock.settimeout(timeout_s)
+    deadline = time.monotonic() + timeout_s
     # Judge by the first bytes: a foreign protocol's client may send no more and wait.
-    start = _receive(sock, len(GREETING))
+    start = _receive(sock, len(GREETING), deadline)
     check_greeting(start)
-    client_nonce = _receive(sock, HELLO_BYTES - len(start))
+    client_nonce = _receive(sock, HELLO_BYTES - len(start), deadline)
     server_nonce = os.urandom(NONCE_BYTES)
     sock.sendall(GREETING + server_nonce + server_proof(key, client_nonce, server_nonce))
-    proof = _receive(sock, PROOF_BYTES)
+    proof = _receive(sock, PROOF_BYTES, deadline)
     if not same(proof, client_proof(key, client_nonce, server_nonce)):
         raise AuthenticationError("a client could not prove that it holds the key")
     sock.settimeout(None)
@@ -91,12 +93,12 @@ def server_handshake(sock: socket.socket, key: bytes, timeout_s: float) -> Seale
 
 def client_handshake(sock: socket.socket, key: bytes, timeout_s: float) -> SealedSocket:
     """The client's side of `server_handshake`; raises the same errors."""
-    sock.settimeout(timeout_s)
+    deadline = time.monotonic() + timeout_s
     client_nonce = os.urandom(NONCE_BYTES)
     sock.sendall(GREETING + client_nonce)
-    start = _receive(sock, len(GREETING))
+    start = _receive(sock, len(GREETING), deadline)
     check_greeting(start)
-    rest = _receive(sock, REPLY_BYTES - len(start))
+    rest = _receive(sock, REPLY_BYTES - len(start), deadline)
     server_nonce, proof = rest[:NONCE_BYTES], rest[NONCE_BYTES:]
     if not same(proof, server_proof(key, client_nonce, server_nonce)):
         raise AuthenticationError("the other side could not prove that it holds the same key")
@@ -180,14 +182,16 @@ class GuardedSocket:
     """Passes Pyro messages through after a look at their header, for Pyro's own name server.
 
     The name server is open to all by design: it is spoken to without a key and holds addresses
-    only. But it need not decode whatever anyone names: one serializer, plain messages, no length
-    that no name has.
+    only. But neither side of it need decode whatever the other one names: one serializer, plain
+    messages, no length that no name has.
     """
 
     _LIMIT_BYTES = 1 << 20
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, server: bool) -> None:
         self._sock = sock
+        to_server, to_client = (_CONNECT, _INVOKE, _PING), (_CONNECT_OK, _CONNECT_FAIL, _RESULT)
+        self._types = to_server if server else to_client
         self._header = b""
         self._left = 0  # bytes of the current message's body
 
@@ -199,8 +203,7 @@ class GuardedSocket:
             return data
         self._header += data
         if len(self._header) >= _PYRO_HEADER_BYTES:
-            types = (_CONNECT, _INVOKE, _PING)
-            check_message(self._header, SERPENT_ID, types, self._LIMIT_BYTES)
+            check_message(self._header, SERPENT_ID, self._types, self._LIMIT_BYTES)
             sizes = _PYRO_HEADER.unpack_from(self._header)
             self._left = sizes[6] + sizes[7]
             self._header = b""
@@ -210,12 +213,16 @@ class GuardedSocket:
         return getattr(self._sock, name)
 
 
-def _receive(sock: socket.socket, size: int, *, may_end: bool = False) -> bytes:
-    """Exactly `size` bytes; b"" if `may_end` and the peer closed before the first of them."""
+def _receive(
+    sock: socket.socket, size: int, deadline: float | None = None, *, may_end: bool = False
+) -> bytes:
+    """Exactly `size` bytes, before the deadline; b"" if `may_end` and the peer closed before."""
     data = bytearray(size)
     view = memoryview(data)
     got = 0
     while got < size:
+        if deadline is not None:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
         count = sock.recv_into(view[got:])
         if count == 0:
             if may_end and got == 0:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from masterslave.errors import ConnectionFailed
 from masterslave.manager import TaskManager
 from masterslave.transports.remote import REMOTE_METHODS
+
+#: For each task manager, the link on which each of its processes hangs: the one it registered by.
+_lifelines: WeakKeyDictionary[TaskManager, dict[int, MemoryLink]] = WeakKeyDictionary()
 
 
 class MemoryLink:
@@ -14,7 +18,7 @@ class MemoryLink:
 
     def __init__(self, manager: TaskManager) -> None:
         self._manager = manager
-        self._registered: list[int] = []
+        self._lifelines = _lifelines.setdefault(manager, {})
         self._closed = False
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -25,12 +29,14 @@ class MemoryLink:
             raise AttributeError(f"a task manager has no remote method {method!r}")
         result = getattr(self._manager, method)(*args, **kwargs)
         if method == "registerProcess":
-            self._registered.append(result[0])
+            self._lifelines[result[0]] = self
         return result
 
     def close(self) -> None:
         """See `Link.close`."""
         if not self._closed:
             self._closed = True
-            for process_id in self._registered:
-                self._manager.lostProcess(process_id, "its connection closed")
+            for process_id, link in list(self._lifelines.items()):
+                if link is self:
+                    del self._lifelines[process_id]
+                    self._manager.lostProcess(process_id, "its connection closed")

@@ -5,7 +5,8 @@ calls, msgpack, the name server. What is added: `channel` below it, so that noth
 decoded; a process whose connection closes is lost at once; errors arrive as themselves.
 
 Pyro's configuration is global to the process. Here only the size of its thread pool is set, which
-would otherwise refuse the 81st connection; everything else, TLS included, is the user's.
+would otherwise refuse the 81st connection, and compression switched off; everything else, TLS
+included, is the user's.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import Pyro5.client
 import Pyro5.core
 import Pyro5.errors
 import Pyro5.nameserver
+import Pyro5.protocol
+import Pyro5.serializers
 import Pyro5.server
 import Pyro5.socketutil
 from Pyro5 import config
@@ -32,6 +35,7 @@ from masterslave.errors import (
     REMOTE_ERRORS,
     AuthenticationError,
     ConnectionFailed,
+    ForeignProtocol,
     LabelInUse,
     LabelUnknown,
     MasterSlaveError,
@@ -53,8 +57,12 @@ log = logging.getLogger(__name__)
 #: come. Smaller refuses slaves.
 config.THREADPOOL_SIZE = max(config.THREADPOOL_SIZE, 4096)
 
+#: Compressed messages are refused (see `channel.check_message`), so none may be sent.
+config.COMPRESSION = False
+
 _CONNECT_S = 5.0  # longest time to connect to an address
 _NAME_SERVER_S = 5.0  # longest time for an answer of the name server
+_BROADCASTS = 3  # a broadcast is not sure to arrive
 
 
 # --- errors cross as themselves -------------------------------------------------------------
@@ -96,13 +104,14 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
         if denied_reason:
             log.warning("%s refused: %s", peer, denied_reason, extra={"action": "refused"})
             return False
+        self._connections.add(conn)
         try:
             keep_alive(conn.sock)
             conn.sock = server_handshake(conn.sock, self._key, self._handshake_s)
-        except (AuthenticationError, OSError) as error:
+        except (ConnectionFailed, OSError) as error:
+            self._connections.discard(conn)
             log.warning("connection from %s refused: %s", peer, error, extra={"action": "refused"})
             return False
-        self._connections.add(conn)
         return True
 
     def clientDisconnect(self, conn: Any) -> None:
@@ -246,11 +255,10 @@ class PyroLink:
                 f"the task manager at {where} was refused: {error}; "
                 "use the same key file on both machines (MASTERSLAVE_KEY_FILE)"
             ) from error
-        except OSError as error:
+        except (ForeignProtocol, OSError) as error:
             sock.close()
-            raise ConnectionFailed(
-                f"no task manager answers at {where}: {error}; check the port"
-            ) from error
+            kind = ForeignProtocol if isinstance(error, ForeignProtocol) else ConnectionFailed
+            raise kind(f"no task manager answers at {where}: {error}; check the port") from error
         self._where = where
         self._label = label
         self._sock = sock
@@ -266,7 +274,8 @@ class PyroLink:
             raise ConnectionFailed(f"the connection to {self._where} broke: {error}") from error
         except Pyro5.errors.DaemonError as error:
             raise LabelUnknown(
-                f"the task manager at {self._where} has another label than {self._label!r}"
+                f"the task manager at {self._where} has another label than {self._label!r}; "
+                "check the label and the port"
             ) from error
 
     def close(self) -> None:
@@ -319,7 +328,7 @@ class _NameServerDaemon(Pyro5.nameserver.NameServerDaemon):  # type: ignore[misc
     def _handshake(self, conn: Any, denied_reason: str | None = None) -> bool:
         if denied_reason:
             return False
-        conn.sock = GuardedSocket(conn.sock)
+        conn.sock = GuardedSocket(conn.sock, server=True)
         conn.timeout = _NAME_SERVER_S
         accepted: bool = super()._handshake(conn)
         conn.timeout = None
@@ -357,6 +366,45 @@ def name_server_address() -> tuple[str, int]:
     return config.NS_HOST, config.NS_PORT
 
 
+def _name_server_proxy(address: tuple[str, int]) -> Any:
+    """A connected proxy of the name server there; `OSError` when none answers.
+
+    Pyro's own way to connect would decode the first answer with whatever serializer that names.
+    """
+    sock = socket.create_connection(address, timeout=_NAME_SERVER_S)
+    name = Pyro5.core.NAMESERVER_NAME
+    connection = Pyro5.socketutil.SocketConnection(GuardedSocket(sock, server=False), name)
+    serializer = Pyro5.serializers.serializers["serpent"]
+    hello = serializer.dumps({"handshake": "hello", "object": name})
+    kind = Pyro5.protocol.MSG_CONNECT
+    message = Pyro5.protocol.SendingMessage(kind, 0, 0, serializer.serializer_id, hello)
+    try:
+        connection.send(message.data)
+        answer = Pyro5.protocol.recv_stub(connection, [Pyro5.protocol.MSG_CONNECTOK])
+        methods = serializer.loads(answer.data)["meta"]["methods"]
+    except Exception as error:  # a stranger may answer anything
+        connection.close()
+        raise ConnectionError(f"it is not a name server: {error}") from error
+    proxy = Pyro5.client.Proxy(f"PYRO:{name}@{join_address(*address)}")
+    proxy._pyroSerializer = "serpent"
+    proxy._pyroMethods = set(methods)
+    proxy._pyroConnection = connection
+    return proxy
+
+
+def _ask_all() -> tuple[str, int] | None:
+    """Where a name server is that answers a broadcast, as Pyro's name servers do."""
+    with contextlib.closing(Pyro5.socketutil.create_bc_socket(timeout=0.7)) as sock:
+        for _ in range(_BROADCASTS):
+            for address in config.BROADCAST_ADDRS:
+                with contextlib.suppress(OSError):  # a network that cannot be reached
+                    sock.sendto(b"GET_NSURI", 0, (address, config.NS_BCPORT))
+            with contextlib.suppress(OSError, ValueError, Pyro5.errors.PyroError):
+                uri = Pyro5.core.URI(sock.recvfrom(100)[0].decode("ascii"))
+                return uri.host, uri.port
+    return None
+
+
 class NameServer:
     """The name server that answers now; used by one thread, within a ``with``."""
 
@@ -365,22 +413,21 @@ class NameServer:
 
         Raises `NameServerGone` when none answers.
         """
-        host, port = name_server_address()
-        proxy = Pyro5.client.Proxy(f"PYRO:Pyro.NameServer@{join_address(host, port)}")
-        proxy._pyroTimeout = _NAME_SERVER_S
+        address = name_server_address()
+        where = join_address(*address)
         try:
-            proxy._pyroBind()
-        except Pyro5.errors.PyroError as error:
-            if not broadcast:
-                raise NameServerGone(f"no name server answers at {host}:{port}") from error
+            self._proxy = _name_server_proxy(address)
+        except OSError as error:
+            found = _ask_all() if broadcast else None
+            if found is None:
+                also = " or to a broadcast" if broadcast else ""
+                raise NameServerGone(f"no name server answers at {where}{also}") from error
             try:
-                proxy = Pyro5.core.locate_ns()
-                proxy._pyroTimeout = _NAME_SERVER_S
-            except Pyro5.errors.PyroError:
+                self._proxy = _name_server_proxy(found)
+            except OSError as again:
                 raise NameServerGone(
-                    f"no name server answers at {host}:{port} or to a broadcast"
-                ) from error
-        self._proxy = proxy
+                    f"the name server at {join_address(*found)} does not answer: {again}"
+                ) from again
 
     def __enter__(self) -> NameServer:
         return self

@@ -1,0 +1,411 @@
+"""The task queue: random histories against a model, and what each event costs."""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from test_queue import (
+    CLIENT,
+    OTHER_CLIENT,
+    OTHER_SLAVE,
+    SLAVE,
+    TAGS,
+    ask,
+    check_books,
+    end,
+    queue_of,
+    take,
+)
+
+from masterslave.queue import FINISHED, State, TaskQueue
+from masterslave.records import Assignment, Completion, Outcome, TaskOptions
+
+# --- random histories -----------------------------------------------------------------------
+
+
+class _Known:
+    """What the model knows of one task."""
+
+    def __init__(self, client: int, tag: str, options: TaskOptions) -> None:
+        self.client, self.tag, self.options = client, tag, options
+        self.state = State.WAITING
+        self.attempt = self.crashes = self.failures = 0
+        self.holder: int | None = None
+        self.started = False
+        self.frame: list[bytes] = []
+
+    @property
+    def live(self) -> bool:
+        return self.state in (State.WAITING, State.RUNNING)
+
+
+class History(RuleBasedStateMachine):
+    """Any sequence of events, against lists in place of everything that is clever."""
+
+    slaves = st.sampled_from([SLAVE, OTHER_SLAVE])
+    clients = st.sampled_from([CLIENT, OTHER_CLIENT])
+    pick = st.randoms(use_true_random=False)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = TaskQueue()
+        self.known: dict[str, _Known] = {}
+        self.line: list[str] = []  # waiting tasks in order of turn, whatever their priority
+        self.held: dict[int, list[str]] = {SLAVE: [], OTHER_SLAVE: []}
+        self.finished: list[str] = []  # in order of completion, not delivered
+        self.handed_out: list[tuple[int, Assignment]] = []
+        self.dropped = 0
+
+    def reschedule(self, task_id: str) -> None:
+        known = self.known[task_id]
+        self.held[known.holder or 0].remove(task_id)
+        known.state, known.holder, known.started = State.WAITING, None, False
+        self.line.insert(0, task_id)
+
+    def crash(self, task_id: str) -> None:
+        known = self.known[task_id]
+        known.crashes += 1
+        if known.crashes < known.options.crash_limit:
+            self.reschedule(task_id)
+        else:
+            self.finish(task_id, State.CRASHED, [])
+
+    def finish(self, task_id: str, state: State, frame: list[bytes]) -> None:
+        known = self.known[task_id]
+        if known.holder is None:
+            self.line.remove(task_id)
+        else:
+            self.held[known.holder].remove(task_id)
+        known.state, known.holder, known.frame = state, None, frame
+        self.finished.append(task_id)
+
+    @rule(
+        client=clients,
+        tag=st.sampled_from(TAGS),
+        priority=st.integers(-1, 1),
+        retries=st.integers(0, 2),
+        crash_limit=st.integers(1, 3),
+    )
+    def request(self, client: int, tag: str, priority: int, retries: int, crash_limit: int) -> None:
+        options = TaskOptions(priority, None, retries, crash_limit)
+        task = self.queue.request(client, tag, [b"parameters"], options)
+        assert task.id not in self.known
+        self.known[task.id] = _Known(client, tag, options)
+        self.line.append(task.id)
+
+    @rule(slave=slaves, tags=st.sampled_from([("a",), ("b", "a"), ("a", "b")]))
+    def hand_out(self, slave: int, tags: tuple[str, ...]) -> None:
+        mine = [task_id for task_id in self.line if self.known[task_id].tag in tags]
+        turn = max(mine, key=lambda task_id: self.known[task_id].options.priority, default=None)
+        peeked = self.queue.peek(tags)
+        assert (None if peeked is None else peeked.id) == turn
+        got = self.queue.hand_out(slave, tags)
+        assert (None if got is None else got.task_id) == turn
+        if got is not None:
+            known = self.known[got.task_id]
+            self.line.remove(got.task_id)
+            self.held[slave].append(got.task_id)
+            known.attempt += 1
+            known.state, known.holder = State.RUNNING, slave
+            assert got.attempt == known.attempt
+            assert got.frame == [b"parameters"]
+            self.handed_out.append((slave, got))
+
+    @precondition(lambda self: self.handed_out)
+    @rule(pick=pick)
+    def start(self, pick: random.Random) -> None:
+        slave, assignment = pick.choice(self.handed_out)
+        self.queue.started(slave, [assignment.task_id])
+        if assignment.task_id in self.held[slave]:
+            self.known[assignment.task_id].started = True
+
+    @precondition(lambda self: self.handed_out)
+    @rule(
+        pick=pick,
+        among=st.sampled_from(["recent", "all", "outdated"]),
+        outcome=st.sampled_from(Outcome),
+    )
+    def complete(self, pick: random.Random, among: str, outcome: Outcome) -> None:
+        """Any attempt that was ever handed out, so often a late or a doubled one."""
+        choice = self.handed_out[-4:] if among == "recent" else self.handed_out
+        if among == "outdated":  # of a slave that has a later attempt of the same task
+            running = [(slave, a) for slave, a in choice if self.known[a.task_id].holder == slave]
+            choice = [one for one in running if one[1].attempt < self.known[one[1].task_id].attempt]
+        if not choice:
+            return
+        slave, assignment = pick.choice(choice)
+        task_id, known = assignment.task_id, self.known[assignment.task_id]
+        effect = end(self.queue, assignment, outcome, slave)
+        frame = [f"{task_id}/{assignment.attempt}/{outcome.value}".encode()]
+        current = known.holder == slave and known.attempt == assignment.attempt
+        retried = outcome is Outcome.EXCEPTION and known.failures < known.options.retries
+        kind = "finished"
+        stop_on = None
+        if not known.live or (
+            not current and (retried or outcome not in (Outcome.RESULT, Outcome.EXCEPTION))
+        ):
+            kind = "dropped"
+            self.dropped += 1
+        elif not current:
+            stop_on = known.holder
+            self.finish(task_id, State(outcome.value), frame)
+        elif outcome is Outcome.RETURNED or retried:
+            kind = "rescheduled"
+            known.failures += retried
+            self.reschedule(task_id)
+        elif outcome is Outcome.CRASHED:
+            self.crash(task_id)
+            kind = "finished" if known.state is State.CRASHED else "rescheduled"
+        else:
+            self.finish(task_id, State(outcome.value), frame)
+        assert (effect.kind, effect.stop_on) == (kind, stop_on)
+        assert (None if effect.task is None else effect.task.id) == (
+            None if kind == "dropped" else task_id
+        )
+
+    @rule(slave=slaves, could_run=st.integers(1, 2))
+    def lose(self, slave: int, could_run: int) -> None:
+        held = list(self.held[slave])
+        guilty = [task_id for task_id in held if self.known[task_id].started]
+        effects = self.queue.lose(slave, "lost", could_run)
+        for task_id in reversed(held):
+            if task_id in (guilty or held[:could_run]):
+                self.crash(task_id)
+            else:
+                self.reschedule(task_id)
+        ended = {effect.task.id: effect.kind for effect in effects if effect.task is not None}
+        assert ended == {
+            task_id: "rescheduled" if self.known[task_id].live else "finished" for task_id in held
+        }
+
+    @rule(slave=slaves)
+    def release(self, slave: int) -> None:
+        held = list(self.held[slave])
+        assert len(self.queue.release(slave)) == len(held)
+        for task_id in reversed(held):
+            self.reschedule(task_id)
+
+    def keeps(self, slave: int, assignment: Assignment) -> bool:
+        """Whether a slave that says it has that attempt may go on with it; if so it does."""
+        known = self.known[assignment.task_id]
+        if known.attempt != assignment.attempt:
+            return False
+        if known.state is State.WAITING:
+            self.line.remove(assignment.task_id)
+            self.held[slave].append(assignment.task_id)
+            known.state, known.holder = State.RUNNING, slave
+            self.handed_out.append((slave, assignment))
+        return known.holder == slave
+
+    @precondition(lambda self: self.handed_out)
+    @rule(pick=pick, slave=slaves, recent=st.booleans())
+    def adopt(self, pick: random.Random, slave: int, recent: bool) -> None:
+        _, assignment = pick.choice(self.handed_out[-4:] if recent else self.handed_out)
+        adopted = self.queue.adopt(slave, assignment.task_id, assignment.attempt)
+        assert adopted == self.keeps(slave, assignment)
+
+    @precondition(lambda self: self.handed_out)
+    @rule(pick=pick, slave=slaves, share=st.sampled_from([0.0, 0.5, 1.0]))
+    def reconcile(self, pick: random.Random, slave: int, share: float) -> None:
+        """It has a share of what is on record, and something from before that is not."""
+        record = {a.task_id: a for s, a in self.handed_out if s == slave}
+        has = [record[i] for i in self.held[slave] if pick.random() < share]
+        has += [pick.choice(self.handed_out)[1] for _ in range(2)]
+        said = [(one.task_id, one.attempt) for one in has]
+        missing = [i for i in self.held[slave] if (i, self.known[i].attempt) not in said]
+        effects, obsolete = self.queue.reconcile(slave, said)
+        assert [(e.kind, e.task and e.task.id) for e in effects] == [
+            ("rescheduled", i) for i in reversed(missing)
+        ]
+        for task_id in reversed(missing):
+            self.reschedule(task_id)
+        assert obsolete == [one.task_id for one in has if not self.keeps(slave, one)]
+
+    @precondition(lambda self: self.known)
+    @rule(pick=pick)
+    def cancel(self, pick: random.Random) -> None:
+        task_id = pick.choice(list(self.known))
+        known = self.known[task_id]
+        assert self.queue.cancel(task_id) == (known.live, known.holder)
+        if known.live:
+            (self.line if known.holder is None else self.held[known.holder]).remove(task_id)
+            known.state, known.holder = State.CANCELLED, None
+
+    @rule(client=clients, tag=st.sampled_from([None, *TAGS]))
+    def deliver(self, client: int, tag: str | None) -> None:
+        mine = [
+            task_id
+            for task_id in self.finished
+            if self.known[task_id].client == client and tag in (None, self.known[task_id].tag)
+        ]
+        delivery = self.queue.deliver(client, tag)
+        assert (None if delivery is None else delivery.task_id) == (mine[0] if mine else None)
+        if delivery is not None:
+            known = self.known[delivery.task_id]
+            self.finished.remove(delivery.task_id)
+            assert known.state in FINISHED, "delivered twice"
+            assert (delivery.outcome, delivery.frame) == (known.state.value, known.frame)
+            assert delivery.tag == known.tag
+            known.state = State.DELIVERED
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        gone = (State.CANCELLED, State.DELIVERED)
+        there = {i: known for i, known in self.known.items() if known.state not in gone}
+        states = Counter(known.state for known in self.known.values())
+        assert set(self.queue.tasks) == set(there)
+        for task_id, known in there.items():
+            task = self.queue.tasks[task_id]
+            assert (task.state, task.holder) == (known.state, known.holder)
+            assert (task.attempt, task.started) == (known.attempt, known.started)
+            assert (task.crashes, task.failures) == (known.crashes, known.failures)
+        assert self.queue.delivered == states[State.DELIVERED]
+        assert self.queue.cancelled == states[State.CANCELLED]
+        assert self.queue.dropped == self.dropped
+
+    @invariant()
+    def books_are_right(self) -> None:
+        check_books(self.queue)
+        for slave, held in self.held.items():
+            assert [task.id for task in self.queue.held_by(slave)] == held
+
+    def teardown(self) -> None:
+        """Let the job come to its end: every task is delivered once, or was cancelled."""
+        for slave in self.held:
+            self.release(slave)
+        while (got := self.queue.hand_out(SLAVE, TAGS)) is not None:
+            end(self.queue, got)
+        for client in (CLIENT, OTHER_CLIENT):
+            while (delivery := self.queue.deliver(client)) is not None:
+                known = self.known[delivery.task_id]
+                assert known.client == client
+                assert known.state not in (State.DELIVERED, State.CANCELLED)
+                known.state = State.DELIVERED
+        left = [
+            i for i, k in self.known.items() if k.state not in (State.DELIVERED, State.CANCELLED)
+        ]
+        assert left == []
+        assert self.queue.counts() == ({}, {}, {})
+
+
+TestHistory = History.TestCase
+TestHistory.settings = settings(
+    max_examples=120,
+    stateful_step_count=50,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+# --- costs ----------------------------------------------------------------------------------
+
+
+def cost(action: Callable[[], object]) -> int:
+    """Lines and functions, Python's and C's, that the action takes."""
+    steps = 0
+
+    def count(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal steps
+        steps += event in ("line", "call", "c_call")
+        return count
+
+    tracer, profiler = sys.gettrace(), sys.getprofile()
+    gc.disable()  # what it calls would be counted
+    sys.settrace(count)
+    sys.setprofile(count)
+    try:
+        action()
+    finally:
+        sys.setprofile(profiler)
+        sys.settrace(tracer)
+        gc.enable()
+    return steps
+
+
+def memory(action: Callable[[], object]) -> int:
+    """Bytes that the action takes at its most: a copy of something long would show."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def long_queue(waiting: int) -> TaskQueue:
+    """So many tasks that wait, of three priorities; some held, some finished."""
+    queue = TaskQueue()
+    for _ in range(30):
+        ask(queue, priority=1)
+    for slave in (SLAVE, OTHER_SLAVE):
+        for _ in range(10):
+            take(queue, slave)
+    for _ in range(10):
+        end(queue, take(queue))
+    for i in range(waiting):
+        ask(queue, TAGS[i % 2], priority=-(i % 3))
+    return queue
+
+
+def middle(queue: TaskQueue) -> str:
+    """A task in the midst of the line."""
+    number = max(task.ticket for task in queue.tasks.values()) // 2
+    return next(task.id for task in queue.tasks.values() if task.ticket == number)
+
+
+def events(queue: TaskQueue) -> dict[str, Callable[[], object]]:
+    running = next(iter(queue.held_by(SLAVE)))
+    done = Completion(running.id, running.attempt, "result", [b""], 0.1, "")
+    other = next(iter(queue.held_by(OTHER_SLAVE)))
+    waiting = middle(queue)
+    return {
+        "request": lambda: ask(queue),
+        "hand_out": lambda: queue.hand_out(SLAVE, TAGS),
+        "complete": lambda: queue.complete(SLAVE, done),
+        "late complete": lambda: queue.complete(SLAVE, done),
+        "return": lambda: queue.complete(
+            OTHER_SLAVE, Completion(other.id, other.attempt, "returned", [], 0.0, "")
+        ),
+        "deliver": lambda: queue.deliver(CLIENT),
+        "deliver by tag": lambda: queue.deliver(CLIENT, "a"),
+        "cancel": lambda: queue.cancel(waiting),
+        "adopt": lambda: queue.adopt(OTHER_SLAVE, other.id, other.attempt),
+        "started": lambda: queue.started(OTHER_SLAVE, [other.id]),
+        "lose": lambda: queue.lose(SLAVE, "lost", 1),
+        "release": lambda: queue.release(OTHER_SLAVE),
+        "counts": queue.counts,
+        "outstanding": lambda: queue.outstanding(CLIENT),
+        "held_by": lambda: queue.held_by(SLAVE),
+    }
+
+
+def test_an_event_costs_the_same_however_long_the_queue_is() -> None:
+    short = {name: cost(event) for name, event in events(long_queue(100)).items()}
+    long = {name: cost(event) for name, event in events(long_queue(20_000)).items()}
+    assert long == short
+    assert min(short.values()) > 1, "the count itself does not work"
+
+
+def test_no_event_copies_the_queue() -> None:
+    queue = long_queue(20_000)  # a copy of its pointers alone takes 160 kB
+    assert memory(lambda: list(queue.tasks)) > 100_000, "the measure itself does not work"
+    assert {n: m for n, event in events(queue).items() if (m := memory(event)) > 20_000} == {}
+
+
+def test_cancelled_tasks_in_line_are_passed_over_once() -> None:
+    queue = queue_of(1000)
+    for i in range(999):
+        queue.cancel(f"a_{i}")
+    assert take(queue).task_id == "a_999"
+    ask(queue)
+    assert cost(lambda: queue.hand_out(SLAVE, TAGS)) < 100
