@@ -122,7 +122,7 @@ class Dispatch:
         self.backlog.extendleft(reversed(state.line))
         outcome = Outcome.CRASHED
         if state.blame is not None and state.blame.task_id == first.task_id:
-            _, outcome, story = state.blame
+            outcome, story = state.blame.outcome, f"{state.blame.why}; {story}"
         elif state.blame is not None:  # the one it was killed for had just finished
             outcome, story = Outcome.RETURNED, "not begun"
         self._end(Completion(first.task_id, first.attempt, outcome.value, [], 0.0, story))
@@ -194,14 +194,16 @@ class Dispatch:
         return sum(1 for w in self._workers.values() if w.ready and not w.line and w.blame is None)
 
     def stalled(self, now: float) -> bool:
-        """Whether every worker has been at one task for long: what waits here is held back."""
-        return bool(self._workers) and all(
+        """Whether no worker is idle or at a short task, so that what waits here is held back."""
+        return all(
             worker.line and now - worker.busy_since > STALL_S for worker in self._workers.values()
         )
 
-    def hungry(self) -> bool:
-        """Whether a worker is idle and nothing is here for it."""
-        return not self.draining and not self.backlog and self.idle_workers() > 0
+    def room(self, now: float) -> int:
+        """How many tasks of any length may be here: one per ready worker; none if no use."""
+        if self.draining or self.stalled(now):
+            return 0
+        return sum(1 for worker in self._workers.values() if worker.ready and worker.blame is None)
 
     def busy(self) -> bool:
         """Whether any task is here."""

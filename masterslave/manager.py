@@ -36,7 +36,7 @@ from masterslave.records import (
 )
 from masterslave.roster import Member, Roster
 from masterslave.settings import Settings
-from masterslave.waiters import Waiters
+from masterslave.waiters import Waiter, Waiters
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,8 @@ class TaskManager:
         self._queue = TaskQueue()
         self._pace = Pace()
         self._slaves_wait = Waiters(self._lock)
+        self._waiter_of: dict[int, Waiter] = {}  # process id -> its exchange that waits
+        self._single_calls: set[Waiter] = set()  # of `getAnyTask` and `getTaskWithTag`
         self._clients_wait: dict[int, threading.Condition] = {}
         self._waiting_clients = 0
         self._gone = threading.Condition(self._lock)  # told when a process leaves
@@ -106,7 +108,7 @@ class TaskManager:
             member.emptied()
             for task in self._queue.held_by(member.id):
                 member.took(task.id, task.attempt, None)
-            self._slaves_wait.wake_all(member.tags)  # its calls from before are void
+            self._rouse(member)  # its calls from before are void
             self._tell("process_joined", member.id, record.machine)
             generation = member.generation
         self._tell_observers()
@@ -123,6 +125,7 @@ class TaskManager:
             member = self._roster.get(process_id)
             member.tags = frozenset(tags)
             member.is_slave = True
+            self._line_up(member)
         log.info("slave %s is ready", member.info.machine, extra={"action": "slave_ready"})
 
     def reportFailure(self, process_id: int, text: str) -> None:
@@ -141,6 +144,7 @@ class TaskManager:
             if member is None:
                 return
             self._release(member)
+            self._rouse(member)
             self._gone.notify_all()
             self._tell("process_left", process_id, member.info.machine, "unregistered")
         self._tell_observers()
@@ -153,7 +157,7 @@ class TaskManager:
                 return
             story = f"{member.info.machine} was lost: {reason}"
             effects = self._queue.lose(process_id, story, max(1, member.info.workers))
-            self._slaves_wait.wake_all(member.tags)  # its own waiting calls end
+            self._rouse(member)
             for effect in effects:
                 self._act(effect, member, "its slave was lost")
             self._gone.notify_all()
@@ -306,16 +310,18 @@ class TaskManager:
         process_id: int,
         completions: Iterable[Sequence[Any]] = (),
         started: Iterable[str] = (),
-        want: bool = True,
+        room: int | None = None,
         timeout: float = 0.0,
         generation: int | None = None,
     ) -> list[Any]:
         """A slave hands in what ended and takes what it may hold: many tasks in one call.
 
-        `started`: tasks that workers have begun since the last call. `want`: whether it takes new
-        tasks. `generation`: the number of its registration; a call from an earlier one, whose
-        answer might go to a connection that is dead, gets no tasks and no notices.
-        Blocks for `timeout` seconds at most until there is a task. Gives the list of
+        `started`: tasks that workers have begun since the last call. `room`: how many of
+        its workers are ready for tasks, idle or busy; 0: it wants no tasks, -1: as it said last,
+        None: as many as it registered. `generation`: the number of its registration; a call from an
+        earlier one, whose answer might go to a dead connection, gets nothing.
+
+        Blocks for `timeout` seconds at most until there is a task or a notice. Gives the list of
         assignments, and a dictionary of notices: "stop" (task ids), "forget" (data items),
         "terminate" (the job is over), "register" (this process is not known, or was taken for
         dead: what it handed in was used, now it must register again).
@@ -331,8 +337,11 @@ class TaskManager:
             if member is not None and self._is_current(member, generation):
                 self._roster.liveness.heard(process_id, self._clock())
                 self._queue.started(process_id, started)
-                if want:
-                    tasks = self._take(member, timeout)
+                if room is None:
+                    member.room = max(1, member.info.workers)
+                elif room >= 0:
+                    member.room = room
+                tasks = self._take(member, timeout)
             notices = {}
             if member is not None and member.generation == generation:
                 notices = member.notices()
@@ -363,12 +372,12 @@ class TaskManager:
     ) -> None:
         """Hand in one exception with its traceback as text."""
         done = (task_id, attempt, Outcome.EXCEPTION.value, exception, 0.0, traceback)
-        self.exchange(process_id, [done], (), False)
+        self.exchange(process_id, [done], (), 0)
 
     def returnTask(self, task_id: str, process_id: int, attempt: int) -> None:
         """Give one task back unrun, to the head of the queue."""
         done = Completion(task_id, attempt, Outcome.RETURNED.value, [], 0.0, "returned")
-        self.exchange(process_id, [done], (), False)
+        self.exchange(process_id, [done], (), 0)
 
     # --- data items -------------------------------------------------------------------------
 
@@ -394,6 +403,7 @@ class TaskManager:
             for member in self._roster.all_known():
                 if member.is_slave:
                     member.dropped_data.append(name)
+                    self._rouse(member)
 
     # --- the end, and questions -------------------------------------------------------------
 
@@ -401,7 +411,10 @@ class TaskManager:
         """End the job: no more tasks are taken or handed out; slaves are told to leave."""
         with self._lock:
             self._terminated = True
-            self._slaves_wait.wake_everybody()
+            for member in self._roster.all_known():
+                self._rouse(member)
+            for waiter in list(self._single_calls):
+                self._slaves_wait.rouse(waiter)
             for waiting in self._clients_wait.values():
                 waiting.notify_all()
             self._gone.notify_all()
@@ -455,30 +468,49 @@ class TaskManager:
         return present and member.generation == generation
 
     def _take(self, member: Member, timeout: float) -> list[Assignment]:
-        """Hand out what the slave may hold, waiting for the first task if there is none."""
-        if self._terminated or not member.tags:
-            return []
-        tasks = self._hand_out(member)
-        if tasks or timeout <= 0:
+        """Hand out what the slave may hold, waiting for the first task or notice if asked to."""
+        tasks = [] if self._terminated else self._hand_out(member)
+        if tasks or timeout <= 0 or self._terminated or member.has_notices():
+            self._line_up(member)  # what this call freed and did not take is the waiting one's
             return tasks
+        self._rouse(member)  # an earlier call that waits would be forgotten
+        waiter = self._waiter_of[member.id] = Waiter(self._lock)
         generation = member.generation
         deadline = self._clock() + timeout
-        while not tasks and not member.cancelled:
-            wait_s = deadline - self._clock()
-            if wait_s <= 0:
-                break
-            self._slaves_wait.wait(member.tags, wait_s)
-            gone = self._terminated or not self._is_current(member, generation)
-            if not gone:
+        while not tasks and (wait_s := deadline - self._clock()) > 0:
+            self._line_up(member)
+            self._slaves_wait.wait(waiter, wait_s)
+            current = self._waiter_of.get(member.id) is waiter
+            if current and not self._terminated and self._is_current(member, generation):
                 tasks = self._hand_out(member)
             # What this waiter was woken for and did not take is another one's.
-            task = self._queue.peek(member.tags)
-            if task is not None:
+            task = self._queue.peek(member.tags or frozenset())
+            if task is not None and not tasks:
                 self._slaves_wait.wake(task.tag)
-            if gone:
-                return []
+            if not current or not self._is_current(member, generation):
+                return tasks
+            if self._terminated or member.has_notices():
+                break
+        del self._waiter_of[member.id]
         self._roster.liveness.heard(member.id, self._clock())
         return tasks
+
+    def _line_up(self, member: Member) -> None:
+        """Have a member's waiting call stand in line for tasks while a worker of it is idle."""
+        waiter = self._waiter_of.get(member.id)
+        tags = member.tags or frozenset()
+        if waiter is None or waiter.tags:
+            return
+        if member.is_idle(len(self._queue.held_by(member.id))):
+            self._slaves_wait.line_up(waiter, tags)
+            if self._queue.peek(tags) is not None:
+                self._slaves_wait.rouse(waiter)  # there is something for it already
+
+    def _rouse(self, member: Member) -> None:
+        """End a member's waiting call, if there is one."""
+        waiter = self._waiter_of.pop(member.id, None)
+        if waiter is not None:
+            self._slaves_wait.rouse(waiter)
 
     def _hand_out(self, member: Member) -> list[Assignment]:
         tasks: list[Assignment] = []
@@ -555,8 +587,7 @@ class TaskManager:
         member = self._roster.present.get(process_id)
         if member is not None:
             member.cancelled.append(task_id)
-            if member.tags:
-                self._slaves_wait.wake_all(member.tags)
+            self._rouse(member)
 
     def _wait_for_result(self, process_id: int, wait_s: float) -> None:
         waiting = self._clients_wait.get(process_id)
@@ -573,6 +604,7 @@ class TaskManager:
         with self._lock:
             member = self._roster.get(process_id)
             tags = frozenset((tag,)) if tag is not None else member.tags or frozenset()
+            waiter = Waiter(self._lock)
             while True:
                 if self._terminated:
                     raise TaskManagerTermination("the task manager has ended")
@@ -581,7 +613,10 @@ class TaskManager:
                 wait_s = deadline - self._clock()
                 if assignment is not None or wait_s <= 0:
                     return assignment
-                self._slaves_wait.wait(tags, wait_s)
+                self._single_calls.add(waiter)
+                self._slaves_wait.line_up(waiter, tags)
+                self._slaves_wait.wait(waiter, wait_s)
+                self._single_calls.discard(waiter)
 
     def _tell(self, hook: str, *args: Any) -> None:
         if self._observers:

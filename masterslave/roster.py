@@ -24,6 +24,7 @@ class Member:
         self.is_slave = False
         self.tags: frozenset[str] | None = None  # None: its workers are not ready
         self.finished = 0  # tasks that it completed
+        self.room = max(1, info.workers)  # its workers that are ready for tasks; 0: wants none
         self.cancelled: list[str] = []  # tasks that it is to stop, told at its next exchange
         self.dropped_data: list[str] = []  # data items that it is to forget
         self._load_s = 0.0
@@ -31,7 +32,11 @@ class Member:
 
     def may_take(self, tag: str, held: int, pace: Pace) -> bool:
         """Whether it may get one more task of that tag, holding `held`."""
-        return pace.may_hold(tag, held, self._load_s, max(1, self.info.workers))
+        return self.room > 0 and pace.may_hold(tag, held, self._load_s, self.room)
+
+    def is_idle(self, held: int) -> bool:
+        """Whether one of its workers waits for a task, when it holds `held`."""
+        return bool(self.tags) and held < self.room
 
     def took(self, task_id: str, attempt: int, estimate_s: float | None) -> None:
         """It got a task that will take about so long; None: nobody knows."""
@@ -50,6 +55,10 @@ class Member:
         """It holds nothing any more."""
         self._estimates.clear()
         self._load_s = 0.0
+
+    def has_notices(self) -> bool:
+        """Whether it is to be told something."""
+        return bool(self.cancelled or self.dropped_data)
 
     def notices(self) -> dict[str, Any]:
         """What it is to be told at the end of this exchange, once."""

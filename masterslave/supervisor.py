@@ -24,7 +24,6 @@ import secrets
 import selectors
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -88,6 +87,7 @@ class Supervisor:
         self._wake_in.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._signals = 0
+        self._told_to_end = False
         self._deadline: float | None = None  # of a drain
         self._ending = ""  # why the loop ends
         self._failure = ""  # more lines of that
@@ -106,14 +106,18 @@ class Supervisor:
         Raises `ConnectionFailed` when the master cannot be reached, `SlaveError` when the slave's
         code does not load or the master has gone.
         """
-        kept = self._uplink.register()
-        self._record = self._record or kept
-        if self._record is None:
-            self._uplink.stop(1.0)
-            raise SlaveError(
-                f"the master of {self._label!r} keeps no slave code: start a slave script there "
-                "by hand, or use runJob, slave_script= or slave_module= in the master"
-            )
+        try:
+            kept = self._uplink.register()
+            self._record = self._record or kept
+            if self._record is None:
+                self._uplink.stop(1.0)
+                raise SlaveError(
+                    f"the master of {self._label!r} keeps no slave code: start a slave script by "
+                    "hand, or use runJob, slave_script= or slave_module= in the master"
+                )
+        except BaseException:
+            self._close()
+            raise
         self._selector.register(self._wake_out, selectors.EVENT_READ, self._drain_wake)
         with self._signal_handlers():
             for _ in range(self._count):
@@ -157,6 +161,9 @@ class Supervisor:
         failure = f"{self._ending}\n{self._failure}" if failed else ""
         if not self._uplink.stop(self._settings.grace_s, failure) and self._ending == "drained":
             log.warning("the master did not take the last results")
+        self._close()
+
+    def _close(self) -> None:
         self._selector.close()
         self._wake_in.close()
         self._wake_out.close()
@@ -350,8 +357,7 @@ class Supervisor:
         """Hand in what has ended, and what runs for long enough to be worth telling."""
         completions, self._dispatch.completions = self._dispatch.completions, []
         started = self._dispatch.newly_started(now - (0.0 if everything else _TELL_STARTED_S))
-        hungry, stalled = self._dispatch.hungry(), self._dispatch.stalled(now)
-        self._uplink.hand_in(completions, started, hungry=hungry, stalled=stalled)
+        self._uplink.hand_in(completions, started, room=self._dispatch.room(now))
 
     # --- waiting, signals -------------------------------------------------------------------
 
@@ -393,7 +399,8 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _look_at_signals(self) -> None:
-        if self._signals and not self._dispatch.draining:
+        if self._signals and not self._told_to_end:
+            self._told_to_end = True
             log.info("told to end: finishing what runs, for %g s", self._settings.grace_s)
             self._start_drain(self._settings.grace_s)
         late = self._deadline is not None and time.monotonic() >= self._deadline
@@ -406,8 +413,3 @@ class Supervisor:
         self._dispatch.drain()
         if limit_s is not None:
             self._deadline = time.monotonic() + limit_s
-
-
-def print_failure(error: BaseException) -> None:
-    """One line on standard error for a slave that could not go on."""
-    print(f"slave: {error}", file=sys.stderr)

@@ -11,11 +11,13 @@ from rich.text import Text
 
 from masterslave.diagnosis import explain, situation
 
+_ENDLESS = 100_000  # columns
+
 
 def _console() -> Console:
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)  # programs read it: no line is folded
+        console = Console(highlight=False, width=_ENDLESS)  # programs read it: no line is folded
     return console
 
 

@@ -4,10 +4,10 @@
 
     supervisor --hand_in--> [completions] --sender thread--> exchange --+
                                                                         +--> inbox --> supervisor
-    supervisor --hungry---> [fetcher thread] --exchange, waiting------- +
+                            [fetcher thread] --exchange, waiting--------+
 
-The sender hands in results and takes what the slave may hold in the same call; it also pings. Only
-when workers are idle and nothing is waiting does the fetcher stand in the task manager's line.
+The sender hands in results and takes what the slave may hold in the same call; it also pings. The
+fetcher waits in the task manager, for tasks while workers are idle, and for orders at all times.
 The process hangs on the sender's connection: when that closes, the task manager knows at once.
 
 When the connection breaks, the sender looks for the task manager again for `master_gone_s`
@@ -43,6 +43,11 @@ log = logging.getLogger(__name__)
 _RETRY_FROM_S, _RETRY_TO_S = 0.05, 1.0
 
 
+#: Says in an exchange that there is room for as many tasks as the sender has said. Only the sender
+#: says a number: two threads that did might overtake each other.
+_AS_TOLD = -1
+
+
 class News(NamedTuple):
     """What the uplink brings to the supervisor; fields that do not apply are empty."""
 
@@ -75,11 +80,11 @@ class Uplink:
         self._started: list[str] = []
         self._needed: deque[str] = deque()
         self._wanted = True  # whether new tasks are welcome
-        self._hungry = False
-        self._stalled = False
+        self._room = 0  # for tasks; the task manager is told whenever it changes
+        self._room_told = 0
         self._stopping = False
         self._tags: list[str] | None = None
-        self._tags_told = False
+        self._registration_due = False
         self._period_s: float | None = None
         self._link: Link | None = None
         self._generation = 0  # number of the last registration
@@ -110,23 +115,19 @@ class Uplink:
     def announce(self, tags: list[str], period_s: float | None) -> None:
         """The workers are ready and handle these tags; pings are due every `period_s` seconds."""
         with self._changed:
-            self._tags, self._period_s, self._tags_told = tags, period_s, False
+            self._tags, self._period_s, self._registration_due = tags, period_s, True
             self._changed.notify_all()
 
-    def hand_in(
-        self, completions: list[Completion], started: list[str], *, hungry: bool, stalled: bool
-    ) -> None:
+    def hand_in(self, completions: list[Completion], started: list[str], *, room: int) -> None:
         """Queue results and starts for the task manager.
 
-        `hungry`: workers are idle, so the fetcher is to wait for tasks. `stalled`: all are at long
-        tasks, so that more in advance would only be given back.
+        `room`: for how many tasks of any length there are ready workers, idle or busy.
         """
         with self._changed:
-            self._stalled = stalled
             self._completions.extend(completions)
             self._started += started
-            if completions or started or hungry != self._hungry:
-                self._hungry = hungry
+            if completions or started or room != self._room:
+                self._room = room
                 self._changed.notify_all()
 
     def need(self, name: str) -> None:
@@ -139,7 +140,7 @@ class Uplink:
         """From now on, take no new tasks."""
         with self._changed:
             self._wanted = False
-            self._hungry = False
+            self._room = 0
             self._changed.notify_all()
 
     def stop(self, wait_s: float, failure: str = "") -> bool:
@@ -188,12 +189,12 @@ class Uplink:
             stopping = self._stopping
         try:
             link = self._live_link()
-            if self._tags is not None and not self._tags_told:
-                self._announce(link)
+            if self._registration_due:
+                self._register(link)
             for name in needed:
                 self._retrieve(link, name)
-            want = self._wanted and self._tags is not None and not self._stalled
-            reply = self._exchange(link, completions, started, want, 0.0)
+            room = self._room_told = self._current_room()
+            reply = self._exchange(link, completions, started, room, 0.0)
         except ConnectionFailed as error:
             with self._changed:
                 self._started = started + self._started
@@ -211,12 +212,15 @@ class Uplink:
         link: Link,
         completions: list[Completion],
         started: list[str],
-        want: bool,
+        room: int,
         wait_s: float,
     ) -> Any:
         return link.call(
-            "exchange", self.process_id, completions, started, want, wait_s, self._generation
+            "exchange", self.process_id, completions, started, room, wait_s, self._generation
         )
+
+    def _current_room(self) -> int:
+        return self._room if self._wanted else 0
 
     def _batch(self) -> list[Completion]:
         """The oldest completions, as many as make up one message."""
@@ -233,16 +237,9 @@ class Uplink:
             or self._started
             or self._needed
             or self._stopping
-            or (self._tags is not None and not self._tags_told)
+            or self._registration_due
+            or self._current_room() != self._room_told
         )
-
-    def _announce(self, link: Link) -> None:
-        tags = self._tags
-        self._register(link)
-        link.call("announceTags", self.process_id, tags)
-        with self._changed:
-            self._tags_told = tags == self._tags
-            self._changed.notify_all()
 
     def _retrieve(self, link: Link, name: str) -> None:
         try:
@@ -256,7 +253,7 @@ class Uplink:
         if notices.get("terminate"):
             raise TaskManagerTermination("the job is over")
         if notices.get("register"):
-            self._tags_told = False  # this thread registers again before its next exchange
+            self._registration_due = True  # before the next exchange
         stop, forget = notices.get("stop", []), notices.get("forget", [])
         if tasks or stop or forget:
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
@@ -267,20 +264,23 @@ class Uplink:
         if self._link is None:
             self._link = self._connect()
             self._register(self._link)
-            link = self._link
-            link.call("announceSlave", self.process_id)
-            with self._changed:
-                self._tags_told = False
             log.info("found the master again", extra={"action": "master_found"})
         return self._link
 
     def _register(self, link: Link) -> None:
         """Register under the process id held so far, and let go of what others run by now."""
+        self._registration_due = False  # what makes it due from now on needs another one
+        self._room_told = _AS_TOLD  # to be told again
         holds = self._holds() + [(c.task_id, c.attempt) for c in list(self._completions)]
-        self.process_id, obsolete, self._generation = link.call(
+        process_id, obsolete, generation = link.call(
             "registerProcess", self._period_s, list(self._info), self.process_id, holds
         )
-        link.call("announceSlave", self.process_id)
+        with self._changed:
+            self.process_id, self._generation = process_id, generation
+            self._changed.notify_all()
+        link.call("announceSlave", process_id)
+        if self._tags is not None:
+            link.call("announceTags", process_id, self._tags)
         unsent = {completion.task_id for completion in list(self._completions)}
         stop = [task_id for task_id in obsolete if task_id not in unsent]
         if stop:
@@ -318,45 +318,42 @@ class Uplink:
     # --- the fetcher ------------------------------------------------------------------------
 
     def _fetch(self) -> None:
-        """Stand in line for tasks while workers are idle. Its troubles are the sender's to mend."""
+        """Wait in the task manager for tasks and orders. Its troubles are the sender's to mend."""
         link: Link | None = None
-        while True:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._stopping or (self._hungry and self._wanted and self._tags_told)
-                )
-                if self._stopping or not self._wanted:
-                    break
-                self._hungry = False  # until the supervisor says so again
+        while not self._stopping:
+            generation = self._generation
             try:
                 if link is None:
                     link = self._connect()
-                tasks, notices = self._exchange(link, [], [], True, self._poll_s())
-                if notices.get("terminate"):
-                    raise TaskManagerTermination("the job is over")
-                if notices.get("register"):
-                    self._have_registered_again()
-                stop, forget = notices.get("stop", []), notices.get("forget", [])
-                self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
-            except TaskManagerTermination:
-                self._deliver(News([], [], [], end="terminated"))
-                break
+                tasks, notices = self._exchange(link, [], [], _AS_TOLD, self._poll_s())
             except MasterSlaveError as error:
                 # Tasks may have been in the answer that did not come: registering again tells the
                 # task manager what is really held here, and the rest is run elsewhere.
                 log.debug("the fetcher lost its connection: %s", error)
-                link = None
-                self._have_registered_again()
-                with self._changed:
-                    self._changed.wait_for(lambda: self._stopping, _RETRY_FROM_S)
-                    self._hungry = True
+                if link is not None:
+                    link.close()
+                    link = None
+                self._have_registered(generation)
+                continue
+            stop, forget = notices.get("stop", []), notices.get("forget", [])
+            self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
+            if notices.get("terminate"):
+                self._deliver(News([], [], [], end="terminated"))
+                break
+            if notices.get("register"):
+                self._have_registered(generation)
         if link is not None:
             link.close()
 
-    def _have_registered_again(self) -> None:
+    def _have_registered(self, generation: int) -> None:
+        """Have the sender register again, unless it has done so since `generation`; wait for it."""
         with self._changed:
-            self._tags_told = False
-            self._changed.notify_all()
+            if self._generation == generation:
+                self._registration_due = True
+                self._changed.notify_all()
+                self._changed.wait_for(
+                    lambda: self._stopping or self._generation != generation, _RETRY_TO_S
+                )
 
     def _poll_s(self) -> float:
         period_s = self._period_s

@@ -1,8 +1,10 @@
-"""Threads that wait in the task manager for tasks, woken one by one and only for what they handle.
+"""Threads that wait in the task manager, woken one by one and only for what concerns them.
 
-A `threading.Condition` for all would wake a herd for each task; here each waiter has its own, and
-a task wakes the one that has waited longest among those that handle its tag. All methods are
-called with the task manager's lock held.
+A `threading.Condition` for all would wake a herd for each task; here each waiting thread has its
+own. While its slave may take tasks, it stands in the line of each tag that the slave handles, and a
+task wakes the one that has stood there longest. While it may not, it waits beside the lines, for
+orders only, so that tasks do not wake the busy. All methods are called with the task manager's
+lock held.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from collections.abc import Iterable
 class Waiter:
     """One waiting thread."""
 
-    def __init__(self, lock: threading.Lock, tags: frozenset[str]) -> None:
-        self.tags = tags
+    def __init__(self, lock: threading.Lock) -> None:
+        self.tags: frozenset[str] = frozenset()  # in whose lines it stands
         self.woken = threading.Condition(lock)
 
 
@@ -27,42 +29,40 @@ class Waiters:
         self._lock = lock
         self._by_tag: dict[str, OrderedDict[Waiter, None]] = {}
 
-    def wait(self, tags: frozenset[str], timeout_s: float) -> None:
-        """Block, the lock released meanwhile, until woken or for `timeout_s` seconds."""
-        waiter = Waiter(self._lock, tags)
-        for tag in tags:
+    def line_up(self, waiter: Waiter, tags: Iterable[str]) -> None:
+        """A waiter stands in the lines of these tags from now on, and in no others."""
+        self.leave(waiter)
+        waiter.tags = frozenset(tags)
+        for tag in waiter.tags:
             self._by_tag.setdefault(tag, OrderedDict())[waiter] = None
-        try:
-            waiter.woken.wait(timeout_s)
-        finally:
-            self._remove(waiter)
 
-    def wake(self, tag: str) -> None:
-        """Wake one waiter that handles `tag`, if there is one; it waits no longer for any tag."""
-        line = self._by_tag.get(tag)
-        if line:
-            waiter = next(iter(line))
-            self._remove(waiter)
-            waiter.woken.notify()
-
-    def wake_everybody(self) -> None:
-        """Wake every waiter."""
-        self.wake_all(list(self._by_tag))
-
-    def wake_all(self, tags: Iterable[str] | None) -> None:
-        """Wake every waiter for any of these tags; None stands for no tags."""
-        for tag in list(tags or ()):
-            for waiter in list(self._by_tag.get(tag, ())):
-                self._remove(waiter)
-                waiter.woken.notify()
-
-    def __len__(self) -> int:
-        return len({waiter for line in self._by_tag.values() for waiter in line})
-
-    def _remove(self, waiter: Waiter) -> None:
+    def leave(self, waiter: Waiter) -> None:
+        """A waiter stands in no line any more."""
         for tag in waiter.tags:
             line = self._by_tag.get(tag)
             if line is not None:
                 line.pop(waiter, None)
                 if not line:
                     del self._by_tag[tag]
+        waiter.tags = frozenset()
+
+    def wait(self, waiter: Waiter, timeout_s: float) -> None:
+        """Block, the lock released meanwhile, until woken or for `timeout_s` seconds."""
+        try:
+            waiter.woken.wait(timeout_s)
+        finally:
+            self.leave(waiter)
+
+    def wake(self, tag: str) -> None:
+        """Wake one waiter that handles `tag`, if there is one; it leaves all its lines."""
+        line = self._by_tag.get(tag)
+        if line:
+            self.rouse(next(iter(line)))
+
+    def rouse(self, waiter: Waiter) -> None:
+        """Wake this waiter."""
+        self.leave(waiter)
+        waiter.woken.notify()
+
+    def __len__(self) -> int:
+        return len({waiter for line in self._by_tag.values() for waiter in line})

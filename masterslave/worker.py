@@ -42,6 +42,10 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _TRACEBACK_CHARACTERS = 100_000
 
 
+class _Leave(BaseException):
+    """The supervisor says that it is enough, while a task waits for a value."""
+
+
 class _Worker:
     """The state of this process as a worker; there is at most one."""
 
@@ -73,8 +77,10 @@ class _Worker:
             task = self._tasks.popleft()
             self.pipe.send(["done", self._run(task, handlers[task.tag])])
             if termination_test():
-                self.pipe.send(["leaving"])
-                self._tasks.clear()
+                self.pipe.send(["leaving"])  # what it has not begun is given to others
+                while self._handle(self.pipe.receive()):
+                    pass
+                return
 
     def _handle(self, message: list[Any]) -> bool:
         """Take in one message; false when it is the last."""
@@ -106,6 +112,8 @@ class _Worker:
                 frame = self.codec.encode(result)
             except PayloadError as error:
                 raise PayloadError(f"the result of task {task.task_id}: {error}") from error
+        except (_Leave, PipeClosed):
+            raise
         except BaseException as error:  # SystemExit and KeyboardInterrupt are the task's too
             duration_s = time.perf_counter() - begin
             text = _format(error)
@@ -123,7 +131,7 @@ class _Worker:
                 if message[0] == "data" and message[1] == name:
                     break
                 if not self._handle(message):
-                    raise SystemExit(0)
+                    raise _Leave
             frame: Frame | None = message[2]
             if frame is None:
                 raise DataNotFound(f"global state: {message[3]}")
@@ -151,6 +159,8 @@ def serve(
         worker.loop(handlers, watchdog_period, termination_test)
     except PipeClosed:
         os._exit(0)  # the supervisor has gone; there is nobody to tell
+    except _Leave:
+        pass
     raise SystemExit(0)
 
 

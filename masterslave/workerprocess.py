@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -122,10 +123,16 @@ class WorkerProcess:
 
     def wait_or_kill(self, timeout_s: float) -> None:
         """Wait for its end, and bring it about after `timeout_s` seconds."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout_s)
-        self.kill()
-        self._process.wait()
+        if self.exit_descriptor is not None:
+            poll = select.poll()
+            poll.register(self.exit_descriptor, select.POLLIN)
+            poll.poll(1000 * timeout_s)
+        else:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout_s)
+        if self._process.returncode is None:  # not reaped: its id is still its own
+            self.kill()
+            self._process.wait()
 
     def close(self) -> None:
         """Free what belongs to a worker that has ended."""

@@ -90,7 +90,7 @@ def test_the_situation_is_read_from_a_task_managers_status() -> None:
     for tag in ("a", "x"):
         manager.addTaskRequest(tag, [b""], client)
     manager.exchange(slave)
-    manager.reportFailure(starting, "Traceback\nno such module")
+    manager.reportFailure(starting, "no such module\nTraceback\n...")
     now = situation(manager.status())
     assert now._replace(failures=[]) == Situation(
         waiting={"x": 1},

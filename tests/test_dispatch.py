@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections import deque
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from masterslave.dispatch import AHEAD_S, STALL_S, Action, Dispatch, Kill, Send
+from masterslave.dispatch import AHEAD_S, STALL_S, Action, Dispatch, Kill, Send, Skip
 from masterslave.records import Assignment, Completion, Outcome
 
 TINY_S = AHEAD_S / 20
 LONG_S = 60.0
 TELL_S = 0.05
+STALLED_S = 1.01 * STALL_S
 
 
 # --- helpers --------------------------------------------------------------------------------
@@ -163,13 +158,7 @@ def test_a_task_that_is_here_already_is_not_taken_twice() -> None:
     dispatch.tick(0.0)
     dispatch.arrived(tasks("ABC"))
     assert waiting(dispatch) == "BC"
-    assert sorted(dispatch.holds()) == [("A", 1), ("B", 1), ("C", 1)]
-
-
-def test_another_attempt_is_another_task() -> None:
-    dispatch = slave(1)
-    dispatch.arrived([task("A", attempt=1), task("A", attempt=2)])
-    assert len(dispatch.backlog) == 2
+    assert dispatch.holds() == [("A", 1), ("B", 1), ("C", 1)], "oldest first"
 
 
 # --- death and blame ------------------------------------------------------------------------
@@ -195,7 +184,8 @@ def test_a_worker_that_dies_idle_costs_no_task() -> None:
     dispatch.died(1, "exit status 1")
     dispatch.died(7, "unheard of")
     assert ended(dispatch) == {"A": "result"}
-    assert dispatch.idle_workers() == 0
+    dispatch.arrived(tasks("B"))
+    assert dispatch.tick(1.0) == [], "nobody is there"
 
 
 def test_after_one_task_the_next_is_blamed() -> None:
@@ -231,7 +221,8 @@ def test_a_task_past_its_limit_is_killed_and_reported_as_such() -> None:
     assert dispatch.tick(13.0) == [], "once is enough"
     dispatch.died(1, "killed by SIGKILL")
     outcomes = {done.task_id: (done.outcome, done.detail) for done in dispatch.completions}
-    assert outcomes["A"] == ("timed_out", "killed at its time limit of 2 s")
+    story = "killed at its time limit of 2 s; killed by SIGKILL"
+    assert outcomes["A"] == ("timed_out", story)
     assert outcomes.get("B", ("returned",))[0] == "returned"
 
 
@@ -244,15 +235,26 @@ def test_the_time_in_line_does_not_count_for_the_limit() -> None:
     assert dispatch.tick(3.6) == [Kill(1, "killed at its time limit of 2 s")]
 
 
-def test_a_task_that_finished_just_before_the_kill_is_not_blamed() -> None:
+def test_what_stands_behind_a_task_past_its_limit_is_taken_back_at_once() -> None:
     dispatch = slave(1, knows={"tiny": TINY_S})
     dispatch.arrived(tasks("ABC", "tiny", timeout=2.0))
     assert sent(dispatch.tick(0.0)) == {1: "ABC"}
-    assert dispatch.tick(2.5) == [Kill(1, "killed at its time limit of 2 s")]
-    dispatch.finished(1, result(task("A", "tiny"), 2.4), 2.5)
+    dispatch.worker_ready(2)
+    kill, skip, *sends = dispatch.tick(2.5)
+    assert kill == Kill(1, "killed at its time limit of 2 s")
+    assert skip == Skip(1, ["B", "C"])
+    assert sent(sends) == {2: "BC"}
     dispatch.died(1, "killed by SIGKILL")
-    assert ended(dispatch) == {"A": "result", "B": "returned"}
-    assert waiting(dispatch) == "C"
+    assert ended(dispatch) == {"A": "timed_out"}
+
+
+def test_a_task_that_finished_just_before_the_kill_is_not_blamed() -> None:
+    dispatch = with_full_line()
+    assert dispatch.cancelled(["A"]) == [Kill(1, "cancelled")]
+    dispatch.finished(1, result(task("A", "tiny"), 0.0), 1.0)
+    dispatch.died(1, "killed by SIGKILL")
+    assert ended(dispatch) == {"A": "result", "B": "returned"}, "B may have begun"
+    assert waiting(dispatch) == "CD"
 
 
 def test_a_worker_that_finished_all_just_before_the_kill_costs_nothing() -> None:
@@ -263,7 +265,6 @@ def test_a_worker_that_finished_all_just_before_the_kill_costs_nothing() -> None
     dispatch.finished(1, result(task("A")), 2.5)
     dispatch.arrived(tasks("B"))
     assert dispatch.tick(2.5) == [], "nothing for a worker that is about to die"
-    assert not dispatch.hungry()
     dispatch.died(1, "killed by SIGKILL")
     assert ended(dispatch) == {"A": "result"}
     assert waiting(dispatch) == "B"
@@ -291,6 +292,34 @@ def test_a_cancelled_task_that_runs_is_killed_at_no_cost() -> None:
     assert waiting(dispatch) == "BCD"
 
 
+def test_a_cancelled_task_that_stands_in_line_is_skipped_and_the_running_one_goes_on() -> None:
+    dispatch = with_full_line()
+    assert dispatch.cancelled(["C", "B"]) == [Skip(1, ["B", "C"])]
+    assert dispatch.cancelled(["B"]) == [], "once is enough"
+    assert dispatch.holds() == [("A", 1), ("D", 1)]
+    dispatch.finished(1, result(task("A", "tiny"), 0.0), 1.0)
+    assert sent(dispatch.tick(1.0)) == {1: "D"}
+    assert ended(dispatch) == {"A": "result"}
+
+
+def test_a_cancelled_task_that_had_begun_by_then_is_not_handed_in() -> None:
+    dispatch = with_full_line()
+    assert dispatch.cancelled(["B"]) == [Skip(1, ["B"])]
+    for name in "ABC":
+        dispatch.finished(1, result(task(name, "tiny"), 0.0), 1.0)
+    assert ended(dispatch) == {"A": "result", "C": "result"}
+    assert dispatch.holds() == [("D", 1)]
+
+
+def test_a_worker_whose_whole_line_is_cancelled_is_killed() -> None:
+    dispatch = with_full_line()
+    assert dispatch.cancelled("ABCD") == [Skip(1, ["B", "C"]), Kill(1, "cancelled")]
+    dispatch.died(1, "killed by SIGKILL")
+    assert ended(dispatch) == {"A": "returned"}
+    assert not dispatch.busy()
+    assert dispatch.holds() == []
+
+
 def test_a_task_that_finished_before_it_was_cancelled_stays_finished() -> None:
     dispatch = slave(1)
     dispatch.arrived(tasks("A"))
@@ -316,7 +345,6 @@ def test_draining_gives_back_what_no_worker_has_and_finishes_what_runs() -> None
 def test_what_arrives_while_draining_goes_back_at_once() -> None:
     dispatch = slave(1)
     dispatch.drain()
-    assert not dispatch.hungry()
     dispatch.arrived(tasks("A"))
     assert dispatch.tick(0.0) == []
     assert ended(dispatch) == {"A": "returned"}
@@ -338,7 +366,6 @@ def test_a_worker_that_leaves_gives_back_what_it_has_not_begun() -> None:
     dispatch.leaving(7)
     assert waiting(dispatch) == "BCD"
     assert dispatch.tick(1.0) == [], "it wants no more"
-    assert not dispatch.hungry()
     dispatch.finished(1, result(task("B", "tiny"), 0.0), 1.0)
     assert ended(dispatch) == {"A": "result"}, "what it still ran by mistake does not count"
     dispatch.died(1, "exit status 0")
@@ -380,7 +407,7 @@ def test_nothing_is_given_back_while_a_worker_is_free_for_it() -> None:
     assert dispatch.completions == []
 
 
-def test_other_workers_that_go_on_do_not_use_up_a_stalled_slaves_backlog() -> None:
+def test_the_backlog_stays_as_long_as_one_worker_goes_on() -> None:
     dispatch = slave(1, 2)
     dispatch.arrived(tasks("ABC"))
     dispatch.tick(0.0)
@@ -388,25 +415,108 @@ def test_other_workers_that_go_on_do_not_use_up_a_stalled_slaves_backlog() -> No
     assert sent(dispatch.tick(STALL_S)) == {2: "C"}
     dispatch.arrived(tasks("D"))
     dispatch.tick(2 * STALL_S)
+    assert waiting(dispatch) == "D"
+    dispatch.tick(STALL_S + STALLED_S)
     assert ended(dispatch) == {"B": "result", "D": "returned"}
+
+
+def test_what_stands_behind_a_long_task_is_taken_back() -> None:
+    dispatch = with_full_line()
+    assert dispatch.tick(STALL_S) == []
+    assert dispatch.tick(STALLED_S) == [Skip(1, ["B", "C"])]
+    assert ended(dispatch) == {"B": "returned", "C": "returned", "D": "returned"}
+    assert dispatch.holds() == [("A", 1)]
+    assert dispatch.tick(2 * STALLED_S) == [], "once is enough"
+
+
+def test_nothing_is_sent_ahead_to_a_worker_with_a_long_task() -> None:
+    dispatch = slave(1, 2, knows={"tiny": TINY_S})
+    dispatch.arrived(tasks("AB", "tiny"))
+    assert sent(dispatch.tick(0.0)) == {1: "A", 2: "B"}
+    dispatch.finished(2, result(task("B", "tiny"), TINY_S), STALLED_S)
+    dispatch.arrived(tasks("CDE", "tiny"))
+    assert sent(dispatch.tick(STALLED_S)) == {2: "CDE"}, "and not behind A"
+
+
+def test_another_worker_runs_what_was_taken_back_in_its_old_order() -> None:
+    dispatch = slave(1, 2, knows={"tiny": AHEAD_S / 3, "long": LONG_S})
+    dispatch.arrived([*tasks("A", "tiny"), *tasks("X", "long"), *tasks("BCD", "tiny")])
+    assert sent(dispatch.tick(0.0)) == {1: "ABC", 2: "X"}
+    dispatch.finished(2, result(task("X", "long")), STALLED_S)
+    skip, *sends = dispatch.tick(STALLED_S)
+    assert skip == Skip(1, ["B", "C"])
+    assert sent(sends) == {2: "BCD"}
+
+
+def recalled_to_another() -> Dispatch:
+    """Worker 1 still runs A; B was taken back from it and runs at worker 2."""
+    dispatch = slave(1, 2, knows={"tiny": TINY_S, "long": LONG_S})
+    dispatch.arrived([*tasks("A", "tiny"), *tasks("X", "long"), *tasks("B", "tiny")])
+    assert sent(dispatch.tick(0.0)) == {1: "AB", 2: "X"}
+    dispatch.finished(2, result(task("X", "long")), STALLED_S)
+    skip, send = dispatch.tick(STALLED_S)
+    assert skip == Skip(1, ["B"])
+    assert sent([send]) == {2: "B"}
+    dispatch.completions.clear()
+    return dispatch
+
+
+def test_a_task_that_was_taken_back_too_late_runs_twice_and_is_handed_in_once() -> None:
+    dispatch = recalled_to_another()
+    for worker, name in ((1, "A"), (1, "B"), (2, "B")):
+        dispatch.finished(worker, result(task(name, "tiny"), 0.0), 1.0)
+    assert [done.task_id for done in dispatch.completions] == ["A", "B"]
+    assert not dispatch.busy()
+
+
+def test_a_worker_that_dies_of_what_was_taken_back_costs_no_crash_here() -> None:
+    dispatch = recalled_to_another()
+    dispatch.finished(1, result(task("A", "tiny"), 0.0), 1.0)
+    dispatch.died(1, "killed by SIGSEGV")
+    assert ended(dispatch) == {"A": "result"}
+    dispatch.died(2, "killed by SIGSEGV")
+    assert ended(dispatch) == {"B": "crashed"}
+
+
+def test_the_late_end_of_an_attempt_is_not_taken_for_that_of_the_next() -> None:
+    dispatch = with_full_line()
+    dispatch.tick(STALLED_S)
+    dispatch.finished(1, result(task("A", "tiny"), 0.0), 1.0)
+    dispatch.completions.clear()
+    dispatch.arrived([task("B", "tiny", attempt=2)])
+    dispatch.tick(1.0)
+    assert dispatch.running(1) == task("B", "tiny", attempt=2)
+    dispatch.finished(1, result(task("B", "tiny", attempt=1)), 1.0)  # it had begun by then
+    assert ("B", 2) in dispatch.holds()
+    dispatch.finished(1, result(task("B", "tiny", attempt=2)), 1.0)
+    assert [done.attempt for done in dispatch.completions if done.task_id == "B"] == [2]
+    assert ("B", 2) not in dispatch.holds()
+
+
+def test_what_stands_behind_a_long_task_goes_back_while_draining() -> None:
+    dispatch = with_full_line()
+    dispatch.drain()
+    assert dispatch.tick(STALLED_S) == [Skip(1, ["B", "C"])]
+    assert ended(dispatch) == {"B": "returned", "C": "returned", "D": "returned"}
 
 
 # --- questions ------------------------------------------------------------------------------
 
 
-def test_a_slave_is_hungry_when_a_worker_is_idle_and_nothing_is_here() -> None:
+def test_a_slave_is_stalled_when_every_worker_has_been_at_one_task_for_long() -> None:
     dispatch = slave()
-    assert not dispatch.hungry(), "no worker is ready"
+    assert not dispatch.stalled(STALLED_S), "nobody works"
     dispatch.worker_ready(1)
-    assert dispatch.hungry()
-    dispatch.arrived(tasks("A"))
-    assert not dispatch.hungry()
-    dispatch.tick(0.0)
-    assert not dispatch.hungry()
     dispatch.worker_ready(2)
-    assert dispatch.hungry()
-    dispatch.drain()
-    assert not dispatch.hungry()
+    dispatch.arrived(tasks("A"))
+    dispatch.tick(0.0)
+    assert not dispatch.stalled(STALLED_S), "one is idle"
+    dispatch.arrived(tasks("B"))
+    dispatch.tick(1.0)
+    assert not dispatch.stalled(1.0 + 0.99 * STALL_S), "one has just begun"
+    assert dispatch.stalled(1.0 + STALLED_S)
+    dispatch.finished(1, result(task("A")), 1.0 + STALLED_S)
+    assert not dispatch.stalled(1.0 + STALLED_S)
 
 
 def test_a_start_is_told_once_and_not_before_its_time() -> None:
@@ -429,12 +539,15 @@ def test_the_start_of_another_attempt_is_told_again() -> None:
         dispatch.worker_ready(1)
 
 
-def test_running_tells_what_a_worker_runs() -> None:
-    dispatch = with_full_line()
-    running = dispatch.running(1)
-    assert running is not None
-    assert running.task_id == "A"
-    assert dispatch.running(2) is None
+def test_starts_are_told_again_to_a_task_manager_that_has_lost_track() -> None:
+    dispatch = slave(1, 2)
+    dispatch.arrived(tasks("AB"))
+    dispatch.tick(0.0)
+    dispatch.newly_started(0.0)
+    dispatch.finished(2, result(task("B")), 1.0)
+    dispatch.untell()
+    assert dispatch.newly_started(0.0) == ["A"]
+    assert dispatch.newly_started(0.0) == []
 
 
 def test_the_clock_is_of_no_interest_when_nothing_runs() -> None:
@@ -459,157 +572,12 @@ def test_at_each_deadline_there_is_something_to_do() -> None:
     assert now == pytest.approx(13.0, abs=0.1)
 
 
-# --- random histories -----------------------------------------------------------------------
-
-
-class Slave(RuleBasedStateMachine):
-    """Any sequence of events: each task that arrived ends exactly once, or is still here."""
-
-    pick = st.randoms(use_true_random=False)
-    durations = st.sampled_from([0.0, TINY_S, AHEAD_S / 2, STALL_S, LONG_S])
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dispatch = Dispatch()
-        self.now = 0.0
-        self.numbers = itertools.count()
-        self.lines: dict[int, deque[Assignment]] = {}  # living worker -> what it was sent
-        self.left: set[int] = set()  # workers that want no more
-        self.kills: dict[int, tuple[str, str]] = {}  # worker -> its first task then, its outcome
-        self.here: dict[tuple[str, int], Assignment] = {}
-        self.expected: dict[tuple[str, int], str] = {}  # completions that must come next
-        self.returns = False  # whether tasks may be given back as well
-
-    def carry_out(self, actions: list[Action], outcome: Outcome) -> None:
-        for action in actions:
-            assert action.worker in self.lines, "a worker that is not there"
-            assert action.worker not in self.kills, "a worker that is about to die"
-            line = self.lines[action.worker]
-            if isinstance(action, Kill):
-                self.kills[action.worker] = (line[0].task_id, outcome.value)
-            else:
-                elsewhere = [one for other in self.lines.values() for one in other]
-                assert not [one for one in action.tasks if one in elsewhere], "runs twice"
-                line.extend(action.tasks)
-
-    @rule()
-    def a_worker_gets_ready(self) -> None:
-        number = next(self.numbers)
-        self.lines[number] = deque()
-        self.dispatch.worker_ready(number)
-
-    @rule(
-        tag=st.sampled_from(["a", "b"]),
-        count=st.integers(1, 8),
-        timeout=st.sampled_from([None, None, STALL_S, 1.0]),
-        pick=pick,
-    )
-    def tasks_arrive(
-        self, tag: str, count: int, timeout: float | None, pick: random.Random
-    ) -> None:
-        batch = [task(f"{tag}_{next(self.numbers)}", tag, timeout=timeout) for _ in range(count)]
-        again = [pick.choice(list(self.here.values()))] if self.here else []
-        self.here.update({(one.task_id, one.attempt): one for one in batch})
-        self.dispatch.arrived(batch + again)
-
-    @rule(wait_s=st.sampled_from([0.0, 0.0, AHEAD_S, STALL_S, 2.0]))
-    def time_goes_by(self, wait_s: float) -> None:
-        self.now += wait_s
-        self.returns = True
-        self.carry_out(self.dispatch.tick(self.now), Outcome.TIMED_OUT)
-
-    @precondition(lambda self: any(self.lines.values()))
-    @rule(pick=pick, duration_s=durations, raises=st.booleans())
-    def a_worker_finishes(self, pick: random.Random, duration_s: float, raises: bool) -> None:
-        worker = pick.choice([number for number, line in self.lines.items() if line])
-        done = result(self.lines[worker].popleft(), duration_s)
-        if raises:
-            done = done._replace(outcome=Outcome.EXCEPTION.value)
-        self.expected[done.task_id, done.attempt] = done.outcome
-        self.dispatch.finished(worker, done, self.now)
-
-    @precondition(lambda self: self.lines)
-    @rule(pick=pick, killed=st.booleans())
-    def a_worker_dies(self, pick: random.Random, killed: bool) -> None:
-        choice = self.kills if killed and self.kills else self.lines
-        worker = pick.choice(list(choice))
-        line = self.lines.pop(worker)
-        blamed, outcome = self.kills.pop(worker, (None, Outcome.CRASHED.value))
-        if line:
-            if blamed not in (None, line[0].task_id):
-                outcome = Outcome.RETURNED.value
-            self.expected[line[0].task_id, line[0].attempt] = outcome
-        self.dispatch.died(worker, "story")
-
-    @precondition(lambda self: len(self.lines) > 1)
-    @rule(pick=pick)
-    def a_worker_leaves(self, pick: random.Random) -> None:
-        worker = pick.choice(list(self.lines))
-        self.lines[worker].clear()
-        self.left.add(worker)
-        self.dispatch.leaving(worker)
-
-    @precondition(lambda self: self.here)
-    @rule(pick=pick)
-    def tasks_are_cancelled(self, pick: random.Random) -> None:
-        ids = {pick.choice(list(self.here))[0] for _ in range(2)}
-        for one in [one for one in self.dispatch.backlog if one.task_id in ids]:
-            del self.here[one.task_id, one.attempt]
-        self.carry_out(self.dispatch.cancelled(ids), Outcome.RETURNED)
-
-    @precondition(lambda self: len(self.here) > 10)
-    @rule()
-    def drain(self) -> None:
-        self.returns = True
-        self.dispatch.drain()
-
-    @precondition(lambda self: len(self.here) > 10)
-    @rule()
-    def interrupt(self) -> None:
-        self.carry_out(self.dispatch.interrupt("stopped"), Outcome.RETURNED)
-
-    @invariant()
-    def every_task_ends_once_or_is_here(self) -> None:
-        for done in self.dispatch.completions:
-            key = (done.task_id, done.attempt)
-            assert key in self.here, "ended twice, or never came"
-            del self.here[key]
-            if key not in self.expected:
-                assert self.returns
-                assert (done.outcome, done.detail) == ("returned", "not begun")
-            else:
-                assert done.outcome == self.expected.pop(key)
-        self.dispatch.completions.clear()
-        assert self.expected == {}, "something has ended and is not told"
-        self.returns = False
-        assert sorted(self.dispatch.holds()) == sorted(self.here)
-        everywhere = [*self.dispatch.backlog, *(t for line in self.lines.values() for t in line)]
-        assert sorted((one.task_id, one.attempt) for one in everywhere) == sorted(self.here)
-
-    @invariant()
-    def its_view_of_the_workers_is_right(self) -> None:
-        for worker, line in self.lines.items():
-            assert self.dispatch.running(worker) == (line[0] if line else None)
-        idle = {number for number, line in self.lines.items() if not line}
-        assert self.dispatch.idle_workers() == len(idle - self.left - set(self.kills))
-        assert self.dispatch.busy() == bool(self.here)
-
-    def teardown(self) -> None:
-        """The slave leaves: everything ends."""
-        self.dispatch.drain()
-        for worker in list(self.lines):
-            self.dispatch.died(worker, "story")
-        self.dispatch.tick(self.now)
-        assert not self.dispatch.busy()
-        done = [(one.task_id, one.attempt) for one in self.dispatch.completions]
-        assert sorted(done) == sorted(self.here)
-
-
-TestSlave = Slave.TestCase
-TestSlave.settings = settings(
-    max_examples=100,
-    stateful_step_count=50,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+def test_the_clock_wakes_for_what_stands_behind_a_long_task() -> None:
+    dispatch = slave(1, knows={"tiny": TINY_S})
+    dispatch.arrived(tasks("AB", "tiny"))
+    dispatch.tick(0.0)
+    dispatch.newly_started(0.0)
+    wait_s = dispatch.next_deadline(0.0, TELL_S)
+    assert wait_s is not None
+    assert dispatch.tick(wait_s) == [Skip(1, ["B"])]
+    assert dispatch.next_deadline(wait_s, TELL_S) is None, "woken for nothing"

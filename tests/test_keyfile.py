@@ -94,6 +94,12 @@ def test_a_device_is_no_key_file() -> None:
         load_key(Path(os.devnull))
 
 
+def test_a_named_pipe_is_no_key_file_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key", 0o600)
+    with pytest.raises(SettingsError, match="not a regular file"):
+        load_key(tmp_path / "key")
+
+
 def test_a_directory_is_no_key_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="MASTERSLAVE_KEY_FILE"):
         load_key(tmp_path)

@@ -445,12 +445,12 @@ def test_start_runs_and_shuts_down(world: World, monkeypatch: pytest.MonkeyPatch
         (lambda m: m.requestTask(""), "tag='': must be"),
         (lambda m: m.requestTasks("t", [1, 2]), "must be a tuple of parameters, not int 1"),
         (lambda m: m.requestTasks("t", ["ab"]), "must be a tuple of parameters, not str 'ab'"),
-        (lambda m: m.requestTasks("t", 5), "parameter_tuples=5: must be"),
+        (lambda m: m.requestTasks("t", 5), "parameter_tuples=5 must be"),
         (lambda m: m.retrieveResult(timeout="1"), "timeout='1': must be"),
         (lambda m: m.retrieveResult(3, timeout=0), "tag=3: must be"),
         (lambda m: list(m.results(timeout="1")), "timeout='1': must be"),
-        (lambda m: m.launchSlaveJobs("2"), "n='2': must be"),
-        (lambda m: m.launchSlaveJobs(-1), "n=-1: must be"),
+        (lambda m: m.launchSlaveJobs("2"), "n='2' must be"),
+        (lambda m: m.launchSlaveJobs(-1), "n=-1 must be"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from masterslave import payload
 from masterslave.errors import PayloadError, RemoteException
-from masterslave.payload import OUT_OF_BAND_BYTES, Codec, describe, script_id
+from masterslave.payload import OUT_OF_BAND_BYTES, Codec, clean, describe, script_id
 
 CODECS = [Codec(), Codec("script"), Codec("script", shared_main=True)]
 
@@ -426,6 +426,7 @@ def test_what_is_no_error_in_the_strict_sense_arrives_as_well(kind: type, codec:
         (TwoArguments("name", 3), "name 3"),
         (WithLock(), "it is locked"),
         (Mute(), "(its text cannot be shown)"),
+        (TwoArguments("\udcff.txt", 3), "?.txt 3"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -469,6 +470,19 @@ def test_an_exception_that_is_too_large_to_travel_has_a_stand_in(
     assert isinstance(got, RemoteException)
     assert got.type_name == "builtins.ValueError"
     assert got.text.startswith("xxx")
+
+
+def test_text_is_brought_into_a_form_that_every_encoder_takes() -> None:
+    assert clean("zażółć\n", 100) == "zażółć\n"
+    assert clean("cannot read \udcff.txt", 100) == "cannot read ?.txt"
+
+
+@pytest.mark.parametrize("length", [10, 11])
+def test_of_a_long_text_the_middle_is_left_out(length: int) -> None:
+    text = "beginning" + length * "x" + "the end"
+    assert clean(text, len(text)) == text
+    short = clean(text, 10)
+    assert short.split("\n") == ["begin", "...", "e end"]
 
 
 def test_an_exception_that_runs_out_of_every_way_still_arrives(codec: Codec) -> None:

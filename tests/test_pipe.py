@@ -72,8 +72,11 @@ def test_plain_values_cross_as_they_are(pipe: Pipe, value: Any) -> None:
 
 def test_text_that_is_not_utf_8_crosses(pipe: Pipe) -> None:
     """Names of files may have such characters, and so may the text of an exception."""
-    pipe.worker.send(["failed", "cannot read \udcff.txt"])
-    assert pipe.at_supervisor() == [["failed", "cannot read \udcff.txt"]]
+    message = ["failed", "cannot read \udcff.txt", "Traceback\n\ud800 \udfff"]
+    pipe.worker.send(message)
+    assert pipe.at_supervisor() == [message]
+    pipe.supervisor.send(message)
+    assert pipe.worker.receive() == message
 
 
 def test_the_supervisor_does_not_wait_for_a_worker_that_does_not_read(pipe: Pipe) -> None:
@@ -103,6 +106,34 @@ def test_a_worker_waits_until_the_supervisor_has_taken_all(pipe: Pipe) -> None:
 
 def test_receiving_does_not_wait(pipe: Pipe) -> None:
     assert pipe.supervisor.receive() == []
+
+
+def test_a_worker_takes_what_is_there_without_waiting(pipe: Pipe) -> None:
+    pipe.theirs.settimeout(None)  # as in a worker; with a time-out Python itself waits
+    assert pipe.worker.receive_available() == []
+    messages = [["tasks", []], ["skip", ["a_1", "a_2"]], ["forget", ["x"]]]
+    for message in messages:
+        pipe.supervisor.send(message)
+    assert pipe.worker.receive() == messages[0]
+    assert pipe.worker.receive_available() == messages[1:]
+    assert pipe.worker.receive_available() == []
+
+
+def test_the_beginning_of_a_message_is_kept_until_the_rest_is_there(pipe: Pipe) -> None:
+    packed = pack(["skip", ["a_1"]])
+    ours = pipe.supervisor._sock
+    ours.sendall(packed[:-1])
+    assert pipe.worker.receive_available() == []
+    ours.sendall(packed[-1:])
+    assert pipe.worker.receive_available() == [["skip", ["a_1"]]]
+
+
+def test_a_worker_that_looks_for_more_sees_the_end(pipe: Pipe) -> None:
+    pipe.supervisor.send(["end"])
+    pipe.supervisor.close()
+    assert pipe.worker.receive_available() == [["end"]]
+    with pytest.raises(PipeClosed):
+        pipe.worker.receive_available()
 
 
 def test_a_message_may_come_in_pieces(pipe: Pipe) -> None:

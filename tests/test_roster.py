@@ -149,6 +149,25 @@ def test_the_load_of_a_member_decides_what_it_may_take() -> None:
     assert member.may_take("tiny", 1, pace)
 
 
+def test_nothing_is_put_behind_a_task_of_unknown_length() -> None:
+    member, pace = Member(1, info()), Pace()
+    pace.record("tiny", HORIZON_S / 100)
+    assert member.may_take("tiny", 1, pace)
+    member.took("unknown", 1, None)
+    assert not member.may_take("tiny", 1, pace)
+    member.ended("unknown", 1)
+    assert member.may_take("tiny", 1, pace)
+
+
+def test_a_worker_that_is_free_is_fed_beside_a_task_of_unknown_length() -> None:
+    member, pace = Member(1, info(workers=2)), Pace()
+    pace.record("tiny", HORIZON_S / 100)
+    member.took("unknown", 1, None)
+    assert member.may_take("tiny", 2, pace), "the horizon of the other worker is left"
+    member.took("unknown", 2, None)
+    assert not member.may_take("tiny", 2, pace)
+
+
 def test_no_rounding_errors_pile_up_in_the_load() -> None:
     member = Member(1, info())
     for number in range(1000):

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from masterslave import settings as module
 from masterslave.errors import SettingsError
-from masterslave.settings import DEFAULT_PORT, Settings, join_address, split_address
+from masterslave.settings import (
+    DEFAULT_PORT,
+    Settings,
+    check_label,
+    join_address,
+    split_address,
+)
 
 HOME = {"HOME": "/home/someone"}
 
@@ -71,6 +77,8 @@ def test_a_tilde_in_the_key_file_is_the_home(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_port_is_a_whole_number() -> None:
     assert type(read(MASTERSLAVE_PORT="0").port) is int
+    with pytest.raises(SettingsError, match="must be a whole number from 0 to 65535"):
+        read(MASTERSLAVE_PORT="7766.5")
 
 
 @pytest.mark.parametrize(
@@ -79,12 +87,14 @@ def test_the_port_is_a_whole_number() -> None:
         ("PORT", "many"),
         ("PORT", "-1"),
         ("PORT", "65536"),
-        ("PORT", "7766.5"),
         ("PORT", "nan"),
+        ("PORT", "inf"),
         ("MASTER_GONE", "-1"),
         ("MASTER_GONE", "nan"),
+        ("MASTER_GONE", "inf"),
         ("MASTER_GONE", "a minute"),
         ("GRACE", "-0.1"),
+        ("GRACE", "1e999"),
         ("BROADCAST", "yes"),
         ("BROADCAST", ""),
     ],
@@ -140,3 +150,16 @@ numbers = st.integers(0, 2**128 - 1).map(lambda number: str(IPv6Address(number))
 @given(names | numbers, st.integers(1, 65535))
 def test_joining_is_the_inverse_of_splitting(host: str, port: int) -> None:
     assert split_address(join_address(host, port)) == (host, port)
+
+
+@pytest.mark.parametrize("label", ["sqrt", "a label of mine", "zażółć", "<b>", "7"])
+def test_a_line_of_visible_characters_is_a_label(label: str) -> None:
+    check_label(label)
+
+
+@pytest.mark.parametrize(
+    "label", ["", " ", "two\nlines", "a\ttab", "\x1b[31m", "\udcff", "\u202e", None, 7, b"bytes"]
+)
+def test_anything_else_is_no_label(label: object) -> None:
+    with pytest.raises(SettingsError, match=re.escape(f"label {label!r}: must be")):
+        check_label(label)

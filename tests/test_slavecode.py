@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import py_compile
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ def test_without_a_file_there_is_no_script(world: World, command: tuple[str, ...
     assert kept(world, *command, text) == "None\n"
 
 
+def test_a_compiled_program_has_no_text_to_run_again(world: World) -> None:
+    compiled = world.path / "program.pyc"
+    py_compile.compile(str(world.write("program.py", SHOW)), str(compiled), doraise=True)
+    assert kept(world, compiled) == "None\n"
+
+
 def test_a_program_of_the_python_installation_is_no_script() -> None:
     assert slavecode.running_script() is None, "the test runner"
 
@@ -96,6 +103,12 @@ def test_a_script_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_script_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "slave.py").write_bytes(b"print('\xff')\n")
     with pytest.raises(SlaveError, match="cannot read"):
+        slavecode.script_record(tmp_path / "slave.py")
+
+
+def test_a_script_in_an_encoding_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "slave.py").write_text("# -*- coding: klingon -*-\n")
+    with pytest.raises(SlaveError, match=r"cannot read .*klingon"):
         slavecode.script_record(tmp_path / "slave.py")
 
 

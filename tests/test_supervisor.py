@@ -130,6 +130,11 @@ class Job:
         assert delivery.outcome == "result", delivery.detail
         return Codec().decode(delivery.frame)
 
+    def has_no_more_to_say(self, task_id: str) -> bool:
+        """Whether the slave has told of the task's start, and does not stand in line for more."""
+        told = self.manager._queue.tasks[task_id].started
+        return told and len(self.manager._slaves_wait) == 0
+
     def notes(self, text: str) -> int:
         path = self.path / "notes"
         return path.read_text().splitlines().count(text) if path.exists() else 0
@@ -137,7 +142,7 @@ class Job:
     def end(self) -> None:
         self.manager.terminate()
         for thread in self.threads:
-            thread.join(PATIENCE_S)
+            thread.join(PATIENCE_S / 3)
             ended = not thread.is_alive()
             while thread.is_alive():  # do not spoil the tests to come
                 for pid in workers():
@@ -232,7 +237,7 @@ def test_a_slave_that_cannot_start_leaves_nothing_open(job: Job, refused: int) -
 def test_a_slave_whose_workers_are_busy_hears_of_the_end_of_the_job(job: Job) -> None:
     slave = job.slave()
     task_id = job.request("hold", "never")
-    wait_until(lambda: job.manager._queue.tasks[task_id].started, "the slave has told of it")
+    wait_until(lambda: job.has_no_more_to_say(task_id))
     job.manager.terminate()
     slave.join(PATIENCE_S)
     assert not slave.is_alive()
@@ -339,7 +344,7 @@ def test_a_task_past_its_limit_is_stopped(job: Job) -> None:
 def test_a_cancelled_task_is_stopped(job: Job) -> None:
     job.slave()
     task_id = job.request("hold", "never")
-    wait_until(lambda: job.manager._queue.tasks[task_id].started, "the slave has told of it")
+    wait_until(lambda: job.has_no_more_to_say(task_id))
     (worker,) = workers()
     assert job.manager.cancelTask(task_id)
     wait_until(lambda: not is_running(worker), "its worker is killed")

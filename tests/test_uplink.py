@@ -53,7 +53,7 @@ class _BreakingLink:
         self._link = MemoryLink(line.manager)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        waits = method == "exchange" and args[-1] > 0
+        waits = method == "exchange" and args[4] > 0
         breaks = self._line.breaks("fetch" if waits else method)
         if breaks == "before":
             self.close()
@@ -86,7 +86,7 @@ class Slave:
         if self.works and not news.end:
             fresh = [t for t in news.tasks if (t.task_id, t.attempt) not in self.seen]
             self.seen += [(task.task_id, task.attempt) for task in fresh]
-            self.uplink.hand_in([done(task) for task in fresh], [], hungry=True, stalled=False)
+            self.uplink.hand_in([done(task) for task in fresh], [], room=1)
 
     def ends(self) -> list[str]:
         return [news.end for news in self.news if news.end]
@@ -125,7 +125,7 @@ def start(line: Line) -> Iterator[Callable[..., Slave]]:
         slave.uplink.start()
         if announce:
             slave.uplink.announce(["echo"], None)
-            slave.uplink.hand_in([], [], hungry=True, stalled=False)
+            slave.uplink.hand_in([], [], room=INFO.workers)
         return slave
 
     yield start
@@ -207,7 +207,7 @@ def test_stopping_hands_in_what_is_left_and_leaves(
     slave = start()
     request(manager, 1)
     wait_until(lambda: slave.tasks)
-    slave.uplink.hand_in([done(slave.tasks[0])], [], hungry=False, stalled=False)
+    slave.uplink.hand_in([done(slave.tasks[0])], [], room=1)
     assert slave.uplink.stop(60.0) is True
     assert results(manager, 1) == [0]
     assert manager.status()["slaves"] == []
@@ -239,7 +239,7 @@ def test_no_tasks_come_before_the_workers_are_ready(
     manager: TaskManager, line: Line, start: Callable[..., Slave]
 ) -> None:
     slave = start(announce=False)
-    slave.uplink.hand_in([], [], hungry=True, stalled=False)
+    slave.uplink.hand_in([], [], room=1)
     request(manager, 1)
     slave.uplink.need("nothing")  # an exchange that could bring the task
     wait_until(lambda: "exchange" in line.calls)
@@ -252,10 +252,13 @@ def test_no_tasks_come_after_they_were_refused(
     slave = start(announce=False)
     slave.uplink.announce(["echo"], None)
     wait_until(lambda: manager.status()["slaves"][0]["tags"])
+    slave.uplink.hand_in([], [], room=1)
+    wait_until(lambda: manager._roster.present[slave.uplink.process_id].room == 1)
     slave.uplink.refuse_tasks()
+    wait_until(lambda: manager._roster.present[slave.uplink.process_id].room == 0)
     request(manager, 1)
     before = line.calls.count("exchange")
-    slave.uplink.hand_in([], ["nothing_0"], hungry=False, stalled=False)
+    slave.uplink.hand_in([], ["nothing_0"], room=1)
     wait_until(lambda: line.calls.count("exchange") > before)
     assert slave.tasks == []
     assert manager.numberOfTasks()[0] == {"echo": 1}
@@ -265,15 +268,15 @@ def test_no_tasks_come_in_advance_while_all_workers_are_at_long_tasks(
     manager: TaskManager, line: Line, start: Callable[..., Slave]
 ) -> None:
     slave = start(announce=False)
-    slave.uplink.hand_in([], [], hungry=False, stalled=True)
+    slave.uplink.hand_in([], [], room=0)
     slave.uplink.announce(["echo"], None)
     wait_until(lambda: manager.status()["slaves"][0]["tags"])
     request(manager, 1)
     before = line.calls.count("exchange")
-    slave.uplink.hand_in([], ["nothing_0"], hungry=False, stalled=True)
+    slave.uplink.hand_in([], ["nothing_0"], room=0)
     wait_until(lambda: line.calls.count("exchange") > before)
     assert slave.tasks == []
-    slave.uplink.hand_in([], [], hungry=True, stalled=False)
+    slave.uplink.hand_in([], [], room=1)
     wait_until(lambda: len(slave.tasks) == 1)
 
 
@@ -284,7 +287,7 @@ def test_started_tasks_are_told(manager: TaskManager, start: Callable[..., Slave
     frames = [Codec().encode(i) for i in range(2)]
     first, second = manager.addTaskRequests("echo", frames, client, [0, None, 0, 1, None])
     wait_until(lambda: len(slave.tasks) == 2)
-    slave.uplink.hand_in([], [second], hungry=False, stalled=False)
+    slave.uplink.hand_in([], [second], room=1)
     task = manager._queue.tasks[second]
     wait_until(lambda: task.started)
     manager.lostProcess(slave.uplink.process_id, "a test")
@@ -297,9 +300,7 @@ def test_cancelled_tasks_are_told(manager: TaskManager, start: Callable[..., Sla
     slave = start()
     (task_id,) = request(manager, 1)
     wait_until(lambda: slave.tasks)
-    slave.uplink.hand_in(
-        [], [], hungry=True, stalled=False
-    )  # one of two workers is idle: the slave listens
+    slave.uplink.hand_in([], [], room=1)  # one of two workers is idle: the slave listens
     manager.cancelTask(task_id)
     wait_until(lambda: [task_id] in [news.stop for news in slave.news])
 
@@ -367,14 +368,14 @@ def test_tasks_that_were_lost_on_their_way_to_the_fetcher_are_run(
     manager: TaskManager, line: Line, start: Callable[..., Slave]
 ) -> None:
     """The fetcher's connection breaks, the sender's holds: nobody else tells of the loss."""
-    slave = start(works=True, announce=False, poll_s=PATIENCE_S)
-    line.plan = [("fetch", "after")]
-    slave.uplink.announce(["echo"], None)
-    slave.uplink.hand_in([], [], hungry=True, stalled=False)
-    wait_until(lambda: "fetch" in line.calls)
+    start(works=True, poll_s=PATIENCE_S)
+    wait_until(lambda: len(manager._slaves_wait), "the fetcher stands in line")
+    line.plan = [("fetch", "after")]  # not that call, the next one
     request(manager, 1)
     assert results(manager, 1) == [0]
-    assert line.plan == []
+    wait_until(lambda: line.plan == [] and len(manager._slaves_wait))
+    request(manager, 1)
+    assert results(manager, 1) == [0]
 
 
 def test_a_result_whose_answer_was_lost_is_handed_in_again_and_dropped(
@@ -384,7 +385,7 @@ def test_a_result_whose_answer_was_lost_is_handed_in_again_and_dropped(
     request(manager, 1)
     wait_until(lambda: slave.tasks)
     line.plan = [("exchange", "after")] * 3
-    slave.uplink.hand_in([done(slave.tasks[0])], [], hungry=False, stalled=False)
+    slave.uplink.hand_in([done(slave.tasks[0])], [], room=1)
     wait_until(lambda: manager.status()["dropped"] == 3)
     assert results(manager, 1) == [0]
 
@@ -399,13 +400,13 @@ def test_a_slave_that_comes_back_is_the_same_and_keeps_its_tasks(
     slave.held = [(task.task_id, task.attempt)]
     before = slave.uplink.process_id
     line.plan = [("exchange", "before"), ("announceTags", "before")]
-    slave.uplink.hand_in([], ["wake_0"], hungry=False, stalled=False)
+    slave.uplink.hand_in([], ["wake_0"], room=1)
     wait_until(lambda: line.plan == [])
     wait_until(lambda: [s["tags"] for s in manager.status()["slaves"]] == [["echo"]], "it is back")
     assert manager.numberOfTasks() == [{}, {"echo": 1}, {}]
     assert slave.uplink.process_id == before
     assert len(slave.tasks) == 1
-    slave.uplink.hand_in([done(task)], [], hungry=False, stalled=False)
+    slave.uplink.hand_in([done(task)], [], room=1)
     assert results(manager, 1) == [0]
 
 
@@ -418,7 +419,7 @@ def test_a_slave_lets_go_of_what_others_run_by_now(
     slave.held = [(task_id, slave.tasks[0].attempt)]
     line.refused = 1_000_000
     line.plan = [("exchange", "before")]
-    slave.uplink.hand_in([], ["wake_0"], hungry=False, stalled=False)
+    slave.uplink.hand_in([], ["wake_0"], room=1)
     wait_until(lambda: manager.numberOfTasks()[0] == {"echo": 1}, "the slave is missed")
     other = manager.registerProcess(None, "other")[0]
     manager.announceTags(other, ["echo"])
@@ -446,7 +447,7 @@ def test_a_master_that_is_gone_for_too_long_ends_the_slave(
     slave = start(master_gone_s=0.2)
     line.refused = 1_000_000
     line.plan = [("exchange", "before")]
-    slave.uplink.hand_in([], ["wake_0"], hungry=False, stalled=False)
+    slave.uplink.hand_in([], ["wake_0"], room=1)
     wait_until(slave.ends)
     assert "the master has been gone for 0.2 s: nobody is there" in slave.ends()[0]
 
@@ -459,7 +460,7 @@ def test_stopping_while_the_master_is_gone_does_not_wait_for_it(
     wait_until(lambda: slave.tasks)
     line.refused = 1_000_000
     line.plan = [("exchange", "before")]
-    slave.uplink.hand_in([done(slave.tasks[0])], [], hungry=False, stalled=False)
+    slave.uplink.hand_in([done(slave.tasks[0])], [], room=1)
     wait_until(lambda: line.refused < 999_998, "it looks for the master")
     assert slave.uplink.stop(50.0) is False  # what it had was not taken
 
@@ -486,8 +487,6 @@ def test_an_error_of_the_uplink_itself_ends_the_slave(
 ) -> None:
     slave = start()
     wait_until(lambda: manager.status()["slaves"][0]["tags"])
-    slave.uplink.hand_in(
-        [Completion("x", 1, "no such outcome", [], 0.0, "")], [], hungry=False, stalled=False
-    )
+    slave.uplink.hand_in([Completion("x", 1, "no such outcome", [], 0.0, "")], [], room=1)
     wait_until(slave.ends)
     assert slave.ends()[0] not in ("", "terminated")

@@ -1,4 +1,4 @@
-"""Threads that wait for tasks: woken one by one, longest waiting first, only for their tags."""
+"""Waiting threads: one is woken for one task, and only if it handles the task's tag."""
 
 from __future__ import annotations
 
@@ -8,45 +8,47 @@ from collections.abc import Iterator
 import pytest
 from conftest import PATIENCE_S, wait_until
 
-from masterslave.waiters import Waiters
+from masterslave.waiters import Waiter, Waiters
 
 
 class Room:
-    """Waiters, and threads that stand among them."""
+    """Waiters, and threads that wait in it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.waiters = Waiters(self.lock)
-        self.woken: list[str] = []  # names of the threads that wait no longer
+        self.woken: list[str] = []
         self.threads: list[threading.Thread] = []
+        self.known: dict[str, Waiter] = {}
 
-    def enter(self, name: str, *tags: str) -> None:
-        """A thread comes and waits; returns when it does."""
-        before = self.count()
-        thread = threading.Thread(target=self._stand, args=(name, frozenset(tags)), daemon=True)
-        self.threads.append(thread)
+    def enter(self, name: str, *tags: str, timeout_s: float = PATIENCE_S) -> Waiter:
+        """A thread begins to wait, in the lines of these tags."""
+        waiter = self.known[name] = Waiter(self.lock)
+        waits = threading.Event()
+
+        def wait() -> None:
+            with self.lock:
+                self.waiters.line_up(waiter, tags)
+                waits.set()
+                self.waiters.wait(waiter, timeout_s)
+                self.woken.append(name)
+
+        thread = threading.Thread(target=wait)
         thread.start()
-        wait_until(lambda: self.count() > before, f"{name} waits")
-
-    def _stand(self, name: str, tags: frozenset[str]) -> None:
-        with self.lock:
-            self.waiters.wait(tags, PATIENCE_S)
-            self.woken.append(name)
+        self.threads.append(thread)
+        assert waits.wait(PATIENCE_S)
+        with self.lock:  # it is free again only when the thread waits
+            return waiter
 
     def wake(self, *tags: str) -> None:
         with self.lock:
             for tag in tags:
                 self.waiters.wake(tag)
 
-    def count(self) -> int:
-        with self.lock:
-            return len(self.waiters)
-
-    def leaves(self, *names: str) -> None:
-        """These are woken, and nobody else by the same call."""
-        wait_until(lambda: len(self.woken) >= len(names), f"{names} are woken")
+    def heard(self, *names: str) -> None:
+        """Exactly these were woken, whatever the order in which they then ran."""
+        wait_until(lambda: len(self.woken) >= len(names))
         assert sorted(self.woken) == sorted(names)
-        self.woken.clear()
 
 
 @pytest.fixture
@@ -54,89 +56,87 @@ def room() -> Iterator[Room]:
     room = Room()
     yield room
     with room.lock:
-        room.waiters.wake_everybody()
+        for waiter in room.known.values():
+            room.waiters.rouse(waiter)
     for thread in room.threads:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
-    assert room.waiters._by_tag == {}, "nothing is left of those who have left"
 
 
 def test_one_is_woken_at_a_time_longest_waiting_first(room: Room) -> None:
-    for name in ("first", "second", "third"):
-        room.enter(name, "a")
-    for left, name in ((2, "first"), (1, "second"), (0, "third")):
-        room.wake("a")
-        room.leaves(name)
-        assert room.count() == left
+    for name in "abc":
+        room.enter(name, "sqrt")
+    room.wake("sqrt")
+    room.heard("a")
+    assert len(room.waiters) == 2
+    room.wake("sqrt")
+    room.heard("a", "b")
 
 
 def test_each_task_wakes_another_one(room: Room) -> None:
-    for name in ("first", "second", "third"):
-        room.enter(name, "a", "b")
-    room.wake("a", "b")
-    room.leaves("first", "second")
-    assert room.count() == 1
+    for name in "abc":
+        room.enter(name, "sqrt")
+    room.wake("sqrt", "sqrt")  # before the first one has run
+    room.heard("a", "b")
+    assert len(room.waiters) == 1
 
 
 def test_only_who_handles_the_tag_is_woken(room: Room) -> None:
-    room.enter("of a", "a")
-    room.enter("of b", "b")
-    room.enter("of both", "a", "b")
-    room.wake("b")
-    room.leaves("of b")
-    room.wake("b")
-    room.leaves("of both")
-    room.wake("b")
-    assert room.count() == 1
+    room.enter("a", "sqrt")
+    room.enter("b", "sqrt", "cube")
+    room.wake("cube")
+    room.heard("b")
+    room.wake("tan")  # nobody's
+    assert room.woken == ["b"]
+    assert len(room.waiters) == 1
 
 
-def test_a_tag_that_nobody_handles_wakes_nobody(room: Room) -> None:
-    room.wake("a")
-    room.enter("waits", "a")
-    room.wake("unknown")
-    assert room.count() == 1
+def test_who_is_woken_for_one_tag_waits_for_none(room: Room) -> None:
+    room.enter("a", "sqrt", "cube")
+    room.enter("b", "cube")
+    room.wake("sqrt", "cube")
+    room.heard("a", "b")
+    assert len(room.waiters) == 0
+
+
+def test_who_stands_in_no_line_is_woken_by_name_only(room: Room) -> None:
+    waiter = room.enter("a")
+    room.wake("sqrt")
     assert room.woken == []
-
-
-def test_all_can_be_woken(room: Room) -> None:
-    room.enter("of a", "a")
-    room.enter("of b", "b")
-    room.enter("of both", "a", "b")
     with room.lock:
-        room.waiters.wake_everybody()
-    room.leaves("of a", "of b", "of both")
-    assert room.count() == 0
+        room.waiters.rouse(waiter)
+    room.heard("a")
 
 
-def test_all_of_some_tags_can_be_woken(room: Room) -> None:
-    room.enter("of a", "a")
-    room.enter("of b", "b")
-    room.enter("of both", "a", "b")
+def test_a_waiting_thread_can_be_put_into_a_line(room: Room) -> None:
+    waiter = room.enter("a")
     with room.lock:
-        room.waiters.wake_all(["b", "unknown"])
-    room.leaves("of b", "of both")
-    assert room.count() == 1
+        room.waiters.line_up(waiter, ["sqrt"])
+    assert len(room.waiters) == 1
+    room.wake("sqrt")
+    room.heard("a")
 
 
-@pytest.mark.parametrize("tags", [frozenset[str](), frozenset("ab")])
-def test_waiting_ends_with_the_time_out(tags: frozenset[str]) -> None:
-    lock = threading.Lock()
-    waiters = Waiters(lock)
-    with lock:
-        waiters.wait(tags, 0.001)
-        assert lock.locked()
-        assert len(waiters) == 0
+def test_lining_up_again_changes_the_lines(room: Room) -> None:
+    waiter = room.enter("a", "sqrt")
+    with room.lock:
+        room.waiters.line_up(waiter, ["cube"])
+    room.wake("sqrt")
+    assert room.woken == []
+    room.wake("cube")
+    room.heard("a")
+
+
+@pytest.mark.parametrize("tags", [(), ("sqrt",)])
+def test_waiting_ends_with_the_time_out(room: Room, tags: tuple[str, ...]) -> None:
+    room.enter("a", *tags, timeout_s=0.01)
+    room.heard("a")
+    assert len(room.waiters) == 0
 
 
 def test_who_gave_up_waiting_is_not_woken_in_place_of_another(room: Room) -> None:
-    with room.lock:
-        room.waiters.wait(frozenset("a"), 0.001)
-    room.enter("waits", "a")
-    room.wake("a")
-    room.leaves("waits")
-
-
-def test_the_lock_is_free_while_they_wait(room: Room) -> None:
-    room.enter("waits", "a")
-    assert room.lock.acquire(timeout=PATIENCE_S)
-    room.lock.release()
+    room.enter("a", "sqrt", timeout_s=0.01)
+    room.heard("a")
+    room.enter("b", "sqrt")
+    room.wake("sqrt")
+    room.heard("a", "b")
