@@ -36,6 +36,7 @@ setup(
             "pytest>=7.4",
             "pytest-timeout>=2.2",
             "pytest-cov>=4.1",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.80",
             "psutil>=5.9",
             "numpy>=1.22",

@@ -43,6 +43,7 @@ class Master(MasterProcess):
             picture[first : first + len(band)] = band
         Image.fromarray(picture).save(args.path)
         print(f"wrote {args.path}: {args.width} x {height} pixels in {len(ids)} bands")
+        self.printStatistics()
 
 
 class Painter(SlaveProcess):

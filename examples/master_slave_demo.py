@@ -30,14 +30,7 @@ class Master(MasterProcess):
             except TaskRaisedException as error:
                 print(f"{error.task_id}: {type(error.exception).__name__}: {error.exception}")
 
-        self.print_statistics()
-
-    def print_statistics(self):
-        """What `task_manager demo` would show at this moment."""
-        status = self.task_manager.status()
-        print(f"active processes: {status['active_processes']}")
-        for kind in ("waiting", "running", "finished"):
-            print(f"{kind} tasks: {sum(status[kind].values())}")
+        self.printStatistics()  # what `task_manager demo` would show at this moment
 
 
 class SquareRoot(SlaveProcess):

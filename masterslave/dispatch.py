@@ -106,8 +106,11 @@ class Dispatch:
     def finished(self, worker: int, done: Completion, now: float) -> None:
         """A worker hands in the first task of its line."""
         state = self._workers.get(worker)
-        if state is None or not state.line or state.line[0].task_id != done.task_id:
-            return  # of a task that was given up here in the meantime
+        if state is None or not state.line:
+            return
+        first = state.line[0]
+        if (first.task_id, first.attempt) != (done.task_id, done.attempt):
+            return  # of an attempt that was given up here in the meantime
         task = state.line.popleft()
         state.busy_since = now
         self._pace.record(task.tag, done.duration_s)
@@ -261,7 +264,8 @@ class Dispatch:
                 state.busy_since = now
                 actions.append(Send(number, [state.line[0]]))
         for number, state in ready:
-            if self.backlog and len(state.line) <= state.refill_at:
+            long = now - state.busy_since > STALL_S  # nothing is to wait behind its task
+            if self.backlog and not long and len(state.line) <= state.refill_at:
                 batch = self._ahead(state)
                 if batch:
                     state.line.extend(batch)

@@ -46,8 +46,9 @@ def print_status(status: Mapping[str, Any], *, verbose: bool) -> None:
     console.print(Text(f"task manager {status['label']}", style="bold"))
     console.print(totals)
     if verbose:
-        console.print()
-        _print_tags(console, status)
+        if any(status[part] for part in ("waiting", "running", "finished")):
+            console.print()
+            _print_tags(console, status)
         console.print()
         _print_processes(console, status)
     for reason in explain(situation(status)):

@@ -34,6 +34,7 @@ from masterslave.transports.channel import (
     SealedSocket,
     check_message,
     client_handshake,
+    keep_alive,
     server_handshake,
 )
 
@@ -498,3 +499,17 @@ def test_the_guard_refuses_other_serializers_lengths_and_types(pair: Pair, bad: 
     pair[0].sendall(bad)
     with pytest.raises(ChannelError):
         guarded_read(GuardedSocket(pair[1], server=True), 40, 6)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="the system has no such options")
+def test_the_system_finds_out_within_a_minute_that_a_host_has_gone() -> None:
+    with socket.socket() as sock:
+        keep_alive(sock)
+        options = {
+            name: sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+            for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+        }
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    silence_s = options["TCP_KEEPIDLE"] + options["TCP_KEEPINTVL"] * options["TCP_KEEPCNT"]
+    assert 0 < silence_s < 60
+    assert 0 < options["TCP_USER_TIMEOUT"] < 60_000

@@ -93,12 +93,14 @@ def test_a_worker_that_has_finished_gets_the_next_task() -> None:
     assert dispatch.completions == [result(task("B"))]
 
 
-def test_nothing_is_sent_to_a_worker_that_is_not_ready() -> None:
+def test_what_comes_while_there_are_no_workers_goes_back() -> None:
     dispatch = slave()
     dispatch.arrived(tasks("A"))
     assert dispatch.tick(0.0) == []
+    assert ended(dispatch) == {"A": "returned"}
     dispatch.worker_ready(1)
-    assert sent(dispatch.tick(0.0)) == {1: "A"}
+    dispatch.arrived(tasks("B"))
+    assert sent(dispatch.tick(0.0)) == {1: "B"}
 
 
 def test_tasks_that_are_known_to_be_tiny_are_sent_ahead() -> None:
@@ -398,15 +400,6 @@ def test_a_task_that_takes_long_gives_the_backlog_back() -> None:
     assert dispatch.holds() == [("A", 1)]
 
 
-def test_nothing_is_given_back_while_a_worker_is_free_for_it() -> None:
-    dispatch = slave(1, 2)
-    dispatch.arrived(tasks("A"))
-    dispatch.tick(0.0)
-    dispatch.arrived(tasks("B"))
-    assert sent(dispatch.tick(2 * STALL_S)) == {2: "B"}
-    assert dispatch.completions == []
-
-
 def test_the_backlog_stays_as_long_as_one_worker_goes_on() -> None:
     dispatch = slave(1, 2)
     dispatch.arrived(tasks("ABC"))
@@ -505,7 +498,7 @@ def test_what_stands_behind_a_long_task_goes_back_while_draining() -> None:
 
 def test_a_slave_is_stalled_when_every_worker_has_been_at_one_task_for_long() -> None:
     dispatch = slave()
-    assert not dispatch.stalled(STALLED_S), "nobody works"
+    assert dispatch.stalled(0.0), "there is nobody"
     dispatch.worker_ready(1)
     dispatch.worker_ready(2)
     dispatch.arrived(tasks("A"))
@@ -517,6 +510,31 @@ def test_a_slave_is_stalled_when_every_worker_has_been_at_one_task_for_long() ->
     assert dispatch.stalled(1.0 + STALLED_S)
     dispatch.finished(1, result(task("A")), 1.0 + STALLED_S)
     assert not dispatch.stalled(1.0 + STALLED_S)
+
+
+def test_there_is_room_for_a_task_per_ready_worker() -> None:
+    dispatch = slave()
+    assert dispatch.room(0.0) == 0
+    for worker in (1, 2, 3):
+        dispatch.worker_ready(worker)
+    assert dispatch.room(0.0) == 3
+    dispatch.arrived(tasks("AB"))
+    dispatch.tick(0.0)
+    assert dispatch.room(STALLED_S) == 3, "also for those that are busy"
+    dispatch.cancelled(["A"])
+    assert dispatch.room(0.0) == 2, "not for one that is being killed"
+    dispatch.leaving(3)
+    assert dispatch.room(0.0) == 1
+
+
+def test_there_is_no_room_in_a_slave_that_is_stalled_or_leaves() -> None:
+    dispatch = slave(1)
+    dispatch.arrived(tasks("A"))
+    dispatch.tick(0.0)
+    assert dispatch.room(0.0) == 1
+    assert dispatch.room(STALLED_S) == 0
+    dispatch.drain()
+    assert dispatch.room(0.0) == 0
 
 
 def test_a_start_is_told_once_and_not_before_its_time() -> None:

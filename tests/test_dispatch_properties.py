@@ -75,8 +75,7 @@ class Slave(RuleBasedStateMachine):
 
     @property
     def stalled(self) -> bool:
-        workers = self.workers.values()
-        return bool(workers) and all(w.line and w.age(self.now) > STALL_S for w in workers)
+        return all(w.line and w.age(self.now) > STALL_S for w in self.workers.values())
 
     def carry_out(self, actions: list[Action], killed: Outcome) -> None:
         for action in actions:
@@ -326,6 +325,8 @@ class Slave(RuleBasedStateMachine):
         for number, worker in self.workers.items():
             assert self.dispatch.running(number) == (worker.line[0] if worker.line else None)
         assert self.dispatch.busy() == bool(self.here)
+        fed = [w for w in self.workers.values() if not (w.left or w.killed)]
+        assert self.dispatch.room(self.now) == (0 if self.draining or self.stalled else len(fed))
 
     def teardown(self) -> None:
         """The slave leaves: everything ends."""

@@ -595,15 +595,6 @@ def test_a_slave_behind_a_pulled_cable_is_missed_after_four_periods(start_job: S
         assert job.status()["delivered"] == 1
 
 
-def test_a_slave_that_hears_nothing_any_more_ends(world: World, start_job: StartJob) -> None:
-    world.env["MASTERSLAVE_MASTER_GONE"] = "1"
-    job = start_job(PERIOD_S)
-    with relay_to(job) as relay:
-        slave = job.slave(address=relay.address)
-        relay.freeze()
-        wait_until(lambda: slave.poll() is not None, "the slave ends: its master has gone")
-
-
 # --- the name server ------------------------------------------------------------------------
 
 

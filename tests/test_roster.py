@@ -124,11 +124,16 @@ def test_the_slaves_are_those_that_are_present() -> None:
 
 def test_a_notice_is_given_once() -> None:
     member = Member(1, info())
+    assert not member.has_notices()
     assert member.notices() == {}
     member.cancelled.append("a_0")
+    assert member.has_notices()
     member.dropped_data += ["x", "y"]
     assert member.notices() == {"stop": ["a_0"], "forget": ["x", "y"]}
+    assert not member.has_notices()
     assert member.notices() == {}
+    member.dropped_data.append("z")
+    assert member.has_notices()
 
 
 def test_the_load_of_a_member_decides_what_it_may_take() -> None:
@@ -166,6 +171,26 @@ def test_a_worker_that_is_free_is_fed_beside_a_task_of_unknown_length() -> None:
     assert member.may_take("tiny", 2, pace), "the horizon of the other worker is left"
     member.took("unknown", 2, None)
     assert not member.may_take("tiny", 2, pace)
+
+
+def test_only_workers_that_are_ready_get_tasks() -> None:
+    member, pace = Member(1, info(workers=3)), Pace()
+    pace.record("tiny", HORIZON_S / 100)
+    member.room = 1
+    assert member.may_take("unknown", 0, pace)
+    assert not member.may_take("unknown", 1, pace)
+    assert member.may_take("tiny", 1, pace)
+    member.room = 0
+    assert not member.may_take("tiny", 0, pace), "it wants none"
+
+
+def test_a_slave_is_idle_when_it_holds_less_than_it_has_workers_for() -> None:
+    member = Member(1, info(workers=2))
+    assert not member.is_idle(0), "its workers are not ready"
+    member.tags = frozenset("a")
+    assert [member.is_idle(held) for held in (0, 1, 2)] == [True, True, False]
+    member.room = 0
+    assert not member.is_idle(0)
 
 
 def test_no_rounding_errors_pile_up_in_the_load() -> None:
