@@ -67,13 +67,13 @@ class _Worker:
         self.started = True
         self.pipe.send(["ready", sorted(handlers), watchdog_period])
         while True:
-            while not self._tasks:
-                if not self._handle(self.pipe.receive()):
-                    return
-            if len(self._tasks) > 1:  # some may have been given to others in the meantime
+            if self._tasks:  # some may have been given to others in the meantime
                 for message in self.pipe.receive_available():
                     if not self._handle(message):
                         return
+            while not self._tasks:
+                if not self._handle(self.pipe.receive()):
+                    return
             task = self._tasks.popleft()
             self.pipe.send(["done", self._run(task, handlers[task.tag])])
             if termination_test():

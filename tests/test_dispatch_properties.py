@@ -339,7 +339,7 @@ class Slave(RuleBasedStateMachine):
 
 TestSlave = Slave.TestCase
 TestSlave.settings = settings(
-    max_examples=250,
+    max_examples=150,
     stateful_step_count=50,
     deadline=None,
     database=None,

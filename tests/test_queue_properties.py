@@ -299,7 +299,7 @@ class History(RuleBasedStateMachine):
 
 TestHistory = History.TestCase
 TestHistory.settings = settings(
-    max_examples=120,
+    max_examples=100,
     stateful_step_count=50,
     deadline=None,
     database=None,
