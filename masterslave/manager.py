@@ -6,6 +6,9 @@ from other processes through a transport, and takes and gives plain types only. 
 so; what blocks is always bounded by its time-out argument, so that a transport's thread is never
 lost to a peer that has gone.
 
+The module is longer than others because all of it shares one lock: what can do without the lock is
+in `queue`, `roster`, `pace`, `waiters` and `watchdog`.
+
     client --addTaskRequest--> TaskQueue --exchange--> slave
     client <---getResults----- TaskQueue <--exchange-- slave
 """
