@@ -65,13 +65,14 @@ class _Blame(NamedTuple):
 
 
 class _Worker:
-    __slots__ = ("blame", "busy_since", "line", "ready", "refill_at")
+    __slots__ = ("blame", "busy_since", "line", "ready", "refill_at", "unread")
 
     def __init__(self) -> None:
         self.ready = False
         self.line: deque[Assignment] = deque()
         self.busy_since = 0.0  # when the first of the line began, as far as can be told from here
         self.refill_at = 1  # length of the line at which it gets more in advance
+        self.unread = 0  # Skips that it has not answered: it may be at a task of theirs
         self.blame: _Blame | None = None
 
     def condemn(self, outcome: Outcome, why: str) -> None:
@@ -116,6 +117,12 @@ class Dispatch:
         self._pace.record(task.tag, done.duration_s)
         self._end(done)
 
+    def skipped(self, worker: int) -> None:
+        """A worker has read a Skip: from now on it runs none of those tasks."""
+        state = self._workers.get(worker)
+        if state is not None:
+            state.unread -= 1
+
     def died(self, worker: int, story: str) -> None:
         """A worker has ended. Its running task is to blame unless it was killed on purpose."""
         state = self._workers.pop(worker, None)
@@ -148,6 +155,7 @@ class Dispatch:
         for number, state in self._workers.items():
             behind = [task for task in islice(state.line, 1, None) if task.task_id in gone]
             if behind:
+                state.unread += 1
                 actions.append(Skip(number, [task.task_id for task in behind]))
                 for task in behind:
                     state.line.remove(task)
@@ -199,14 +207,16 @@ class Dispatch:
     def stalled(self, now: float) -> bool:
         """Whether no worker is idle or at a short task, so that what waits here is held back."""
         return all(
-            worker.line and now - worker.busy_since > STALL_S for worker in self._workers.values()
+            now - worker.busy_since > STALL_S if worker.line else worker.unread
+            for worker in self._workers.values()
         )
 
     def room(self, now: float) -> int:
         """How many tasks of any length may be here: one per ready worker; none if no use."""
         if self.draining or self.stalled(now):
             return 0
-        return sum(1 for worker in self._workers.values() if worker.ready and worker.blame is None)
+        usable = [w for w in self._workers.values() if w.ready and w.blame is None]
+        return sum(1 for worker in usable if worker.line or not worker.unread)
 
     def busy(self) -> bool:
         """Whether any task is here."""
@@ -257,7 +267,11 @@ class Dispatch:
         if not self.backlog:
             return []
         actions: list[Action] = []
-        ready = [(n, w) for n, w in self._workers.items() if w.ready and w.blame is None]
+        ready = [
+            (number, worker)
+            for number, worker in self._workers.items()
+            if worker.ready and worker.blame is None and not worker.unread
+        ]
         for number, state in ready:
             if self.backlog and not state.line:
                 state.line.append(self.backlog.popleft())
@@ -294,6 +308,7 @@ class Dispatch:
         self.backlog.extendleft(reversed(behind))
         state.line.clear()
         state.line.append(first)
+        state.unread += 1
         return Skip(number, [task.task_id for task in behind])
 
     def _give_back_backlog(self) -> None:

@@ -16,6 +16,7 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 | `["ready", tags, period]`        | the code is loaded; the watchdog period it asks for   |
 | `["failed", summary, text]`      | the code does not load; the worker leaves             |
 | `["done", completion]`           | the end of the first task in line                     |
+| `["skipped"]`                    | a "skip" was read; before, it may be at one of those  |
 | `["need", name]`                 | asks for a data item                                  |
 | `["leaving"]`                    | `terminationTest` was true: the slave is to end       |
 

@@ -218,6 +218,8 @@ class Supervisor:
             kind = message[0]
             if kind == "done":
                 self._dispatch.finished(worker.number, as_completion(message[1]), now)
+            elif kind == "skipped":
+                self._dispatch.skipped(worker.number)
             elif kind == "ready":
                 self._ready(worker, message[1], message[2])
             elif kind == "need":

@@ -89,6 +89,7 @@ class _Worker:
             self._tasks.extend(as_assignment(item) for item in message[1])
         elif kind == "skip":
             self._tasks = deque(task for task in self._tasks if task.task_id not in message[1])
+            self.pipe.send(["skipped"])
         elif kind == "forget":
             for name in message[1]:
                 self._values.pop(name, None)

@@ -300,6 +300,7 @@ def test_a_cancelled_task_that_stands_in_line_is_skipped_and_the_running_one_goe
     assert dispatch.cancelled(["B"]) == [], "once is enough"
     assert dispatch.holds() == [("A", 1), ("D", 1)]
     dispatch.finished(1, result(task("A", "tiny"), 0.0), 1.0)
+    dispatch.skipped(1)
     assert sent(dispatch.tick(1.0)) == {1: "D"}
     assert ended(dispatch) == {"A": "result"}
 
@@ -476,6 +477,7 @@ def test_the_late_end_of_an_attempt_is_not_taken_for_that_of_the_next() -> None:
     dispatch.tick(STALLED_S)
     dispatch.finished(1, result(task("A", "tiny"), 0.0), 1.0)
     dispatch.completions.clear()
+    dispatch.skipped(1)
     dispatch.arrived([task("B", "tiny", attempt=2)])
     dispatch.tick(1.0)
     assert dispatch.running(1) == task("B", "tiny", attempt=2)
@@ -599,3 +601,19 @@ def test_the_clock_wakes_for_what_stands_behind_a_long_task() -> None:
     assert wait_s is not None
     assert dispatch.tick(wait_s) == [Skip(1, ["B"])]
     assert dispatch.next_deadline(wait_s, TELL_S) is None, "woken for nothing"
+
+
+def test_a_worker_gets_nothing_until_it_has_read_what_to_skip() -> None:
+    """It may have begun one of those tasks, and be blamed for another one."""
+    dispatch = with_full_line()
+    dispatch.tick(STALLED_S)
+    dispatch.finished(1, result(task("A", "tiny"), 0.0), 1.0)
+    dispatch.completions.clear()
+    assert dispatch.room(1.0) == 0
+    dispatch.arrived(tasks("X"))
+    assert dispatch.tick(1.0) == []
+    assert ended(dispatch) == {"X": "returned"}
+    dispatch.skipped(1)
+    assert dispatch.room(1.0) == 1
+    dispatch.arrived(tasks("Y"))
+    assert sent(dispatch.tick(1.0)) == {1: "Y"}

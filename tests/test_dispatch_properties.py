@@ -19,7 +19,7 @@ from masterslave.dispatch import AHEAD_S, STALL_S, Action, Kill, Send, Skip
 from masterslave.records import Assignment, Completion, Outcome
 
 Key = tuple[str, int]
-LEAVING = "leaving"
+LEAVING, SKIPPED = "leaving", "skipped"
 
 
 def key(of: Assignment | Completion) -> Key:
@@ -34,6 +34,7 @@ class _Worker:
         self.tasks: deque[Assignment] = deque()
         self.running: Assignment | None = None
         self.said: deque[Completion | str] = deque()
+        self.unanswered = 0  # Skips whose answer was not heard
         # as seen from the supervisor:
         self.line: deque[Assignment] = deque()
         self.since = 0.0  # when the first of the line became the first
@@ -48,6 +49,7 @@ class _Worker:
                 self.tasks.extend(message.tasks)
             else:
                 self.tasks = deque(t for t in self.tasks if t.task_id not in message.task_ids)
+                self.said.append(SKIPPED)
 
     def age(self, now: float) -> float:
         return now - self.since
@@ -75,7 +77,9 @@ class Slave(RuleBasedStateMachine):
 
     @property
     def stalled(self) -> bool:
-        return all(w.line and w.age(self.now) > STALL_S for w in self.workers.values())
+        return all(
+            w.age(self.now) > STALL_S if w.line else w.unanswered for w in self.workers.values()
+        )
 
     def carry_out(self, actions: list[Action], killed: Outcome) -> None:
         for action in actions:
@@ -90,9 +94,11 @@ class Slave(RuleBasedStateMachine):
                 worker.line = deque(one for one in worker.line if one not in behind)
                 worker.skipped.update(map(key, behind))
                 worker.unread.append(action)
+                worker.unanswered += 1
             else:
                 assert worker.killed is None, "it is about to die"
                 assert not worker.left, "it wants no more"
+                assert not worker.unanswered, "it may be at a task of its own"
                 lines = [one for other in self.workers.values() for one in other.line]
                 assert not [one for one in action.tasks if one in lines], "runs twice"
                 if not worker.line:
@@ -167,7 +173,7 @@ class Slave(RuleBasedStateMachine):
             late = worker.line and worker.line[0].timeout
             assert not late or worker.age(self.now) <= late or worker.killed, "past its limit"
             assert len(worker.line) <= 1 or worker.age(self.now) <= STALL_S, "held up"
-            idle = not (worker.line or worker.left or worker.killed)
+            idle = not (worker.line or worker.left or worker.killed or worker.unanswered)
             assert not (idle and self.dispatch.backlog), "it could run something"
 
     @precondition(lambda self: len(self.here) > 10)
@@ -258,6 +264,10 @@ class Slave(RuleBasedStateMachine):
         worker = self.workers[number]
         for _ in range(min(count, len(worker.said))):
             said = worker.said.popleft()
+            if said == SKIPPED:
+                worker.unanswered -= 1
+                self.dispatch.skipped(number)
+                continue
             if isinstance(said, str):
                 worker.line.clear()
                 worker.left = self.returns = self.draining = True
@@ -325,7 +335,11 @@ class Slave(RuleBasedStateMachine):
         for number, worker in self.workers.items():
             assert self.dispatch.running(number) == (worker.line[0] if worker.line else None)
         assert self.dispatch.busy() == bool(self.here)
-        fed = [w for w in self.workers.values() if not (w.left or w.killed)]
+        fed = [
+            worker
+            for worker in self.workers.values()
+            if not (worker.left or worker.killed) and (worker.line or not worker.unanswered)
+        ]
         assert self.dispatch.room(self.now) == (0 if self.draining or self.stalled else len(fed))
 
     def teardown(self) -> None:
