@@ -95,6 +95,7 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
         self._handshake_s = handshake_s
         self._lifelines: dict[int, Any] = {}  # process id -> the connection it registered through
         self._connections: set[Any] = set()
+        self._dropped = False
         self.on_loss: Callable[[int], None] = lambda process_id: None
         super().__init__(host=host, port=port)
 
@@ -105,6 +106,8 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
             log.warning("%s refused: %s", peer, denied_reason, extra={"action": "refused"})
             return False
         self._connections.add(conn)
+        if self._dropped:  # it came in while the server was being stopped
+            return False
         try:
             keep_alive(conn.sock)
             conn.sock = server_handshake(conn.sock, self._key, self._handshake_s)
@@ -132,6 +135,7 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
 
     def drop_connections(self) -> None:
         """Close all connections, so that the threads that serve them end."""
+        self._dropped = True
         for conn in list(self._connections):
             with contextlib.suppress(OSError):
                 conn.sock.shutdown(socket.SHUT_RDWR)
