@@ -200,10 +200,6 @@ class Dispatch:
 
     # --- questions --------------------------------------------------------------------------
 
-    def idle_workers(self) -> int:
-        """How many workers are ready and have nothing to do."""
-        return sum(1 for w in self._workers.values() if w.ready and not w.line and w.blame is None)
-
     def stalled(self, now: float) -> bool:
         """Whether no worker is idle or at a short task, so that what waits here is held back."""
         return all(
