@@ -19,7 +19,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["masterslave", "masterslave.*"]),
-    package_data={"masterslave": ["py.typed"]},
+    package_data={"masterslave": ["py.typed", "stores/sql/*.sql"]},
     scripts=["bin/task_manager"],
     install_requires=[
         "Pyro5>=5.15",

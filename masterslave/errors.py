@@ -17,6 +17,11 @@
     |-- UnknownTask                 the task manager does not know that task
     |-- IllegalTransition           an event that a task's state does not allow
     |-- SettingsError               an option, environment variable or key file that cannot be used
+    |-- QueueFull                   a request finds no room, and was not to wait
+    |-- JournalError                a journal file cannot be used
+    |   |-- JournalInUse            ... because a living master writes to it
+    |   |-- JournalDamaged          ... because what it holds is not what was written
+    |   `-- JournalFull             ... because nothing can be written now: the disk is full
     |-- ConnectionFailed            a task manager cannot be reached
     |   |-- LabelUnknown            ... because nothing is registered under its label
     |   |-- ForeignProtocol         ... because something else answers at its address
@@ -146,6 +151,26 @@ class SettingsError(MasterSlaveError):
     """An option, an environment variable or the key file cannot be used as it is."""
 
 
+class QueueFull(MasterSlaveError):
+    """The memory budget has no room for a request, and the settings say not to wait."""
+
+
+class JournalError(MasterSlaveError):
+    """A journal file cannot be used: of another program, key or label, or by a newer version."""
+
+
+class JournalInUse(JournalError):
+    """A living master writes to the journal."""
+
+
+class JournalDamaged(JournalError):
+    """The journal does not hold what was written to it."""
+
+
+class JournalFull(JournalError):
+    """The journal cannot be written at present. What it was to keep waits in memory."""
+
+
 class ConnectionFailed(MasterSlaveError):
     """A task manager cannot be reached, or the connection to it broke."""
 
@@ -181,6 +206,9 @@ REMOTE_ERRORS: dict[str, type[MasterSlaveError]] = {
         IllegalTransition,
         SettingsError,
         LabelInUse,
+        QueueFull,
+        JournalError,
+        JournalFull,
     )
 }
 

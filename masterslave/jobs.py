@@ -19,6 +19,8 @@ def runJob(
     slave_class: type[SlaveProcess],
     watchdog_period: float | None = DEFAULT_WATCHDOG_PERIOD,
     launch_slaves: int = 0,
+    *,
+    journal: str | os.PathLike[str] | None = None,
 ) -> None:
     """Run a master, and the slaves that work for it, from one script. Blocks until `run` ends.
 
@@ -28,9 +30,11 @@ def runJob(
     runs as a slave, the same call starts ``slave_class(label, watchdog_period=...)`` instead and
     does not return; a call for another label is passed over there.
 
-    `watchdog_period`: seconds between the slaves' signs of life, see `SlaveProcess`. Raises what
-    the master's `run` raises, `LabelInUse` when a living master has the label, `SettingsError` for
-    an argument that cannot be used.
+    `watchdog_period`: seconds between the slaves' signs of life, see `SlaveProcess`. `journal`: a
+    file from which this job goes on when its master was killed and is started again, see
+    `MasterProcess`; a master class with a constructor of its own must take this keyword then.
+    Raises what the master's `run` raises, `LabelInUse` when a living master has the label,
+    `SettingsError` for an argument that cannot be used, `JournalError` for such a file.
     """
     _check_class("master_class", master_class, MasterProcess)
     _check_class("slave_class", slave_class, SlaveProcess)
@@ -42,7 +46,7 @@ def runJob(
         if active.label == label:
             slave_class(label, watchdog_period=watchdog_period).start()
         return
-    master = master_class(label)
+    master = master_class(label) if journal is None else master_class(label, journal=journal)
     try:
         record = slavecode.running_script()
         # A class of an interactive console inside a program is in no module, and in no script.
@@ -63,13 +67,16 @@ def initializeMasterProcess(
     slave_script: str | os.PathLike[str] | None = None,
     slave_module: str | None = None,
     use_name_server: bool = True,
+    *,
+    journal: str | os.PathLike[str] | None = None,
 ) -> MasterProcess:
     """Make this program a master; for programs whose master and slave are separate.
 
     Gives a `MasterProcess` whose `requestTask` and `retrieveResult` may be called from anywhere;
     it is shut down at interpreter exit. `slave_script`: file of a script that ends with
     `startSlaveProcess()`; `slave_module`: name of a module that defines ``do_<tag>`` functions.
-    With either, ``task_manager slave LABEL`` and `launchSlaveJobs` start slaves. Raises as
+    With either, ``task_manager slave LABEL`` and `launchSlaveJobs` start slaves. `journal`: a file
+    from which a master that was killed goes on, see `MasterProcess`. Raises as
     `MasterProcess`, and `SlaveError` when the script cannot be read.
     """
     if slave_script is not None and slave_module is not None:
@@ -81,7 +88,7 @@ def initializeMasterProcess(
         record = slavecode.script_record(slave_script)
     elif slave_module is not None:
         record = slavecode.module_record(slave_module)
-    master = MasterProcess(label, use_name_server)
+    master = MasterProcess(label, use_name_server, journal=journal)
     atexit.register(master.shutdown)
     if record is not None:
         master.keep_slave_code(record)

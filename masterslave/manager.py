@@ -16,15 +16,27 @@ in `queue`, `roster`, `pace`, `waiters` and `watchdog`.
 from __future__ import annotations
 
 import logging
+import os
+import platform
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from masterslave.errors import DataNotFound, TaskManagerTermination
+from masterslave import ledger
+from masterslave.errors import (
+    DataNotFound,
+    JournalError,
+    MasterSlaveError,
+    QueueFull,
+    TaskManagerTermination,
+)
 from masterslave.hooks import Observer
+from masterslave.journal import Journal
+from masterslave.ledger import Ledger
 from masterslave.pace import Pace
-from masterslave.queue import Effect, Task, TaskQueue
+from masterslave.queue import Effect, State, Task, TaskQueue
 from masterslave.records import (
     BATCH_BYTES,
     Assignment,
@@ -46,6 +58,9 @@ log = logging.getLogger(__name__)
 #: Longest single wait of a thread that waits for results, so that it can log a stand-still.
 _SLICE_S = 3600.0
 
+#: Between two looks of a request that waits for room, should nobody tell it of any.
+_LOOK_FOR_ROOM_S = 1.0
+
 #: Failure messages of slaves that are kept for `status`.
 _KEPT_FAILURES = 20
 
@@ -62,7 +77,12 @@ class TaskManager:
         settings: Settings | None = None,
         observers: Sequence[Observer] = (),
         clock: Callable[[], float] = time.monotonic,
+        journal: Journal | None = None,
     ) -> None:
+        """`journal`: where everything is kept that must outlive this process; see `Ledger`.
+
+        What earlier runs have left in it is taken up here. Raises `JournalDamaged`.
+        """
         self.label = label
         self._settings = settings or Settings.from_environment()
         self._observers = tuple(observers)
@@ -76,11 +96,20 @@ class TaskManager:
         self._clients_wait: dict[int, threading.Condition] = {}
         self._waiting_clients = 0
         self._gone = threading.Condition(self._lock)  # told when a process leaves
-        self._roster = Roster()
+        # Numbers of registrations are not those of an earlier task manager with our label.
+        self._roster = Roster(first_generation=secrets.randbits(48))
+        self._room = threading.Condition(self._lock)  # told when a request may find room
+        self._blocked = 0  # requests that wait for room
+        self._embedded: int | None = None  # the client that lives and dies with this process
+        self._awaited: dict[int, float] = {}  # slaves of an earlier run -> until when
         self._data: dict[str, Any] = {}
         self._terminated = False
         self._failures: list[str] = []
         self._outbox: list[tuple[str, tuple[Any, ...]]] = []  # calls of observers, made unlocked
+        self._ledger: Ledger | None = None
+        if journal is not None:
+            self._ledger = Ledger(journal, self._queue, self._settings.memory_bytes)
+            self._restore(self._ledger)
 
     # --- processes --------------------------------------------------------------------------
 
@@ -105,6 +134,7 @@ class TaskManager:
         had = [(str(task_id), int(attempt)) for task_id, attempt in held]
         with self._lock:
             member = self._roster.join(record, watchdog_period, resume, self._clock())
+            self._awaited.pop(member.id, None)
             effects, obsolete = self._queue.reconcile(member.id, had)
             for effect in effects:
                 self._act(effect, member, "not begun")
@@ -120,7 +150,10 @@ class TaskManager:
     def announceSlave(self, process_id: int) -> None:
         """A registered process is a slave whose workers are starting."""
         with self._lock:
-            self._roster.get(process_id).is_slave = True
+            member = self._roster.get(process_id)
+            member.is_slave = True
+            if self._ledger is not None:
+                self._ledger.joined(process_id, member.info)
 
     def announceTags(self, process_id: int, tags: Iterable[str]) -> None:
         """A slave's workers are ready, and handle tasks of these tags."""
@@ -147,6 +180,8 @@ class TaskManager:
             if member is None:
                 return
             self._release(member)
+            if self._ledger is not None and member.is_slave:
+                self._ledger.left(process_id)
             self._rouse(member)
             self._gone.notify_all()
             self._tell("process_left", process_id, member.info.machine, "unregistered")
@@ -162,6 +197,7 @@ class TaskManager:
             effects = self._queue.lose(process_id, story, max(1, member.info.workers))
             self._rouse(member)
             for effect in effects:
+                self._write(effect, process_id)
                 self._act(effect, member, "its slave was lost")
             self._gone.notify_all()
             self._tell("process_left", process_id, member.info.machine, reason)
@@ -183,7 +219,10 @@ class TaskManager:
     def checkLiveness(self) -> None:
         """Take for dead who has been silent too long; called by the watchdog."""
         with self._lock:
-            silent = self._roster.liveness.silent(self._clock())
+            now = self._clock()
+            silent = self._roster.liveness.silent(now)
+            for process_id in [p for p, until in self._awaited.items() if until <= now]:
+                self._give_up(process_id, f"did not come back within {self._settings.resume_s:g} s")
         for process_id, age_s in silent:
             self.lostProcess(process_id, f"silent for {age_s:.1f} s")
 
@@ -226,20 +265,43 @@ class TaskManager:
         process_id: int = 0,
         options: Sequence[Any] = TaskOptions(),
     ) -> list[str]:
-        """Put many tasks of one tag into the queue; gives their ids in order."""
+        """Put many tasks of one tag into the queue; gives their ids in order.
+
+        With a journal, a request that equals one of an earlier run takes that one's place, and a
+        client of another process is answered when its requests are on record. Blocks while the
+        parameters of unfinished tasks exceed the memory budget (without a journal) or the journal
+        cannot be written, or raises `QueueFull` or `JournalFull` then, as the settings say.
+        """
         checked = TaskOptions(*options).checked()
+        books = self._ledger
+        names = ledger.names(tag, frames, checked) if books is not None else []
+        self._await_room(sum(map(frame_bytes, frames)))
         with self._lock:
             if self._terminated:
                 raise TaskManagerTermination("the task manager has ended and takes no tasks")
             ids = []
-            for frame in frames:
-                task = self._queue.request(process_id, tag, frame, checked)
+            for index, frame in enumerate(frames):
+                if books is None:
+                    task = self._queue.request(process_id, tag, frame, checked)
+                else:
+                    task = books.request(process_id, tag, frame, checked, names[index])
                 ids.append(task.id)
-                self._slaves_wait.wake(tag)
+                if task.state is State.WAITING:
+                    self._slaves_wait.wake(tag)
+                elif task.state is not State.RUNNING:
+                    self._notify_client(process_id)
                 if self._observers:
                     self._tell("task_requested", task.id, tag)
+        if books is not None and (process_id != self._embedded or books.is_due()):
+            self._sync_requests(books)
         self._tell_observers()
         return ids
+
+    def embedClient(self, process_id: int) -> None:
+        """State which client is in this very process: what it requests is lost with the queue, and
+        asked for again by its next run. So it need not wait until its requests are on record.
+        """
+        self._embedded = process_id
 
     def getResults(
         self,
@@ -266,7 +328,7 @@ class TaskManager:
                         break
                     got.append(delivery)
                 if got:
-                    return got
+                    break
                 if self._terminated:
                     raise TaskManagerTermination("the task manager has ended")
                 if while_outstanding and not self._queue.outstanding(process_id, tag):
@@ -275,6 +337,7 @@ class TaskManager:
                 if wait_s <= 0:
                     return []
                 self._wait_for_result(process_id, wait_s)
+        return got if self._ledger is None else [self._ledger.delivered(one) for one in got]
 
     def getAnyResult(self, process_id: int = 0, timeout: float | None = None) -> Delivery | None:
         """Take the oldest finished task of this client; blocks like `getResults`."""
@@ -300,6 +363,9 @@ class TaskManager:
             if holder is not None:
                 self._order_stop(holder, task_id)
             if done:
+                if self._ledger is not None:
+                    self._ledger.cancelled(task_id)
+                self._found_room()
                 self._tell("task_finished", task_id, task_id.rpartition("_")[0], "cancelled", 0.0)
                 for waiting in self._clients_wait.values():
                     waiting.notify_all()  # one may have waited for this very task
@@ -328,6 +394,9 @@ class TaskManager:
         assignments, and a dictionary of notices: "stop" (task ids), "forget" (data items),
         "terminate" (the job is over), "register" (this process is not known, or was taken for
         dead: what it handed in was used, now it must register again).
+
+        With a journal, all that is answered is on record. Raises `JournalError` when that cannot be
+        done: nothing is acknowledged then, and what was handed in is to be handed in again.
         """
         ended = [as_completion(item) for item in completions]
         with self._lock:
@@ -345,6 +414,8 @@ class TaskManager:
                 elif room >= 0:
                     member.room = room
                 tasks = self._take(member, timeout)
+                if self._ledger is not None:
+                    self._ledger.handed_out(process_id, tasks)
             notices = {}
             if member is not None and member.generation == generation:
                 notices = member.notices()
@@ -352,6 +423,8 @@ class TaskManager:
                 notices["terminate"] = True
             elif member is None or member.id not in self._roster.present:
                 notices["register"] = True
+        if self._ledger is not None:
+            tasks = self._put_on_record(self._ledger, member, tasks, notices)
         if self._outbox:
             self._tell_observers()
         return [tasks, notices]
@@ -421,6 +494,7 @@ class TaskManager:
             for waiting in self._clients_wait.values():
                 waiting.notify_all()
             self._gone.notify_all()
+            self._room.notify_all()
 
     def waitForSlavesToLeave(self, timeout: float) -> bool:
         """Block until no slave is registered, for `timeout` seconds at most; true if so."""
@@ -459,6 +533,10 @@ class TaskManager:
                 "delivered": self._queue.delivered,
                 "cancelled": self._queue.cancelled,
                 "dropped": self._queue.dropped,
+                "parked": self._queue.parked(),
+                "awaited_slaves": len(self._awaited),
+                "journal_trouble": self._ledger.trouble if self._ledger is not None else "",
+                "blocked_requests": self._blocked,
                 "client_waits": self._waiting_clients > 0,
                 "terminated": self._terminated,
                 "failures": list(self._failures),
@@ -517,6 +595,8 @@ class TaskManager:
 
     def _hand_out(self, member: Member) -> list[Assignment]:
         tasks: list[Assignment] = []
+        if self._ledger is not None and self._ledger.trouble:
+            return tasks  # nothing can be put on record, so nothing is begun
         size = 0
         tags = member.tags or frozenset()
         held = len(self._queue.held_by(member.id))
@@ -524,7 +604,7 @@ class TaskManager:
             task = self._queue.peek(tags)
             if task is None or not member.may_take(task.tag, held, self._pace):
                 return tasks
-            size += frame_bytes(task.frame)
+            size += task.size
             if size > BATCH_BYTES and tasks:
                 return tasks  # the rest fits into the next answer
             assignment = self._queue.hand_out(member.id, tags)
@@ -537,6 +617,7 @@ class TaskManager:
     def _settle(self, process_id: int, member: Member | None, done: Completion) -> None:
         """Use one completion."""
         effect = self._queue.complete(process_id, done)
+        self._write(effect, process_id, done.attempt, done.duration_s)
         if member is not None:
             member.ended(done.task_id, done.attempt)
         if done.outcome in (Outcome.RESULT, Outcome.EXCEPTION):
@@ -555,9 +636,8 @@ class TaskManager:
         if effect.stop_on is not None:
             self._order_stop(effect.stop_on, task.id)
         if effect.kind == "finished":
-            waiting = self._clients_wait.get(task.client)
-            if waiting is not None:
-                waiting.notify_all()
+            self._notify_client(task.client)
+            self._found_room()
             if self._observers:
                 self._tell("task_finished", task.id, task.tag, task.outcome, duration_s)
             if task.outcome in ("crashed", "timed_out"):
@@ -592,6 +672,11 @@ class TaskManager:
             member.cancelled.append(task_id)
             self._rouse(member)
 
+    def _notify_client(self, process_id: int) -> None:
+        waiting = self._clients_wait.get(process_id)
+        if waiting is not None:
+            waiting.notify_all()
+
     def _wait_for_result(self, process_id: int, wait_s: float) -> None:
         waiting = self._clients_wait.get(process_id)
         if waiting is None:
@@ -615,15 +700,140 @@ class TaskManager:
                 assignment = self._queue.hand_out(member.id, tags)
                 wait_s = deadline - self._clock()
                 if assignment is not None or wait_s <= 0:
-                    return assignment
+                    break
                 self._single_calls.add(waiter)
                 self._slaves_wait.line_up(waiter, tags)
                 self._slaves_wait.wait(waiter, wait_s)
                 self._single_calls.discard(waiter)
+            taken = [assignment] if assignment is not None else []
+            if self._ledger is not None:
+                self._ledger.handed_out(process_id, taken)
+        if self._ledger is not None:
+            taken = self._put_on_record(self._ledger, member, taken, {})
+        return taken[0] if taken else None
 
     def _tell(self, hook: str, *args: Any) -> None:
         if self._observers:
             self._outbox.append((hook, args))
+
+    # --- the journal and the memory budget --------------------------------------------------
+
+    def _restore(self, books: Ledger) -> None:
+        """Take up what earlier runs have left; wait for those of their slaves that may live."""
+        for process_id, info in books.restore().items():
+            self._roster.remember(process_id, info)
+            self._awaited[process_id] = self._clock() + self._settings.resume_s
+            if info.host == platform.node() and not _is_running(info.pid):
+                self._give_up(process_id, "has ended")
+        if self._queue.parked():
+            log.info(
+                "the journal has %d tasks of earlier runs; %d slaves are awaited",
+                self._queue.parked(),
+                len(self._awaited),
+                extra={"action": "journal_restored"},
+            )
+
+    def _give_up(self, process_id: int, reason: str) -> None:
+        """(Locked.) A slave of an earlier run is awaited no more: others may run its tasks."""
+        del self._awaited[process_id]
+        member = self._roster.known(process_id)
+        log.info("a slave of an earlier run %s", reason, extra={"action": "slave_given_up"})
+        for effect in self._queue.release(process_id):
+            self._act(effect, member, "not begun")
+
+    def _write(
+        self, effect: Effect, process_id: int, attempt: int | None = None, duration_s: float = 0.0
+    ) -> None:
+        """(Locked.) Put on record what an event in the queue came to."""
+        task = effect.task
+        if self._ledger is not None and task is not None:
+            if attempt is None:
+                attempt = task.attempt
+            self._ledger.settled(effect, process_id, attempt, duration_s)
+
+    def _put_on_record(
+        self,
+        books: Ledger,
+        member: Member | None,
+        tasks: list[Assignment],
+        notices: dict[str, Any],
+    ) -> list[Assignment]:
+        """Have the journal hold all that this call did; gives its tasks, with their parameters.
+
+        Raises `JournalError` when that fails; the tasks and notices wait for another call then.
+        """
+        try:
+            books.sync()
+        except JournalError:
+            with self._lock:
+                if member is not None:
+                    member.take_back(notices)
+                    self._return_unsent(member, tasks)
+            raise
+        filled, unreadable = books.filled(tasks)
+        if unreadable or books.has_heavy():
+            with self._lock:
+                for done in unreadable:
+                    assert member is not None
+                    self._settle(member.id, member, done)
+                books.rest()
+        return filled
+
+    def _return_unsent(self, member: Member, tasks: list[Assignment]) -> None:
+        for task in reversed(tasks):
+            returned = Outcome.RETURNED.value
+            done = Completion(task.task_id, task.attempt, returned, [], 0.0, "not begun")
+            self._settle(member.id, member, done)
+
+    def _sync_requests(self, books: Ledger) -> None:
+        """Have the journal hold the requests; a failure holds up the next ones, see `_await_room`.
+
+        They stand in the queue already, so an error here would have them asked for twice.
+        """
+        try:
+            books.sync()
+        except JournalError as error:
+            log.debug("requests are not on record yet: %s", error)
+            return
+        if books.has_heavy():
+            with self._lock:
+                books.rest()
+
+    def _await_room(self, size: int) -> None:
+        """Block, or raise if the settings say so, while there is no room for a request."""
+        while (problem := self._no_room(size)) is not None:
+            if self._settings.when_full == "raise":
+                raise problem
+            with self._lock:
+                if not self._blocked:
+                    log.warning("requests wait: %s", problem, extra={"action": "requests_wait"})
+                self._blocked += 1
+                self._room.wait(_LOOK_FOR_ROOM_S)
+                self._blocked -= 1
+
+    def _no_room(self, size: int) -> MasterSlaveError | None:
+        """Why a request of so many bytes cannot be taken now."""
+        books = self._ledger
+        if books is not None:
+            if books.trouble:
+                try:
+                    books.sync()
+                except JournalError as error:
+                    return error if not self._terminated else None
+            return None
+        budget = self._settings.memory_bytes
+        held = self._queue.parameter_bytes
+        if not held or held + size <= budget or self._terminated:
+            return None
+        return QueueFull(
+            f"the parameters of unfinished tasks take {held} bytes of memory, and the budget is "
+            f"{budget} (MASTERSLAVE_MEMORY); start slaves, or use a journal: it keeps them on disk"
+        )
+
+    def _found_room(self) -> None:
+        """(Locked.) Parameters were freed."""
+        if self._blocked:
+            self._room.notify_all()
 
     # --- observers (without the lock) -------------------------------------------------------
 
@@ -638,3 +848,14 @@ class TaskManager:
                     getattr(observer, hook)(*args)
                 except Exception:
                     log.exception("observer %r failed in %s", observer, hook)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether there is a process of that id on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # there is, and it is somebody else's
+        return True
+    return True

@@ -8,11 +8,14 @@ which is in the same process; only slaves come over the network.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any
 
 from masterslave import payload, slavecode
 from masterslave.errors import (
@@ -27,21 +30,10 @@ from masterslave.errors import (
     WorkerCrashed,
 )
 from masterslave.hooks import Observer
-from masterslave.keyfile import load_key
 from masterslave.launchers.local import LocalSlaves
-from masterslave.manager import TaskManager
 from masterslave.records import Delivery, Frame, Outcome, TaskOptions, getMachineInfo
-from masterslave.settings import (
-    DEFAULT_PORT,
-    Settings,
-    check_label,
-    join_address,
-    split_address,
-)
-from masterslave.watchdog import Watchdog
-
-if TYPE_CHECKING:
-    from masterslave.naming import Registration
+from masterslave.service import Service
+from masterslave.settings import Settings, check_label
 
 log = logging.getLogger(__name__)
 
@@ -81,50 +73,39 @@ class MasterProcess:
         *,
         settings: Settings | None = None,
         observers: Sequence[Observer] = (),
+        journal: str | PathLike[str] | None = None,
     ) -> None:
         """Create the task manager and make it known.
 
         `label`: under which slaves and ``task_manager LABEL`` find it. `use_name_server`: register
         the label with the Pyro name server, starting one in this process if none answers; False:
         listen on port 7766, and slaves must know the host. `observers`: told of what happens, see
-        `Observer`. Raises `LabelInUse` when a living master has the label, `SettingsError` and
-        `ConnectionFailed` when it cannot be set up.
+        `Observer`. `journal`: a file that keeps tasks and results, so that a master that was killed
+        can be started again: a request that equals one of the run before (same tag and parameters,
+        or same `key`) takes its place, and what had finished is not run again. Raises `LabelInUse`
+        when a living master has the label, `SettingsError` and `ConnectionFailed` when it cannot be
+        set up, `JournalError` or a subclass when the journal cannot be used.
         """
         check_label(label)
         self.label = label
         self.settings = settings or Settings.from_environment()
-        self.task_manager = TaskManager(label, self.settings, observers)
+        self._service = Service(
+            label,
+            self.settings,
+            use_name_server=use_name_server,
+            observers=observers,
+            journal=journal,
+        )
+        self.task_manager = self._service.manager
         self.process_id: int = self.task_manager.registerProcess(None, getMachineInfo())[0]
+        self.task_manager.embedClient(self.process_id)
         self._codec = payload.Codec()
         self._use_script(slavecode.running_script(), shared=False)
-        self._states: dict[int, list[str]] = {}
-        self._next_state = 1
+        self._states: dict[int, list[str]] = {}  # names of each state's values
+        self._state_uses: Counter[int] = Counter()  # how often each was set
         self._lock = threading.Lock()
         self._slaves = LocalSlaves()
         self._down = False
-        # Only a master needs these, but every worker imports this module: they take time to load.
-        from masterslave.naming import Registration
-        from masterslave.transports.pyro import PyroServer
-
-        key = load_key(self.settings.key_file)
-        port = self.settings.port
-        if port is None:
-            port = 0 if use_name_server else DEFAULT_PORT
-        self._server = PyroServer(
-            self.task_manager, self.settings.host, port, key, self.settings.handshake_s
-        )
-        self._server.start()
-        self._registration: Registration | None = None
-        if use_name_server:
-            registration = Registration(self._server, label, self.settings, key)
-            try:
-                registration.start()
-            except BaseException:
-                self._server.stop()
-                raise
-            self._registration = registration
-        self._watchdog = Watchdog(self.task_manager, self.settings.stall_s)
-        self._watchdog.start()
 
     # --- the program ------------------------------------------------------------------------
 
@@ -151,14 +132,9 @@ class MasterProcess:
             if self._down:
                 return
             self._down = True
-        self.task_manager.terminate()
-        self._watchdog.stop()
-        if not self.task_manager.waitForSlavesToLeave(self.settings.shutdown_s):
-            log.warning("some slaves did not leave in time", extra={"action": "slaves_stayed"})
+        self._service.end_job(self.settings.shutdown_s)
         self._slaves.end(2.0)
-        if self._registration is not None:
-            self._registration.stop()
-        self._server.stop()
+        self._service.stop()
 
     def launchSlaveJobs(self, n: int = 1) -> list[int]:
         """Start `n` slaves on this machine, with the code kept in the task manager.
@@ -181,8 +157,7 @@ class MasterProcess:
     @property
     def address(self) -> str:
         """``host:port`` at which a slave on this machine reaches the task manager."""
-        host = split_address(self._server.addresses[-1])[0]
-        return join_address(host, self._server.port)
+        return self._service.address
 
     # --- tasks ------------------------------------------------------------------------------
 
@@ -318,21 +293,27 @@ class MasterProcess:
         slave fetches a value once. Raises `PayloadError` when a value cannot be pickled.
         """
         frames = {name: self._codec.encode(value) for name, value in values.items()}
+        state_id = _state_id(frames)
         with self._lock:
-            state_id = self._next_state
-            self._next_state += 1
             self._states[state_id] = list(frames)
+            self._state_uses[state_id] += 1
         self.task_manager.storeData(
             **{f"state_{state_id}_{name}": frame for name, frame in frames.items()}
         )
         return state_id
 
     def deleteGlobalState(self, state_id: int) -> None:
-        """Forget a state here and in the slaves. Raises `DataNotFound` if there is none."""
+        """Forget a state here and in the slaves. Raises `DataNotFound` if there is none.
+
+        One that was set several times, with equal values, must be deleted as often.
+        """
         with self._lock:
-            names = self._states.pop(state_id, None)
-        if names is None:
-            raise DataNotFound(f"no global state {state_id!r}: never set, or deleted")
+            if state_id not in self._states:
+                raise DataNotFound(f"no global state {state_id!r}: never set, or deleted")
+            self._state_uses[state_id] -= 1
+            if self._state_uses[state_id]:
+                return
+            names = self._states.pop(state_id)
         for name in names:
             self.task_manager.deleteData(f"state_{state_id}_{name}")
 
@@ -373,6 +354,20 @@ class MasterProcess:
             )
             exception = kind(delivery.detail)
         raise TaskRaisedException(delivery.task_id, delivery.tag, exception, delivery.detail)
+
+
+def _state_id(frames: Mapping[str, Frame]) -> int:
+    """A number that is the same for the same values, and for no others.
+
+    So a task that names a state means the same in the next run of a master with a journal, and to
+    slaves that have outlived the run before.
+    """
+    digest = hashlib.sha256()
+    for name, frame in sorted(frames.items()):
+        for piece in (name.encode(), *frame):
+            digest.update(len(piece).to_bytes(8, "big"))
+            digest.update(piece)
+    return int.from_bytes(digest.digest()[:8], "big") >> 1  # any language's signed integer holds it
 
 
 def _check_tag(tag: Any) -> None:

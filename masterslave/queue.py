@@ -9,6 +9,9 @@
                    +------reschedule-----+
     WAITING | RUNNING --cancel--> CANCELLED (gone: a cancelled task is never delivered)
 
+    from the journal of an earlier run:
+    PARKED --claim--> WAITING | RUNNING | RESULT | ..., as far as the task had come
+
 `TRANSITIONS` is the whole truth about what may follow what; any other event raises
 `IllegalTransition` and changes nothing. There is no clock, thread or file here, and each event
 costs O(log n) at most in the number of tasks, so the same code serves live events, random tests
@@ -16,23 +19,37 @@ and replay.
 
 At least once to run, exactly once to deliver: every hand-out has an attempt number. The first
 result of any attempt wins, later ones are dropped and counted in `dropped`.
+
+A parked task has a place in the journal, and no client yet. What happens to it meanwhile (a slave
+that outlived the earlier run still has it, hands its result in, or is lost) is noted in the task;
+when a request with its identity claims it, it enters the state that this amounts to.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
 from masterslave.errors import IllegalTransition, UnknownTask
 from masterslave.lines import WaitingLines
-from masterslave.records import Assignment, Completion, Delivery, Frame, Outcome, TaskOptions
+from masterslave.records import (
+    AT_REST,
+    Assignment,
+    Completion,
+    Delivery,
+    Frame,
+    Outcome,
+    TaskOptions,
+    frame_bytes,
+)
 
 
 class State(str, Enum):
     """Where a task is in its life."""
 
+    PARKED = "parked"  # known from the journal, not yet requested by this run
     WAITING = "waiting"  # for a slave that handles its tag
     RUNNING = "running"  # handed to a slave: prefetched there, or started
     RESULT = "result"  # finished: the handler returned
@@ -46,6 +63,7 @@ class State(str, Enum):
 class Event(str, Enum):
     """What can happen to a task."""
 
+    CLAIM = "claim"  # a request of this run takes up a task of an earlier one
     HAND_OUT = "hand_out"
     ADOPT = "adopt"  # a slave that came back still runs the last attempt
     RESCHEDULE = "reschedule"
@@ -58,6 +76,12 @@ class Event(str, Enum):
 
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.PARKED, Event.CLAIM): State.WAITING,
+    (State.PARKED, Event.ADOPT): State.RUNNING,  # claimed while a slave has it
+    (State.PARKED, Event.RESULT): State.RESULT,  # claimed after it had finished; so below
+    (State.PARKED, Event.EXCEPTION): State.EXCEPTION,
+    (State.PARKED, Event.CRASH): State.CRASHED,
+    (State.PARKED, Event.TIME_OUT): State.TIMED_OUT,
     (State.WAITING, Event.HAND_OUT): State.RUNNING,
     (State.WAITING, Event.ADOPT): State.RUNNING,
     (State.WAITING, Event.RESULT): State.RESULT,  # late, of an attempt that was given up
@@ -77,6 +101,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 
 FINISHED = frozenset((State.RESULT, State.EXCEPTION, State.CRASHED, State.TIMED_OUT))
 _LIVE = frozenset((State.WAITING, State.RUNNING))
+_NOBODY = -1  # the client of a parked task
 _OUTCOME_EVENTS = {
     Outcome.RESULT.value: Event.RESULT,
     Outcome.EXCEPTION.value: Event.EXCEPTION,
@@ -101,6 +126,7 @@ class Task:
         "id",
         "options",
         "outcome",
+        "size",
         "started",
         "state",
         "tag",
@@ -114,7 +140,8 @@ class Task:
         self.ticket = ticket  # order of request
         self.client = client  # process id of who gets the result
         self.tag = tag
-        self.frame = frame  # parameters while live, then result or exception
+        self.frame = frame  # parameters while live, then result or exception; or AT_REST
+        self.size = frame_bytes(frame)  # of the frame, in memory or at rest
         self.options = options
         self.state = State.WAITING
         self.attempt = 0  # number of the last hand-out
@@ -133,6 +160,7 @@ class Effect(NamedTuple):
     kind: str  # "finished", "rescheduled" or "dropped"
     task: Task | None
     stop_on: int | None = None  # a slave that runs a later attempt in vain
+    setback: str = ""  # an Outcome's value when the attempt failed and another one follows
 
 
 class _Client:
@@ -154,6 +182,9 @@ class TaskQueue:
         self.dropped = 0  # late or doubled completions that changed nothing
         self.delivered = 0
         self.cancelled = 0
+        self.parameter_bytes = 0  # in memory, of tasks that have not finished
+        self.result_bytes = 0  # in memory, of tasks that have
+        self._parked: dict[bytes, deque[Task]] = {}  # identity -> tasks in order of request
         self._lines = WaitingLines[Task]()
         self._held: dict[int, dict[str, Task]] = {}  # process id -> its tasks, oldest first
         self._clients: dict[int, _Client] = {}
@@ -169,9 +200,61 @@ class TaskQueue:
         self._next_id = number + 1
         task = Task(f"{tag}_{number}", number, client, tag, frame, options)
         self.tasks[task.id] = task
+        self.parameter_bytes += task.size
         self._counts[State.WAITING][tag] += 1
         self._client(client).outstanding[tag] += 1
         self._lines.join(task, tag, options.priority)
+        return task
+
+    def park(self, number: int, tag: str, identity: bytes, options: TaskOptions) -> Task:
+        """A task that an earlier run has requested, as its journal says.
+
+        Then tell of its attempts by `adopt` and `complete`, and of its end, if it had come to one,
+        by `finished_before`: it stands as that run left it.
+        """
+        task = Task(f"{tag}_{number}", number, _NOBODY, tag, AT_REST, options)
+        task.state = State.PARKED
+        self._next_id = max(self._next_id, number + 1)
+        self.tasks[task.id] = task
+        self._counts[State.PARKED][tag] += 1
+        self._counts[State.WAITING][tag] += 0  # the tag is known
+        self._parked.setdefault(identity, deque()).append(task)
+        return task
+
+    def finished_before(self, task_id: str, outcome: str, detail: str) -> None:
+        """A parked task has come to its end in an earlier run; its result is at rest."""
+        task = self.tasks[task_id]
+        if self._is_open(task):
+            self._finish(task, _OUTCOME_EVENTS[outcome], AT_REST, detail)
+
+    def claim(
+        self, client: int, identity: bytes, frame: Frame, options: TaskOptions
+    ) -> Task | None:
+        """A client states a task. The first parked one of that identity takes its place, if any.
+
+        Gives that task, with the id that it has had all along; None: it is a new one.
+        """
+        line = self._parked.get(identity)
+        if not line:
+            return None
+        task = line.popleft()
+        if not line:
+            del self._parked[identity]
+        task.client = client
+        task.options = options
+        self._client(client).outstanding[task.tag] += 1
+        if task.outcome:
+            self._move(task, _OUTCOME_EVENTS[task.outcome])
+            self._enqueue_finished(task)
+            return task
+        task.frame = frame
+        task.size = frame_bytes(frame)
+        self.parameter_bytes += task.size
+        if task.holder is not None:
+            self._move(task, Event.ADOPT)
+        else:
+            self._move(task, Event.CLAIM)
+            self._lines.join(task, task.tag, options.priority)
         return task
 
     def peek(self, tags: Collection[str]) -> Task | None:
@@ -190,9 +273,8 @@ class TaskQueue:
         self._move(task, Event.HAND_OUT)
         self._lines.leave(task.tag)
         task.attempt += 1
-        task.holder = process
         task.started = False
-        self._held.setdefault(process, {})[task.id] = task
+        self._hold(task, process)
         return Assignment(task.id, task.tag, task.attempt, task.frame, task.options.timeout)
 
     def adopt(self, process: int, task_id: str, attempt: int) -> bool:
@@ -202,15 +284,28 @@ class TaskQueue:
         attempt was made, in which case it counts as running there as before.
         """
         task = self.tasks.get(task_id)
-        if task is None or task.attempt != attempt or attempt < 1:
+        if task is None or attempt < 1:
+            return False
+        if task.state is State.PARKED:
+            return self._adopt_parked(process, task, attempt)
+        if task.attempt != attempt:
             return False
         if task.state is State.RUNNING:
             return task.holder == process
         if task.state is not State.WAITING:
             return False
         self._move(task, Event.ADOPT)
-        task.holder = process
-        self._held.setdefault(process, {})[task.id] = task
+        self._hold(task, process)
+        return True
+
+    def _adopt_parked(self, process: int, task: Task, attempt: int) -> bool:
+        if task.outcome or attempt < task.attempt:
+            return False
+        if attempt == task.attempt and task.holder not in (None, process):
+            return False
+        self._unhold(task)
+        task.attempt = attempt
+        self._hold(task, process)
         return True
 
     def reconcile(
@@ -237,7 +332,7 @@ class TaskQueue:
         """A slave hands in the end of an attempt, perhaps late, perhaps twice."""
         event = _OUTCOME_EVENTS[done.outcome]
         task = self.tasks.get(done.task_id)
-        if task is None or task.state not in _LIVE:
+        if task is None or not (task.state in _LIVE or self._is_open(task)):
             return self._drop()
         stop_on = None
         if task.attempt != done.attempt or task.holder != process or task.state is State.WAITING:
@@ -255,7 +350,7 @@ class TaskQueue:
         elif event is Event.EXCEPTION and self._may_retry(task):
             task.failures += 1
             task.history.append(f"attempt {done.attempt}: {done.detail}")
-            return self._reschedule(task)
+            return self._reschedule(task, Outcome.EXCEPTION.value)
         self._finish(task, event, done.frame, done.detail)
         return Effect("finished", task, stop_on)
 
@@ -299,7 +394,7 @@ class TaskQueue:
         self._move(task, Event.CANCEL)
         self._unhold(task)
         self._forget(task)
-        task.frame = []  # its place in line may stay for a while
+        self.rest(task)  # its place in line may stay for a while
         self.cancelled += 1
         return True, holder
 
@@ -316,14 +411,27 @@ class TaskQueue:
         del mine.finished[order]
         del mine.finished_by_tag[task.tag][order]
         self._forget(task)
+        self.result_bytes -= _in_memory(task)
         self.delivered += 1
         return Delivery(task.id, task.tag, task.outcome, task.frame, task.detail)
+
+    def rest(self, task: Task) -> None:
+        """Forget a task's frame: it is kept elsewhere, or not needed any more."""
+        if task.state in FINISHED:
+            self.result_bytes -= _in_memory(task)
+        elif task.state is not State.PARKED:
+            self.parameter_bytes -= _in_memory(task)
+        task.frame = AT_REST
 
     # --- questions --------------------------------------------------------------------------
 
     def held_by(self, process: int) -> Collection[Task]:
         """The tasks that a slave has, oldest first."""
         return self._held.get(process, {}).values()
+
+    def holders(self) -> list[int]:
+        """The slaves that have tasks."""
+        return list(self._held)
 
     def outstanding(self, client: int, tag: str | None = None) -> int:
         """How many tasks the client has requested and neither received nor cancelled."""
@@ -339,6 +447,10 @@ class TaskQueue:
             finished.update(self._counts[state])
         waiting, running = self._counts[State.WAITING], self._counts[State.RUNNING]
         return +waiting, +running, +finished
+
+    def parked(self) -> int:
+        """How many tasks of earlier runs this run has not requested."""
+        return self._counts[State.PARKED].total()
 
     def waiting_tags(self) -> Iterator[str]:
         """The tags that have waiting tasks."""
@@ -356,27 +468,43 @@ class TaskQueue:
         self._counts[state][task.tag] += 1
         task.state = state
 
-    def _reschedule(self, task: Task) -> Effect:
-        self._move(task, Event.RESCHEDULE)
+    def _is_open(self, task: Task) -> bool:
+        return task.state is State.PARKED and not task.outcome
+
+    def _reschedule(self, task: Task, setback: str = "") -> Effect:
         self._unhold(task)
         task.started = False
-        self._lines.join_at_head(task, task.tag, task.options.priority)
-        return Effect("rescheduled", task)
+        if task.state is not State.PARKED:
+            self._move(task, Event.RESCHEDULE)
+            self._lines.join_at_head(task, task.tag, task.options.priority)
+        return Effect("rescheduled", task, None, setback)
 
     def _crash(self, task: Task, story: str) -> Effect:
         task.crashes += 1
         task.history.append(f"attempt {task.attempt}: {story}")
         if task.crashes < task.options.crash_limit:
-            return self._reschedule(task)
+            return self._reschedule(task, Outcome.CRASHED.value)
         self._finish(task, Event.CRASH, [], "\n".join(task.history))
         return Effect("finished", task)
 
     def _finish(self, task: Task, event: Event, frame: Frame, detail: str) -> None:
-        self._move(task, event)
         self._unhold(task)
-        task.frame = frame
-        task.outcome = task.state.value
         task.detail = detail
+        if task.state is State.PARKED:
+            task.outcome = TRANSITIONS[State.PARKED, event].value
+            task.frame = frame
+            task.size = frame_bytes(frame)
+            return
+        self.parameter_bytes -= _in_memory(task)
+        task.frame = frame
+        task.size = frame_bytes(frame)
+        self._move(task, event)
+        self._enqueue_finished(task)
+
+    def _enqueue_finished(self, task: Task) -> None:
+        """It waits for its client."""
+        task.outcome = task.state.value
+        self.result_bytes += _in_memory(task)
         self._finish_order += 1
         mine = self._clients[task.client]
         mine.finished[self._finish_order] = task
@@ -384,6 +512,10 @@ class TaskQueue:
         if line is None:
             line = mine.finished_by_tag[task.tag] = OrderedDict()
         line[self._finish_order] = task
+
+    def _hold(self, task: Task, process: int) -> None:
+        task.holder = process
+        self._held.setdefault(process, {})[task.id] = task
 
     def _unhold(self, task: Task) -> None:
         if task.holder is not None:
@@ -417,3 +549,7 @@ class TaskQueue:
         tag, _, number = task_id.rpartition("_")
         known = tag in self._counts[State.WAITING]  # keeps every tag that it has seen
         return known and number.isdecimal() and int(number) < self._next_id
+
+
+def _in_memory(task: Task) -> int:
+    return 0 if task.frame is AT_REST else task.size

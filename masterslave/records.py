@@ -23,6 +23,9 @@ from masterslave.errors import SettingsError
 Frame = list[bytes]
 
 
+#: Stands for a frame that is not in memory: it rests in the journal. Compared with ``is``.
+AT_REST: Frame = []
+
 #: Largest frame that travels: a message is at most 1 GiB, and has a little more in it.
 MAX_FRAME_BYTES = (1 << 30) - (1 << 20)
 

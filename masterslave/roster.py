@@ -6,6 +6,7 @@ the same token it is the same process again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from masterslave.errors import UnknownProcess
@@ -20,7 +21,7 @@ class Member:
     def __init__(self, process_id: int, info: ProcessInfo) -> None:
         self.id = process_id
         self.info = info
-        self.generation = 0  # counts its registrations: calls from before the last are void
+        self.generation = 0  # number of its registration: calls from before that are void
         self.is_slave = False
         self.tags: frozenset[str] | None = None  # None: its workers are not ready
         self.finished = 0  # tasks that it completed
@@ -69,6 +70,11 @@ class Member:
             notices["forget"], self.dropped_data = self.dropped_data, []
         return notices
 
+    def take_back(self, notices: Mapping[str, Any]) -> None:
+        """The notices have not reached it."""
+        self.cancelled[:0] = notices.get("stop", [])
+        self.dropped_data[:0] = notices.get("forget", [])
+
     def as_status(self, holds: int) -> dict[str, Any]:
         """What ``task_manager LABEL`` shows of it."""
         status: dict[str, Any] = {"id": self.id, "info": self.info.machine}
@@ -85,11 +91,19 @@ class Member:
 class Roster:
     """All members, those present and those lost. Not thread-safe: the shell locks."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_generation: int = 0) -> None:
         self.present: dict[int, Member] = {}
         self.liveness = Liveness()
         self._lost: dict[int, Member] = {}
         self._next_id = 0
+        self._generation = first_generation
+
+    def remember(self, process_id: int, info: ProcessInfo) -> None:
+        """A slave of an earlier task manager may come back, under the id it had there."""
+        member = Member(process_id, info)
+        member.is_slave = True
+        self._lost[process_id] = member
+        self._next_id = max(self._next_id, process_id + 1)
 
     def join(
         self, info: ProcessInfo, period_s: float | None, resume: int | None, now: float
@@ -99,7 +113,8 @@ class Roster:
         if member is None or member.info.token != info.token:
             member = Member(self._next_id, info)
             self._next_id += 1
-        member.generation += 1
+        self._generation += 1
+        member.generation = self._generation
         self._lost.pop(member.id, None)
         self.present[member.id] = member
         self.liveness.register(member.id, period_s, now)

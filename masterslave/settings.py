@@ -8,6 +8,8 @@
 | `MASTERSLAVE_BROADCAST`    | `broadcast`      | look for a name server by broadcast (0 or 1)   |
 | `MASTERSLAVE_MASTER_GONE`  | `master_gone_s`  | seconds a slave goes on looking for its master |
 | `MASTERSLAVE_GRACE`        | `grace_s`        | seconds that running tasks get at SIGTERM      |
+| `MASTERSLAVE_MEMORY`       | `memory_bytes`   | budget for tasks and results: bytes, or 2G     |
+| `MASTERSLAVE_WHEN_FULL`    | `when_full`      | requests beyond it: "block" or "raise"         |
 
 Pyro's own variables (`PYRO_NS_HOST`, `PYRO_NS_PORT`, `PYRO_SSL...`) are read by Pyro and obeyed.
 """
@@ -25,6 +27,31 @@ from masterslave.errors import SettingsError
 DEFAULT_PORT = 7766  # of a task manager that is not registered with a name server
 
 
+def _half_of_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (ValueError, OSError, AttributeError):  # a system that does not tell
+        return 1 << 32
+
+
+_HALF_OF_MEMORY = _half_of_memory()
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_bytes(text: str, what: str) -> int:
+    """A number of bytes, with K, M, G or T for powers of 1024. `SettingsError` names `what`."""
+    number, unit = text.strip(), ""
+    if number[-1:].upper() in _UNITS and number[-1:]:
+        number, unit = number[:-1], number[-1].upper()
+    try:
+        value = float(number) * _UNITS[unit]
+    except ValueError:
+        value = 0.0
+    if not math.isfinite(value) or value < 1:
+        raise SettingsError(f"{what}={text!r}: must be a number of bytes such as 500M or 2G")
+    return int(value)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything a process of this library can be told from outside. Durations in seconds."""
@@ -35,6 +62,9 @@ class Settings:
     broadcast: bool = True  # whether slaves and the command line may look for a name server so
     master_gone_s: float = 60.0  # then a slave gives up and ends
     grace_s: float = 30.0  # then a draining slave kills what still runs and gives it back
+    memory_bytes: int = _HALF_OF_MEMORY  # of frames in a task manager; then they go to its journal
+    when_full: str = "block"  # what a request does that finds no room: "block" or "raise"
+    resume_s: float = 10.0  # longest time a restarted master waits for its slaves of before
     handshake_s: float = 10.0  # then a connection that has not proved itself is closed
     poll_s: float = 20.0  # longest time that a call waits in the task manager for a task
     stall_s: float = 5.0  # then a job that does not move says why in the log
@@ -61,8 +91,16 @@ class Settings:
         broadcast = env.get("MASTERSLAVE_BROADCAST", "1")
         if broadcast not in ("0", "1"):
             raise SettingsError(f"MASTERSLAVE_BROADCAST={broadcast!r}: must be 0 or 1")
+        memory = env.get("MASTERSLAVE_MEMORY")
+        when_full = env.get("MASTERSLAVE_WHEN_FULL") or cls.when_full
+        if when_full not in ("block", "raise"):
+            raise SettingsError(f"MASTERSLAVE_WHEN_FULL={when_full!r}: must be block or raise")
         return replace(
             settings,
+            memory_bytes=(
+                parse_bytes(memory, "MASTERSLAVE_MEMORY") if memory else settings.memory_bytes
+            ),
+            when_full=when_full,
             port=settings.port if port is None else int(port),
             master_gone_s=settings.master_gone_s if gone is None else gone,
             grace_s=settings.grace_s if grace is None else grace,

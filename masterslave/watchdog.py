@@ -33,7 +33,7 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop looking; returns when the thread has ended."""
+        """Stop looking; returns when the thread has ended. A second call does nothing."""
         self._stop.set()
         self._thread.join()
 

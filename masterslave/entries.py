@@ -1,0 +1,95 @@
+"""What a journal keeps: one type for each thing that happens to a task or to a slave.
+
+::
+
+    task manager --Entry--> Journal (groups) --> store --> Kept --> task manager of the next run
+
+Tasks go by their number here: the task ``sqrt_7`` is number 7.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from masterslave.records import Frame, ProcessInfo, TaskOptions
+
+
+class Requested(NamedTuple):
+    """A client has requested a task."""
+
+    number: int
+    tag: str
+    identity: bytes  # as `identity` gives it
+    options: TaskOptions
+    frame: Frame  # parameters
+
+
+class Joined(NamedTuple):
+    """A slave has registered."""
+
+    process: int
+    info: ProcessInfo
+
+
+class Left(NamedTuple):
+    """A slave has left in good order: it has nothing more."""
+
+    process: int
+
+
+class HandedOut(NamedTuple):
+    """A slave was given tasks."""
+
+    process: int
+    tasks: tuple[tuple[int, int], ...]  # number and attempt of each
+
+
+class Setback(NamedTuple):
+    """An attempt failed, and the task is run again."""
+
+    number: int
+    attempt: int
+    process: int
+    outcome: str  # an Outcome's value
+    story: str
+    at: float  # seconds since 1970
+
+
+class Ended(NamedTuple):
+    """A task has reached its end."""
+
+    number: int
+    attempt: int
+    process: int
+    outcome: str  # an Outcome's value
+    duration_s: float  # in the handler
+    story: str  # remote traceback, or how each attempt ended
+    frame: Frame  # result or exception, may be empty
+    at: float  # seconds since 1970
+
+
+class Cancelled(NamedTuple):
+    """A client has taken a task back; it will not be asked for again."""
+
+    number: int
+
+
+Entry = Requested | Joined | Left | HandedOut | Setback | Ended | Cancelled
+
+
+def identity(tag: str, frame: Frame, key: str | None) -> bytes:
+    """What makes a request equal to one of an earlier run: 16 bytes.
+
+    The tag and the client's own `key`, or, without one, the tag and the bytes of the parameters.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    name = tag.encode("utf-8", "surrogatepass")
+    if key is not None:
+        parts = [b"key", name, key.encode("utf-8", "surrogatepass")]
+    else:
+        parts = [b"parameters", name, *frame]
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()

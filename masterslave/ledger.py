@@ -1,0 +1,196 @@
+"""Between the queue and its journal: what is written when something happens, what is read again.
+
+Keeps the books of memory, too: when frames in memory exceed the budget, those written last go to
+rest in the journal and come back when they are needed. All methods are called with the task
+manager's lock held, but for `sync`, `filled` and `delivered`, which may block on the disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Collection, Iterable
+
+from masterslave.entries import (
+    Cancelled,
+    Ended,
+    HandedOut,
+    Joined,
+    Left,
+    Requested,
+    Setback,
+    identity,
+)
+from masterslave.errors import JournalError
+from masterslave.journal import Journal
+from masterslave.queue import Effect, Task, TaskQueue
+from masterslave.records import (
+    AT_REST,
+    Assignment,
+    Completion,
+    Delivery,
+    Frame,
+    Outcome,
+    ProcessInfo,
+    TaskOptions,
+)
+
+
+class Ledger:
+    """Keeps a queue's journal."""
+
+    def __init__(self, journal: Journal, queue: TaskQueue, memory_bytes: int) -> None:
+        self._journal = journal
+        self._queue = queue
+        self._memory_bytes = memory_bytes
+        # Frames that are to rest once they are written: what must be written first, whose, which.
+        self._heavy: deque[tuple[int, Task, Frame]] = deque()
+
+    # --- at the start -----------------------------------------------------------------------
+
+    def restore(self) -> dict[int, ProcessInfo]:
+        """Park the tasks of earlier runs; gives the slaves that may still be at some of them."""
+        processes: dict[int, ProcessInfo] = {}
+        tags: dict[int, str] = {}
+        queue = self._queue
+        for entry in self._journal.entries():
+            if isinstance(entry, Joined):
+                processes[entry.process] = entry.info
+            elif isinstance(entry, Requested):
+                queue.park(entry.number, entry.tag, entry.identity, entry.options)
+                tags[entry.number] = entry.tag
+            elif isinstance(entry, HandedOut):
+                for number, attempt in entry.tasks:
+                    if number in tags:
+                        queue.adopt(entry.process, f"{tags[number]}_{number}", attempt)
+            elif isinstance(entry, Setback):
+                if entry.number in tags:
+                    task_id = f"{tags[entry.number]}_{entry.number}"
+                    story = entry.story
+                    done = Completion(task_id, entry.attempt, entry.outcome, [], 0.0, story)
+                    queue.complete(entry.process, done)
+            elif isinstance(entry, Ended) and entry.number in tags:
+                task_id = f"{tags[entry.number]}_{entry.number}"
+                queue.finished_before(task_id, entry.outcome, entry.story)
+        for process in queue.holders():
+            if process not in processes:  # it has left, or was never a slave of ours
+                queue.release(process)
+        return {process: processes[process] for process in queue.holders()}
+
+    # --- what happens -----------------------------------------------------------------------
+
+    def request(
+        self, client: int, tag: str, frame: Frame, options: TaskOptions, name: bytes
+    ) -> Task:
+        """A client states a task of this identity: an earlier one of that, or a new one."""
+        task = self._queue.claim(client, name, frame, options)
+        if task is None:
+            task = self._queue.request(client, tag, frame, options)
+            self._journal.add(Requested(task.ticket, tag, name, options, frame), task.size)
+        if task.frame is frame:
+            self._weigh(task)
+        return task
+
+    def handed_out(self, process: int, tasks: Collection[Assignment]) -> None:
+        """A slave is about to get tasks."""
+        if tasks:
+            pairs = tuple((_number(task.task_id), task.attempt) for task in tasks)
+            self._journal.add(HandedOut(process, pairs))
+
+    def settled(self, effect: Effect, process: int, attempt: int, duration_s: float) -> None:
+        """An attempt has ended, or its slave was lost."""
+        task = effect.task
+        if task is None:
+            return
+        if effect.kind == "finished":
+            self._journal.add(
+                Ended(
+                    task.ticket, attempt, process, task.outcome, duration_s, task.detail,
+                    task.frame, time.time(),
+                ),
+                task.size,
+            )  # fmt: skip
+            self._weigh(task)
+        elif effect.setback:
+            story = task.history[-1].partition(": ")[2]
+            now = time.time()
+            self._journal.add(Setback(task.ticket, attempt, process, effect.setback, story, now))
+
+    def cancelled(self, task_id: str) -> None:
+        """A client has taken a task back."""
+        self._journal.add(Cancelled(_number(task_id)))
+
+    def joined(self, process: int, info: ProcessInfo) -> None:
+        """A slave has registered."""
+        self._journal.add(Joined(process, info))
+
+    def left(self, process: int) -> None:
+        """A slave has left in good order."""
+        self._journal.add(Left(process))
+
+    # --- memory -----------------------------------------------------------------------------
+
+    def _weigh(self, task: Task) -> None:
+        """Note a frame that has come into memory, if it is to rest."""
+        if self._queue.parameter_bytes + self._queue.result_bytes > self._memory_bytes:
+            self._heavy.append((self._journal.added, task, task.frame))
+
+    def rest(self) -> None:
+        """Let go of the frames that are written and too much for the memory."""
+        while self._heavy and self._heavy[0][0] <= self._journal.written:
+            _, task, frame = self._heavy.popleft()
+            if task.frame is frame:
+                self._queue.rest(task)
+
+    # --- the journal itself (without the lock) ----------------------------------------------
+
+    @property
+    def trouble(self) -> str:
+        """Why the journal cannot be written at present; empty when it can."""
+        return self._journal.trouble
+
+    def is_due(self) -> bool:
+        """See `Journal.is_due`."""
+        return self._journal.is_due()
+
+    def has_heavy(self) -> bool:
+        """Whether `rest` has something to do, now or after a `sync`."""
+        return bool(self._heavy)
+
+    def sync(self) -> None:
+        """See `Journal.sync`."""
+        self._journal.sync()
+
+    def filled(self, tasks: Iterable[Assignment]) -> tuple[list[Assignment], list[Completion]]:
+        """The tasks with their parameters; and the end of those that cannot be read any more."""
+        good, bad = [], []
+        for task in tasks:
+            if task.frame is not AT_REST:
+                good.append(task)
+                continue
+            try:
+                good.append(task._replace(frame=self._journal.parameters(_number(task.task_id))))
+            except JournalError as error:
+                kind = Outcome.EXCEPTION.value
+                text = f"{type(error).__name__}: its parameters cannot be read: {error}"
+                bad.append(Completion(task.task_id, task.attempt, kind, [], 0.0, text))
+        return good, bad
+
+    def delivered(self, delivery: Delivery) -> Delivery:
+        """The delivery with its result; a failure, where that cannot be read any more."""
+        if delivery.frame is not AT_REST:
+            return delivery
+        try:
+            return delivery._replace(frame=self._journal.result(_number(delivery.task_id)))
+        except JournalError as error:
+            text = f"{type(error).__name__}: the result cannot be read: {error}"
+            return delivery._replace(outcome=Outcome.EXCEPTION.value, frame=[], detail=text)
+
+
+def names(tag: str, frames: Iterable[Frame], options: TaskOptions) -> list[bytes]:
+    """The identities of requests."""
+    return [identity(tag, frame, options.key) for frame in frames]
+
+
+def _number(task_id: str) -> int:
+    return int(task_id.rpartition("_")[2])

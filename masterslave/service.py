@@ -1,0 +1,137 @@
+"""A task manager and all that keeps it within reach: journal, server, label, watchdog.
+
+Inside a master, or on its own (``task_manager serve``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from masterslave.errors import ConnectionFailed, JournalError
+from masterslave.hooks import Observer
+from masterslave.keyfile import load_key
+from masterslave.manager import TaskManager
+from masterslave.settings import DEFAULT_PORT, Settings, join_address, split_address
+from masterslave.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from masterslave.journal import Journal
+    from masterslave.naming import Registration
+    from masterslave.transports.pyro import PyroServer
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """Serves a task manager from its creation until `stop`."""
+
+    def __init__(
+        self,
+        label: str,
+        settings: Settings,
+        *,
+        use_name_server: bool = True,
+        observers: Sequence[Observer] = (),
+        journal: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Open the journal, listen, make the label known, watch.
+
+        `use_name_server`: False listens on port 7766 instead. With a journal the port of the run
+        before is taken again where it is free, so that slaves that outlived it find this one.
+        Raises `LabelInUse`, `SettingsError`, `ConnectionFailed`, `JournalError`.
+        """
+        # Only masters need these, but every worker imports the master: they take time to load.
+        from masterslave.naming import Registration
+
+        key = load_key(settings.key_file)
+        with contextlib.ExitStack() as undo:
+            self._journal = None
+            if journal is not None:
+                self._journal = _open_journal(journal, key, label)
+                undo.callback(self._journal.close)
+            self.manager = TaskManager(label, settings, observers, journal=self._journal)
+            self._server = self._listen(settings, key, use_name_server)
+            self._server.start()
+            undo.callback(self._server.stop)
+            self._registration: Registration | None = None
+            if use_name_server:
+                self._registration = Registration(self._server, label, settings, key)
+                self._registration.start()
+            undo.pop_all()
+        self._watchdog = Watchdog(self.manager, settings.stall_s)
+        self._watchdog.start()
+
+    def _listen(self, settings: Settings, key: bytes, use_name_server: bool) -> PyroServer:
+        from masterslave.transports.pyro import PyroServer
+
+        port = settings.port
+        if port is None:
+            port = 0 if use_name_server else DEFAULT_PORT
+        before = self._journal.note("port") if self._journal is not None else ""
+        ports = [int(before), port] if before and not port else [port]
+        while True:
+            try:
+                server = PyroServer(
+                    self.manager, settings.host, ports.pop(0), key, settings.handshake_s
+                )
+                break
+            except ConnectionFailed as error:
+                if not ports:
+                    raise
+                log.info("not on the port of the run before: %s", error)
+        if self._journal is not None:
+            try:
+                self._journal.set_note("port", str(server.port))
+            except JournalError:
+                server.stop()
+                raise
+        return server
+
+    @property
+    def address(self) -> str:
+        """``host:port`` at which a slave on this machine reaches the task manager."""
+        host = split_address(self._server.addresses[-1])[0]
+        return join_address(host, self._server.port)
+
+    def end_job(self, wait_s: float) -> None:
+        """Tell all slaves to leave, and wait until they have, for `wait_s` seconds at most."""
+        self.manager.terminate()
+        self._watchdog.stop()
+        if not self.manager.waitForSlavesToLeave(wait_s):
+            log.warning("some slaves did not leave in time", extra={"action": "slaves_stayed"})
+
+    def stop(self) -> None:
+        """Free the label and the port, close the journal. Blocks until all threads have ended."""
+        self._watchdog.stop()
+        if self._registration is not None:
+            self._registration.stop()
+        self._server.stop()
+        if self._journal is not None:
+            try:
+                self._journal.close()
+            except JournalError as error:
+                log.error("the last entries are not in the journal: %s", error)
+
+
+def _open_journal(path: str | os.PathLike[str], key: bytes, label: str) -> Journal:
+    from masterslave.journal import Journal
+    from masterslave.stores.sqlite import SqliteStore
+
+    store = SqliteStore(path, key)
+    try:
+        owner = store.note("label")
+        if not owner:
+            store.set_note("label", label)
+        elif owner != label:
+            raise JournalError(
+                f"journal {store.path}: is that of label {owner!r}, not of {label!r}; "
+                "name another file"
+            )
+    except BaseException:
+        store.close()
+        raise
+    return Journal(store)

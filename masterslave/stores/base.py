@@ -1,0 +1,41 @@
+"""What a store offers: it keeps entries, and gives them back to the next run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from masterslave.entries import Entry
+from masterslave.records import Frame
+
+
+class Store(Protocol):
+    """Keeps a journal's entries. Used by one thread at a time (see `journal.Journal`)."""
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Keep all of these entries, or none. Returns when they will survive this process.
+
+        Raises `JournalFull` when there is no room, `JournalError` when it cannot be done at all.
+        """
+
+    def entries(self) -> Iterator[Entry]:
+        """What was kept: processes, tasks, their attempts as they happened, then how they ended.
+
+        Frames are `AT_REST`; every byte is verified, theirs too. Cancelled tasks and processes that
+        left are not among them. Raises `JournalDamaged`.
+        """
+
+    def parameters(self, number: int) -> Frame:
+        """The parameters of a task. Raises `JournalDamaged` if they are not there any more."""
+
+    def result(self, number: int) -> Frame:
+        """The result or exception of a finished task. Raises as `parameters`."""
+
+    def note(self, name: str) -> str:
+        """A note of an earlier run; empty if there is none."""
+
+    def set_note(self, name: str, value: str) -> None:
+        """Keep a note for the next run. Raises as `write`."""
+
+    def close(self) -> None:
+        """Give it up, for another process to use."""

@@ -1,0 +1,85 @@
+-- Every statement of the journal, each under its name.
+
+-- name: add_task
+INSERT INTO task (number, seq, tag, identity, options, parameters, mac)
+VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- name: add_process
+INSERT INTO process (id, seq, info, mac) VALUES (?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, info = excluded.info, mac = excluded.mac;
+
+-- name: remove_process
+DELETE FROM process WHERE id = ?;
+
+-- name: add_hand_out
+INSERT INTO hand_out (seq, process, tasks, mac) VALUES (?, ?, ?, ?);
+
+-- name: add_setback
+INSERT INTO setback (seq, number, attempt, process, outcome, story, at, mac)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+
+-- A task ends once. That a second ending is refused here is the last line of defence.
+-- name: add_ending
+INSERT INTO ending (number, seq, attempt, process, outcome, duration_s, story, at, result, mac)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: add_piece
+INSERT INTO piece (number, kind, buffer, position, bytes) VALUES (?, ?, ?, ?, ?);
+
+-- name: remove_task
+DELETE FROM task WHERE number = ?;
+
+-- name: remove_pieces
+DELETE FROM piece WHERE number = ? AND kind = ?;
+
+-- name: remove_ending
+DELETE FROM ending WHERE number = ?;
+
+-- name: remove_setbacks
+DELETE FROM setback WHERE number = ?;
+
+-- name: set_note
+INSERT INTO note (name, value, mac) VALUES (?, ?, ?)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value, mac = excluded.mac;
+
+-- name: note
+SELECT value, mac FROM note WHERE name = ?;
+
+-- The scans begin at a place, so that reading a damaged file can go on behind the damage.
+-- name: tasks
+SELECT number, seq, tag, identity, options, parameters, mac FROM task
+WHERE number >= ? ORDER BY number;
+
+-- name: processes
+SELECT id, seq, info, mac FROM process WHERE id >= ? ORDER BY id;
+
+-- name: hand_outs
+SELECT seq, process, tasks, mac FROM hand_out WHERE seq >= ? ORDER BY seq;
+
+-- name: setbacks
+SELECT seq, number, attempt, process, outcome, story, at, mac FROM setback
+WHERE seq >= ? ORDER BY seq;
+
+-- name: endings
+SELECT number, seq, attempt, process, outcome, duration_s, story, at, result, mac FROM ending
+WHERE number >= ? ORDER BY number;
+
+-- name: task
+SELECT number, seq, tag, identity, options, parameters, mac FROM task WHERE number = ?;
+
+-- name: ending
+SELECT number, seq, attempt, process, outcome, duration_s, story, at, result, mac FROM ending
+WHERE number = ?;
+
+-- name: pieces
+SELECT buffer, position, bytes FROM piece WHERE number = ? AND kind = ?
+ORDER BY buffer, position;
+
+-- name: last_seq
+SELECT max(
+    ifnull((SELECT max(seq) FROM task), 0),
+    ifnull((SELECT max(seq) FROM process), 0),
+    ifnull((SELECT max(seq) FROM hand_out), 0),
+    ifnull((SELECT max(seq) FROM setback), 0),
+    ifnull((SELECT max(seq) FROM ending), 0)
+);

@@ -1,0 +1,482 @@
+"""A journal's entries in one SQLite file.
+
+The statements are in ``sql/queries.sql``, the tables in ``sql/001-tables.sql`` and the numbered
+files that follow it: each brings a file of the version before to its own, and a file's version is
+the number of those applied. SQLite's `application_id` tells our files from others.
+
+Written ahead (WAL), a group of entries per transaction: an entry is kept when its transaction has
+ended, whatever kills this process then. `synchronous` is NORMAL: if the whole host loses power the
+last moments may be missing, in which case their tasks are run again; the file stays sound. It is
+locked exclusively for as long as it is open, which also spares the shared-memory file that WAL
+needs otherwise and that network file systems do not have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import heapq
+import hmac
+import json
+import logging
+import os
+import re
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgpack
+
+from masterslave.entries import Cancelled, Ended, Entry, HandedOut, Joined, Left, Requested, Setback
+from masterslave.errors import JournalDamaged, JournalError, JournalFull, JournalInUse
+from masterslave.records import AT_REST, Frame, ProcessInfo, TaskOptions, frame_bytes
+
+log = logging.getLogger(__name__)
+
+APPLICATION_ID = 0x6D736A31  # "msj1"
+_SQL = Path(__file__).parent / "sql"
+_HEADER_BYTES = 100  # of a SQLite file; application_id stands at byte 68
+_MAGIC = b"SQLite format 3\0"
+
+#: Frames beyond this size are kept in pieces of it: one value may have 1e9 bytes at most. Larger: a
+#: copy of that size is made. Smaller: more rows for arrays.
+PIECE_BYTES = 1 << 24
+
+#: Rows behind a damaged place that are tried next, growing until reading goes on.
+_SKIP_FROM, _SKIP_TO = 1, 1 << 40
+
+_Row = tuple[Any, ...]
+_Item = TypeVar("_Item")
+
+
+def migrations(directory: Path = _SQL) -> list[str]:
+    """The scripts that make a journal, in order; version N is made by the first N of them."""
+    return [path.read_text(encoding="utf-8") for path in sorted(directory.glob("[0-9]*.sql"))]
+
+
+@lru_cache(1)
+def _queries() -> dict[str, str]:
+    """The statements of ``queries.sql`` by name."""
+    parts = re.split(r"^-- name: (\w+)\n", (_SQL / "queries.sql").read_text("utf-8"), flags=re.M)
+    statements = (re.sub(r"^--.*\n", "", text, flags=re.M).strip() for text in parts[2::2])
+    return dict(zip(parts[1::2], statements, strict=True))
+
+
+class SqliteStore:
+    """A `Store` in one file. Used by one thread at a time, whichever that is."""
+
+    def __init__(self, path: str | os.PathLike[str], key: bytes, *, create: bool = True) -> None:
+        """Open the journal at `path`, or make one if there is no file and `create` allows it.
+
+        Brings an older version up to date. Raises `JournalInUse` while another process has it open,
+        `JournalDamaged` when SQLite finds its structure broken, and `JournalError` for a file of
+        another program, of a newer version, or signed with another key. No file is changed then.
+        """
+        self.path = os.path.abspath(path)
+        self._key = hmac.digest(key, b"masterslave journal", "sha256")
+        self._seq: int | None = None  # of the last entry; None: not looked up yet
+        new = self._inspect(create)
+        self._db = self._connect(new)
+        try:
+            self._prepare(new)
+        except BaseException:
+            self._db.close()
+            raise
+
+    # --- opening ----------------------------------------------------------------------------
+
+    def _inspect(self, create: bool) -> bool:
+        """Whether the file is to be made; refuses what is not a journal, before it is touched."""
+        try:
+            status = os.stat(self.path)
+            if not stat.S_ISREG(status.st_mode):
+                raise JournalError(f"journal {self.path}: is not a regular file")
+            with open(self.path, "rb") as file:
+                header = file.read(_HEADER_BYTES)
+        except FileNotFoundError:
+            if not create:
+                raise JournalError(f"journal {self.path}: there is no such file") from None
+            return True
+        except OSError as error:
+            raise JournalError(f"journal {self.path}: {error.strerror or error}") from error
+        if not header:
+            return True
+        if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+            raise JournalError(
+                f"journal {self.path}: is not a journal, or its beginning is damaged; "
+                "name another file"
+            )
+        if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+            raise JournalError(
+                f"journal {self.path}: is a database of another program; name another file"
+            )
+        return False
+
+    def _connect(self, new: bool) -> sqlite3.Connection:
+        if new:
+            flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
+            try:
+                os.close(os.open(self.path, flags, 0o600))  # parameters are nobody else's business
+            except OSError as error:
+                raise JournalError(f"journal {self.path}: {error.strerror or error}") from error
+        try:
+            return sqlite3.connect(
+                self.path, timeout=0, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise JournalError(f"journal {self.path}: {error}") from error
+
+    def _prepare(self, new: bool) -> None:
+        with self._translated():
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            if new:
+                self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            mode = self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            if mode != "wal":
+                raise JournalError(f"journal {self.path}: cannot be written ahead ({mode})")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("PRAGMA trusted_schema = OFF")
+            problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if problem != "ok":
+                raise self._damaged(problem)
+            self._migrate()
+        self._check_key()
+
+    def _migrate(self) -> None:
+        scripts = migrations()
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(scripts):
+            raise JournalError(
+                f"journal {self.path}: was written by a newer masterslave (version {version} of "
+                f"the file, this one knows {len(scripts)}); use that, or name another file"
+            )
+        for number, script in enumerate(scripts[version:], version + 1):
+            self._db.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version={number};")
+            self._db.execute("COMMIT")
+
+    def _check_key(self) -> None:
+        """The first note tells whether the file was signed with our key."""
+        row = self._one("note", ("key",))
+        if row is None:
+            if self._one("task", (0,)) is not None:
+                raise self._damaged("its notes are missing")
+            self.set_note("key", "of the user's key file")
+        elif row[1] != self._mac(("note", "key", row[0])):
+            if row[0] != "of the user's key file":
+                raise self._damaged("its notes are not what was written")
+            raise JournalError(
+                f"journal {self.path}: was signed with another key; "
+                "name the key file that it was made with (MASTERSLAVE_KEY_FILE)"
+            )
+
+    # --- writing ----------------------------------------------------------------------------
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """See `Store.write`."""
+        if self._seq is None:
+            self._seq = self._one("last_seq", ())[0]
+        rows: dict[str, list[_Row]] = {}
+        seq = self._seq
+        for entry in entries:
+            seq += 1
+            _WRITERS[type(entry)](self, rows, seq, entry)
+        with self._translated(), self._transaction():
+            for name, values in rows.items():
+                self._db.executemany(_queries()[name], values)
+        self._seq = seq
+
+    def set_note(self, name: str, value: str) -> None:
+        """See `Store.set_note`."""
+        with self._translated():
+            self._db.execute(
+                _queries()["set_note"], (name, value, self._mac(("note", name, value)))
+            )
+
+    def _add_task(self, rows: dict[str, list[_Row]], seq: int, entry: Requested) -> None:
+        tag, options = _text(entry.tag), _options_text(entry.options)
+        values = (entry.number, seq, tag, entry.identity, options)
+        blob = self._blob(rows, entry.number, "parameters", entry.frame)
+        mac = self._mac(("task", *values), entry.frame)
+        rows.setdefault("add_task", []).append((*values, blob, mac))
+
+    def _add_process(self, rows: dict[str, list[_Row]], seq: int, entry: Joined) -> None:
+        values = (entry.process, seq, json.dumps(entry.info._asdict()))
+        rows.setdefault("add_process", []).append((*values, self._mac(("process", *values))))
+
+    def _remove_process(self, rows: dict[str, list[_Row]], seq: int, entry: Left) -> None:
+        rows.setdefault("remove_process", []).append((entry.process,))
+
+    def _add_hand_out(self, rows: dict[str, list[_Row]], seq: int, entry: HandedOut) -> None:
+        values = (seq, entry.process, json.dumps(entry.tasks, separators=(",", ":")))
+        rows.setdefault("add_hand_out", []).append((*values, self._mac(("hand_out", *values))))
+
+    def _add_setback(self, rows: dict[str, list[_Row]], seq: int, entry: Setback) -> None:
+        story = _text(entry.story)
+        values = (
+            seq, entry.number, entry.attempt, entry.process, entry.outcome, story, entry.at,
+        )  # fmt: skip
+        rows.setdefault("add_setback", []).append((*values, self._mac(("setback", *values))))
+
+    def _add_ending(self, rows: dict[str, list[_Row]], seq: int, entry: Ended) -> None:
+        story = _text(entry.story)
+        values = (
+            entry.number, seq, entry.attempt, entry.process, entry.outcome, entry.duration_s,
+            story, entry.at,
+        )  # fmt: skip
+        blob = self._blob(rows, entry.number, "result", entry.frame)
+        mac = self._mac(("ending", *values), entry.frame)
+        rows.setdefault("add_ending", []).append((*values, blob, mac))
+
+    def _remove_task(self, rows: dict[str, list[_Row]], seq: int, entry: Cancelled) -> None:
+        rows.setdefault("remove_task", []).append((entry.number,))
+        rows.setdefault("remove_setbacks", []).append((entry.number,))
+        rows.setdefault("remove_pieces", []).append((entry.number, "parameters"))
+
+    def forget_ending(self, number: int) -> None:
+        """Have a finished task run again by the next run that requests it."""
+        with self._translated(), self._transaction():
+            self._db.execute(_queries()["remove_ending"], (number,))
+            self._db.execute(_queries()["remove_setbacks"], (number,))
+            self._db.execute(_queries()["remove_pieces"], (number, "result"))
+
+    def _blob(
+        self, rows: dict[str, list[_Row]], number: int, kind: str, frame: Frame
+    ) -> bytes | None:
+        """A frame as one value; None when it went into pieces."""
+        if frame_bytes(frame) <= PIECE_BYTES:
+            packed: bytes = msgpack.packb(frame)
+            return packed
+        pieces = rows.setdefault("add_piece", [])
+        for index, buffer in enumerate(frame):
+            view = memoryview(buffer)
+            for position in range(0, max(1, -(-len(view) // PIECE_BYTES))):
+                begin = position * PIECE_BYTES
+                pieces.append((number, kind, index, position, view[begin : begin + PIECE_BYTES]))
+        return None
+
+    # --- reading ----------------------------------------------------------------------------
+
+    def entries(self) -> Iterator[Entry]:
+        """See `Store.entries`."""
+        for table in ("process", "task"):
+            yield from (entry for _, entry in self._scan(table))
+        attempts = heapq.merge(
+            self._scan("hand_out"), self._scan("setback"), key=lambda pair: pair[0]
+        )
+        yield from (entry for _, entry in attempts)
+        yield from (entry for _, entry in self._scan("ending"))  # nothing follows an end
+
+    def readable(self, problems: list[str]) -> Iterator[Entry]:
+        """As `entries`, with frames, passing over what cannot be read; tells of it in `problems`.
+
+        Tasks first, then what happened to them.
+        """
+        for table in ("process", "task", "hand_out", "setback", "ending"):
+            for _, entry in self._scan(table, problems, frames=True):
+                yield entry
+
+    def _scan(
+        self, table: str, problems: list[str] | None = None, *, frames: bool = False
+    ) -> Iterator[tuple[int, Entry]]:
+        """All entries of a table with their `seq`; without `problems`, the first one is raised."""
+        query, parse = _READERS[table]
+        begin, skip = 0, _SKIP_FROM
+        while True:
+            try:
+                for row in self._db.execute(_queries()[query], (begin,)):
+                    begin, skip = row[0] + 1, _SKIP_FROM
+                    try:
+                        item = parse(self, row, frames)
+                    except JournalDamaged as error:
+                        if problems is None:
+                            raise
+                        problems.append(str(error))
+                        continue
+                    yield item
+                return
+            except sqlite3.DatabaseError as error:
+                if problems is None:
+                    raise self._damaged(str(error)) from error
+                if skip == _SKIP_FROM:
+                    problems.append(f"table {table} from row {begin} on: {error}")
+                if skip > _SKIP_TO:
+                    return
+                begin, skip = begin + skip, 2 * skip
+
+    def _parse_task(self, row: _Row, frames: bool) -> tuple[int, Entry]:
+        number, seq, tag, identity, options, blob, mac = row
+        frame = self._verified("task", row[:5], "parameters", blob, mac)
+        known = {k: v for k, v in json.loads(options).items() if k in TaskOptions._fields}
+        entry = Requested(number, tag, identity, TaskOptions(**known), frame if frames else AT_REST)
+        return seq, entry
+
+    def _parse_process(self, row: _Row, frames: bool) -> tuple[int, Entry]:
+        self._verify("process", row)
+        known = {k: v for k, v in json.loads(row[2]).items() if k in ProcessInfo._fields}
+        return row[1], Joined(row[0], ProcessInfo(**known))
+
+    def _parse_hand_out(self, row: _Row, frames: bool) -> tuple[int, Entry]:
+        self._verify("hand_out", row)
+        return row[0], HandedOut(row[1], tuple((n, a) for n, a in json.loads(row[2])))
+
+    def _parse_setback(self, row: _Row, frames: bool) -> tuple[int, Entry]:
+        self._verify("setback", row)
+        return row[0], Setback(*row[1:-1])
+
+    def _parse_ending(self, row: _Row, frames: bool) -> tuple[int, Entry]:
+        number, seq, attempt, process, outcome, duration_s, story, at, blob, mac = row
+        frame = self._verified("ending", row[:8], "result", blob, mac)
+        kept = frame if frames else AT_REST
+        return seq, Ended(number, attempt, process, outcome, duration_s, story, kept, at)
+
+    def parameters(self, number: int) -> Frame:
+        """See `Store.parameters`."""
+        row = self._there("task", number)
+        return self._verified("task", row[:5], "parameters", row[5], row[6])
+
+    def result(self, number: int) -> Frame:
+        """See `Store.result`."""
+        row = self._there("ending", number)
+        return self._verified("ending", row[:8], "result", row[8], row[9])
+
+    def note(self, name: str) -> str:
+        """See `Store.note`."""
+        row = self._one("note", (name,))
+        if row is None:
+            return ""
+        if not hmac.compare_digest(row[1], self._mac(("note", name, row[0]))):
+            raise self._damaged(f"its note {name!r} is not what was written")
+        value: str = row[0]
+        return value
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        self._db.close()
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _one(self, query: str, values: _Row) -> _Row | Any:
+        with self._translated():
+            return self._db.execute(_queries()[query], values).fetchone()
+
+    def _there(self, query: str, number: int) -> _Row:
+        row: _Row | None = self._one(query, (number,))
+        if row is None:
+            raise self._damaged(f"it has no {query} number {number}")
+        return row
+
+    def _verify(self, table: str, row: _Row) -> None:
+        if not _same(row[-1], self._mac((table, *row[:-1]))):
+            raise self._damaged(f"{table} {row[0]} is not what was written")
+
+    def _verified(self, table: str, values: _Row, kind: str, blob: Any, mac: Any) -> Frame:
+        """The frame of a row whose signature is right."""
+        number = values[0]
+        if blob is None:
+            frame = self._pieces(number, kind)
+        else:
+            try:
+                frame = msgpack.unpackb(blob)
+            except Exception as error:  # bytes that nobody has verified may be anything
+                raise self._damaged(f"{table} {number} is not what was written") from error
+        whole = isinstance(frame, list) and all(isinstance(b, (bytes, bytearray)) for b in frame)
+        if not whole or not _same(mac, self._mac((table, *values), frame)):
+            raise self._damaged(f"{table} {number} is not what was written")
+        return frame
+
+    def _pieces(self, number: int, kind: str) -> Frame:
+        buffers: dict[int, bytearray] = {}
+        with self._translated():
+            for index, _, data in self._db.execute(_queries()["pieces"], (number, kind)):
+                buffers.setdefault(index, bytearray()).extend(data)
+        return list(buffers.values())  # type: ignore[arg-type]  # as good as bytes to all readers
+
+    def _mac(self, values: _Row, frame: Frame = AT_REST) -> bytes:
+        """The signature of a row: over its table's name, its values and its frame."""
+        try:
+            head = msgpack.packb(values, unicode_errors="surrogatepass")
+        except (TypeError, ValueError, OverflowError):  # damage has put a strange type there
+            head = repr(values).encode("utf-8", "surrogatepass")
+        if frame is AT_REST:
+            return hmac.digest(self._key, head, "sha256")
+        sizes = [len(buffer).to_bytes(8, "big") for buffer in frame]
+        if len(frame) == 1 and len(frame[0]) < PIECE_BYTES:
+            return hmac.digest(self._key, head + sizes[0] + frame[0], "sha256")
+        mac = hmac.new(self._key, head, hashlib.sha256)
+        for size, buffer in zip(sizes, frame, strict=True):
+            mac.update(size)
+            mac.update(buffer)
+        return mac.digest()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """SQLite's errors as ours."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            text = str(error)
+            if "locked" in text or "busy" in text:
+                raise JournalInUse(
+                    f"journal {self.path}: another process has it open, most likely the living "
+                    "master that writes to it; end that first, or ask it: "
+                    "task_manager show LABEL, task_manager failures LABEL"
+                ) from error
+            if "malformed" in text or "not a database" in text:
+                raise self._damaged(text) from error
+            raise JournalFull(f"journal {self.path} cannot be written: {text}") from error
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, problem: str) -> JournalDamaged:
+        return JournalDamaged(
+            f"journal {self.path} is damaged: {problem}; see what can be read with: "
+            f"task_manager journal check {self.path}, and save it with: "
+            f"task_manager journal export {self.path} --to NEW"
+        )
+
+
+def _same(kept: Any, right: bytes) -> bool:
+    return isinstance(kept, bytes) and hmac.compare_digest(kept, right)
+
+
+def _text(text: str) -> str:
+    """Text that SQLite takes: half characters, which file names may have, are written out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@lru_cache(256)
+def _options_text(options: TaskOptions) -> str:
+    return json.dumps(options._asdict())
+
+
+_WRITERS: dict[type, Callable[[SqliteStore, dict[str, list[_Row]], int, Any], None]] = {
+    Requested: SqliteStore._add_task,
+    Joined: SqliteStore._add_process,
+    Left: SqliteStore._remove_process,
+    HandedOut: SqliteStore._add_hand_out,
+    Setback: SqliteStore._add_setback,
+    Ended: SqliteStore._add_ending,
+    Cancelled: SqliteStore._remove_task,
+}
+
+_READERS: dict[str, tuple[str, Callable[[SqliteStore, _Row, bool], tuple[int, Entry]]]] = {
+    "task": ("tasks", SqliteStore._parse_task),
+    "process": ("processes", SqliteStore._parse_process),
+    "hand_out": ("hand_outs", SqliteStore._parse_hand_out),
+    "setback": ("setbacks", SqliteStore._parse_setback),
+    "ending": ("endings", SqliteStore._parse_ending),
+}
