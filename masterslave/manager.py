@@ -51,6 +51,7 @@ from masterslave.records import (
 )
 from masterslave.roster import Member, Roster
 from masterslave.settings import Settings
+from masterslave.stragglers import Stragglers
 from masterslave.waiters import Waiter, Waiters
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class TaskManager:
         self._lock = threading.Lock()
         self._queue = TaskQueue()
         self._pace = Pace()
+        self._stragglers = Stragglers()
         self._slaves_wait = Waiters(self._lock)
         self._waiter_of: dict[int, Waiter] = {}  # process id -> its exchange that waits
         self._single_calls: set[Waiter] = set()  # of `getAnyTask` and `getTaskWithTag`
@@ -223,6 +225,7 @@ class TaskManager:
             silent = self._roster.liveness.silent(now)
             for process_id in [p for p, until in self._awaited.items() if until <= now]:
                 self._give_up(process_id, f"did not come back within {self._settings.resume_s:g} s")
+            self._wake_for_stragglers()
         for process_id, age_s in silent:
             self.lostProcess(process_id, f"silent for {age_s:.1f} s")
 
@@ -350,6 +353,14 @@ class TaskManager:
         """Take the oldest finished task of that tag; blocks like `getResults`."""
         got = self.getResults(process_id, tag, 1, timeout)
         return got[0] if got else None
+
+    def repeatStragglers(self, tag: str, factor: float | None) -> None:
+        """Run tasks of that tag a second time elsewhere that take longer than `factor` averages.
+
+        Only when nothing of the tag waits and a worker is idle. None: do not (the default).
+        """
+        with self._lock:
+            self._stragglers.enable(tag, factor)
 
     def outstandingTasks(self, process_id: int = 0, tag: str | None = None) -> int:
         """How many tasks the client has requested and neither received nor cancelled."""
@@ -603,7 +614,7 @@ class TaskManager:
         while True:
             task = self._queue.peek(tags)
             if task is None or not member.may_take(task.tag, held, self._pace):
-                return tasks
+                return tasks or self._repeat_straggler(member, held)
             size += task.size
             if size > BATCH_BYTES and tasks:
                 return tasks  # the rest fits into the next answer
@@ -611,8 +622,30 @@ class TaskManager:
             assert assignment is not None
             estimate_s = self._pace.estimate_s(assignment.tag)
             member.took(assignment.task_id, assignment.attempt, estimate_s)
+            if self._stragglers:
+                self._stragglers.began(assignment.task_id, assignment.tag, member.id, self._clock())
             held += 1
             tasks.append(assignment)
+
+    def _repeat_straggler(self, member: Member, held: int) -> list[Assignment]:
+        """Nothing waits for an idle worker: let it begin a task that takes long elsewhere."""
+        if not self._stragglers or not member.is_idle(held):
+            return []
+        tags = (member.tags or frozenset()) - set(self._queue.waiting_tags())
+        task_id = self._stragglers.pick(member.id, tags, self._pace, self._clock())
+        if task_id is None:
+            return []
+        self._stragglers.ended(task_id)
+        assignment = self._queue.repeat(member.id, task_id)
+        if assignment is None:
+            return []
+        member.took(task_id, assignment.attempt, self._pace.estimate_s(assignment.tag))
+        log.info("task %s is run a second time", task_id, extra={"action": "task_repeated"})
+        return [assignment]
+
+    def _wake_for_stragglers(self) -> None:
+        for tag in self._stragglers.late_tags(self._pace, self._clock()):
+            self._slaves_wait.wake(tag)
 
     def _settle(self, process_id: int, member: Member | None, done: Completion) -> None:
         """Use one completion."""
@@ -633,6 +666,8 @@ class TaskManager:
         task = effect.task
         if task is None:
             return
+        if self._stragglers:
+            self._stragglers.ended(task.id)
         if effect.stop_on is not None:
             self._order_stop(effect.stop_on, task.id)
         if effect.kind == "finished":

@@ -278,6 +278,21 @@ class MasterProcess:
             raise SettingsError(f"task_id={task_id!r}: must be a task id such as 'sqrt_0'")
         return self.task_manager.cancelTask(task_id)
 
+    def repeatStragglers(self, tag: str, factor: float | None = 3.0) -> None:
+        """From now on, run a task of that tag a second time elsewhere when it takes too long.
+
+        That is when it has run for more than `factor` times the tag's average, no task of the tag
+        waits, and a worker is idle: the end of a job is not held up by one slow machine. The first
+        result wins, the other attempt is stopped. For tasks that may run twice without harm. None
+        switches it off, as it is in the beginning.
+        """
+        _check_tag(tag)
+        if factor is not None and (
+            isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor >= 1
+        ):
+            raise SettingsError(f"factor={factor!r}: must be a number of at least 1, or None")
+        self.task_manager.repeatStragglers(tag, factor)
+
     def printStatistics(self, verbose: bool = True) -> None:
         """Print what ``task_manager LABEL`` would show now: processes and tasks."""
         from masterslave import tables  # takes time to load, and few programs need it

@@ -120,6 +120,7 @@ class Task:
         "crashes",
         "detail",
         "failures",
+        "former",
         "frame",
         "history",
         "holder",
@@ -146,6 +147,7 @@ class Task:
         self.state = State.WAITING
         self.attempt = 0  # number of the last hand-out
         self.holder: int | None = None  # process id of the slave that runs it
+        self.former: int | None = None  # a slave that runs an earlier attempt at the same time
         self.started = False  # whether the holder has said that a worker began it
         self.crashes = 0
         self.failures = 0  # exceptions so far
@@ -277,6 +279,22 @@ class TaskQueue:
         self._hold(task, process)
         return Assignment(task.id, task.tag, task.attempt, task.frame, task.options.timeout)
 
+    def repeat(self, process: int, task_id: str) -> Assignment | None:
+        """A slave begins a second attempt of a task that another one is at; the first result wins.
+
+        None when the task does not run any more, or is that slave's already.
+        """
+        task = self.tasks.get(task_id)
+        if task is None or task.state is not State.RUNNING or task.holder == process:
+            return None
+        former = task.holder
+        self._unhold(task)
+        task.former = former
+        task.attempt += 1
+        task.started = False
+        self._hold(task, process)
+        return Assignment(task.id, task.tag, task.attempt, task.frame, task.options.timeout)
+
     def adopt(self, process: int, task_id: str, attempt: int) -> bool:
         """A slave that came back says it still has that attempt; false: it should let go of it.
 
@@ -334,7 +352,7 @@ class TaskQueue:
         task = self.tasks.get(done.task_id)
         if task is None or not (task.state in _LIVE or self._is_open(task)):
             return self._drop()
-        stop_on = None
+        stop_on = task.former
         if task.attempt != done.attempt or task.holder != process or task.state is State.WAITING:
             # Of an attempt that was given up only what its handler did is worth having, and not
             # an exception that another attempt, already under way, would have answered.
@@ -489,6 +507,7 @@ class TaskQueue:
 
     def _finish(self, task: Task, event: Event, frame: Frame, detail: str) -> None:
         self._unhold(task)
+        task.former = None
         task.detail = detail
         if task.state is State.PARKED:
             task.outcome = TRANSITIONS[State.PARKED, event].value

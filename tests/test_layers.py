@@ -15,7 +15,7 @@ PACKAGE = "masterslave"
 
 LAYERS = {
     0: "errors settings records hooks entries",
-    1: "queue lines liveness pace payload proofs diagnosis dispatch roster",
+    1: "queue lines liveness pace payload proofs diagnosis dispatch roster stragglers",
     2: "manager waiters watchdog journal ledger stores.*",
     3: "transports.* launchers.* naming keyfile pipe slavecode tables",
     4: "worker workerprocess uplink supervisor slave master service",
