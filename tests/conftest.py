@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytest_plugins = ["leftovers"]
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 60.0  # until a condition that must come true is given up; no test asserts a time
 

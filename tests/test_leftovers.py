@@ -8,11 +8,11 @@ import signal
 import socket
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 from conftest import Program, World, wait_until
+from leftovers import live_processes, shared_memory
 
 JOB = """
     import os, signal, time
@@ -42,7 +42,6 @@ JOB = """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
     runJob("job", Master, Slave)
 """
-SHARED_MEMORY = Path("/dev/shm")
 
 
 class Traces:
@@ -53,16 +52,10 @@ class Traces:
         self.temporary = world.path / "tmp"
         self.temporary.mkdir()
         world.env["TMPDIR"] = str(self.temporary)
-        self.shared_before = self.shared()
+        self.shared_before = shared_memory()
 
     def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                ended = process.status() == psutil.STATUS_ZOMBIE
-                if not ended and process.environ().get("HOME") == str(self.home):
-                    found.append(process)
-        return found
+        return live_processes(lambda environment: environment.get("HOME") == str(self.home))
 
     def listening(self) -> set[tuple[str, int]]:
         found = set()
@@ -71,9 +64,6 @@ class Traces:
                 sockets = process.net_connections(kind="tcp")
                 found |= {tuple(s.laddr) for s in sockets if s.status == psutil.CONN_LISTEN}
         return found
-
-    def shared(self) -> set[str]:
-        return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
 
     def files(self) -> set[str]:
         """Files in the home that no test has put there."""
@@ -107,7 +97,7 @@ def check_nothing_is_left(traces: Traces, ports: set[tuple[str, int]]) -> None:
     for address in ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address).close()
-    wait_until(lambda: not traces.shared() - traces.shared_before, "shared memory is free again")
+    wait_until(lambda: not shared_memory() - traces.shared_before, "shared memory is free again")
     assert traces.files() == {".masterslave/key"}
     key = traces.home / ".masterslave" / "key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
