@@ -7,6 +7,7 @@ server port, loopback only. What it started is ended by process id when the test
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -120,12 +121,24 @@ class World:
         """Start ``task_manager ARGUMENTS``."""
         return self.start("-m", "masterslave", *arguments)
 
+    def processes(self) -> list[psutil.Process]:
+        """All that lives of what was started here; they know each other by their home."""
+        from leftovers import live_processes
+
+        return live_processes(lambda environment: environment.get("HOME") == str(self.path))
+
     def end(self) -> None:
-        """End what still runs, and everything it has started."""
-        for program in self.programs:
-            for process in family(program.pid):
+        """End what still runs, orphans as well, and what it starts meanwhile."""
+
+        def kill() -> bool:
+            processes = self.processes()
+            for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
+            return not processes
+
+        wait_until(kill, "everything is ended")
+        for program in self.programs:
             program.wait()
 
 
@@ -142,10 +155,30 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
+def shut_down_masters() -> list[str]:
+    """Shut down the masters in this process that nobody has shut down; give their labels."""
+    from masterslave import MasterProcess
+
+    masters = [found for found in gc.get_objects() if isinstance(found, MasterProcess)]
+    left = [m for m in masters if "_watchdog" in vars(m) and not m._down]  # it has been started
+    for master in left:
+        master.shutdown()
+    return [master.label for master in left]
+
+
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A world of its own; this process lives in it as well."""
+def world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> Iterator[World]:
+    """A world of its own; this process lives in it as well, and must have left it at the end."""
+    from leftovers import SESSION, library_threads  # only pytest may be the first to import it
+
     world = World(tmp_path)
+    threads = set(library_threads())
+
+    def left() -> list[str]:
+        return sorted(thread.name for thread in set(library_threads()) - threads)
+
     for name in [name for name in os.environ if _ours(name)]:
         monkeypatch.delenv(name)
     for name in ("HOME", "PYRO_NS_PORT", "MASTERSLAVE_BROADCAST"):
@@ -157,3 +190,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield world
     finally:
         world.end()
+        if names := left():
+            labels = shut_down_masters()
+            ended = pytestconfig.stash[SESSION].wait_for_end(left)
+            if labels or not ended:
+                pytest.fail(
+                    "the test has left threads of the library in this process: "
+                    f"{', '.join(names)}; masters that it has not shut down: {labels}",
+                    pytrace=False,
+                )

@@ -16,8 +16,9 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -85,6 +86,13 @@ class Session:
         self.shared_before = shared_memory()
         self.found: list[str] = []
 
+    def wait_for_end(self, of: Callable[[], Collection[Any]]) -> bool:
+        """Return when nothing of that is left; False when it stays beyond the patience."""
+        deadline = time.monotonic() + self.patience_s
+        while (left := of()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return not left
+
     def look_inside(self, where: str) -> None:
         """What this process still holds. `where`: its name in the report."""
         self._keep(lambda: [f"thread {t.name} in {where}" for t in library_threads()])
@@ -107,10 +115,8 @@ class Session:
 
     def _keep(self, find: Callable[[], list[str]]) -> None:
         """Take note of what does not go within the patience."""
-        deadline = time.monotonic() + self.patience_s
-        while (found := find()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        self.found += found
+        if not self.wait_for_end(find):
+            self.found += find()
 
 
 def _describe(process: psutil.Process) -> str:
@@ -123,7 +129,7 @@ def _describe(process: psutil.Process) -> str:
 
 # --- the plugin -----------------------------------------------------------------------------
 
-_session = pytest.StashKey[Session]()
+SESSION = pytest.StashKey[Session]()
 
 
 def _is_xdist_worker(config: pytest.Config) -> bool:
@@ -135,26 +141,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    session = config.stash[_session] = Session(config)
+    session = config.stash[SESSION] = Session(config)
     if not _is_xdist_worker(config):
         os.environ[MARK] = ",".join(filter(None, [os.environ.get(MARK), session.mark]))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not _is_xdist_worker(config):
-        os.environ[MARK] = os.environ[MARK].removesuffix(config.stash[_session].mark).strip(",")
+        os.environ[MARK] = os.environ[MARK].removesuffix(config.stash[SESSION].mark).strip(",")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: object) -> None:
     """An xdist worker has ended: take over what it has found inside itself."""
     output = getattr(node, "workeroutput", {})  # one that crashed has none
-    node.config.stash[_session].found += output.get("leftovers", [])
+    node.config.stash[SESSION].found += output.get("leftovers", [])
 
 
 @pytest.hookimpl(trylast=True)  # after fixtures are torn down and xdist's workers have ended
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    here = session.config.stash[_session]
+    here = session.config.stash[SESSION]
     if _is_xdist_worker(session.config):
         here.look_inside(session.config.workerinput["workerid"])
         session.config.workeroutput["leftovers"] = here.found
@@ -168,7 +174,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    found = config.stash[_session].found
+    found = config.stash[SESSION].found
     if found:
         terminalreporter.section("left behind", red=True, bold=True)
         for line in found:

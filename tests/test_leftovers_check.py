@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
-import signal
-from collections.abc import Iterator
-from pathlib import Path
+import re
 
 import pytest
 from conftest import ROOT, World, is_running, wait_until
@@ -68,28 +66,35 @@ THREAD = """
         threading.Thread(target=time.sleep, args=(600,), name="pyro-server", daemon=True).start()
 """
 
+MASTER = """
+    from masterslave import MasterProcess
+    kept = []
 
-def run(world: World, text: str, workers: str, status: int, patience_s: float = 0.0) -> str:
+    def test_that_leaves_a_master(world):
+        kept.append(MasterProcess("forgotten"))
+        raise ValueError("it fails")
+
+    def test_after_it(world):
+        master = MasterProcess("another")
+        assert kept[0].task_manager.status()["terminated"]
+        master.shutdown()
+"""
+
+
+def run(
+    world: World, text: str, workers: str, status: int, *,
+    patience_s: float = 0.0, plugin: str = "leftovers",
+) -> str:  # fmt: skip
     """Run a session of its own; give what it printed."""
-    world.env["PYTHONPATH"] = str(Path(__file__).parent)
+    world.env["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "tests", ROOT)))
     test = world.write("test_it.py", text)
     session = world.start(
-        "-m", "pytest", "-p", "leftovers", "-p", "no:cacheprovider", "-n", workers,
+        "-m", "pytest", "-p", plugin, "-p", "no:cacheprovider", "-n", workers,
         "-o", f"leftovers_patience_s={patience_s}", "--rootdir", world.path, test,
     )  # fmt: skip
     out = session.finish(None)
     assert session.returncode == status, out + session.err
-    assert " passed" in out and " failed" not in out
     return out
-
-
-@pytest.fixture
-def left(world: World) -> Iterator[Path]:
-    """The file with the id of a process that a session leaves; it is ended in any case."""
-    path = world.path / "pid"
-    yield path
-    if path.exists() and is_running(int(path.read_text())):
-        os.kill(int(path.read_text()), signal.SIGKILL)
 
 
 @SESSIONS
@@ -99,18 +104,18 @@ def test_a_session_that_leaves_nothing_passes(world: World, workers: str) -> Non
 
 
 @SESSIONS
-def test_a_process_that_is_left_is_named_and_ended(world: World, left: Path, workers: str) -> None:
+def test_a_process_that_is_left_is_named_and_ended(world: World, workers: str) -> None:
     out = run(world, PROCESS, workers, 1)
-    pid = left.read_text().strip()
+    pid = (world.path / "pid").read_text().strip()
     assert "1 passed" in out and "left behind" in out
     assert f"process {pid} of test_it.py::test_that_leaves_a_process" in out
     assert "time.sleep(600)" in out
     wait_until(lambda: not is_running(int(pid)), "it is ended")
 
 
-def test_a_fork_that_is_left_is_named(world: World, left: Path) -> None:
+def test_a_fork_that_is_left_is_named(world: World) -> None:
     out = run(world, FORK, "0", 1)
-    assert f"process {left.read_text().strip()} of " in out
+    assert f"process {(world.path / 'pid').read_text().strip()} of " in out
 
 
 @pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="this system shows no shared memory")
@@ -135,6 +140,14 @@ def test_a_thread_of_the_library_that_is_left_is_named(world: World) -> None:
     assert "thread pyro-server in the process of the session" in run(world, THREAD, "0", 1)
 
 
+def test_a_master_that_a_failing_test_has_left_is_named_and_shut_down(world: World) -> None:
+    out = run(world, MASTER, "0", 1, patience_s=30, plugin="conftest")
+    assert "1 failed, 1 passed, 1 error" in out
+    assert re.search("has left threads .*name-server, pyro-server, registration, watchdog", out)
+    assert "masters that it has not shut down: ['forgotten']" in out
+    assert "left behind" not in out  # by the session
+
+
 def test_what_is_about_to_end_is_waited_for(world: World) -> None:
     text = THREAD.replace("time.sleep, args=(600,)", "time.sleep, args=(0.5,)")
     assert "left behind" not in run(world, text, "0", 0, patience_s=30)
@@ -144,6 +157,17 @@ def test_what_a_world_starts_carries_the_mark(world: World) -> None:
     mark = os.environ[MARK].split(",")[-1]
     program = world.script("import time; time.sleep(600)")
     wait_until(lambda: program.pid in [p.pid for p in marked_processes(mark)])
+
+
+def test_a_world_ends_orphans(world: World) -> None:
+    parent = world.script("""
+        import subprocess, sys
+        print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid)
+    """)
+    orphan = int(parent.finish())
+    assert is_running(orphan)
+    world.end()
+    assert not is_running(orphan)
 
 
 def test_every_thread_of_the_library_is_known_by_its_name() -> None:
