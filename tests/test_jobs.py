@@ -341,7 +341,9 @@ def test_a_failing_master_ends_the_job(world: World) -> None:
 
 def test_sys_exit_in_the_master_is_the_scripts_exit_status(world: World) -> None:
     text = job("raise SystemExit(7)", "def do_word(self): return 1")
-    world.script(text).finish(7)
+    program = world.script(text)
+    assert program.finish(7) == ""
+    assert program.err == ""
 
 
 # --- classes of the script --------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import Pyro5.client
 import Pyro5.errors
 import pytest
@@ -389,6 +390,8 @@ def test_a_name_server_that_has_gone_is_replaced_by_a_master(world: World) -> No
         server.kill()
         server.wait()
         wait_until(lambda: can_be_found("job"), "the label can be looked up again")
+        listening = [s.laddr.port for s in psutil.Process().net_connections("tcp") if not s.raddr]
+        assert world.ns_port in listening
 
 
 @pytest.mark.parametrize("end", ["in order", "killed"])
@@ -409,8 +412,12 @@ def test_several_masters_take_over_from_one(world: World) -> None:
     with master("second"), master("third"), master("fourth"):
         first.kill()
         first.wait()
-        for label in ("second", "third", "fourth"):
+        labels = ("second", "third", "fourth")
+        for label in labels:
             wait_until(lambda label=label: can_be_found(label), f"{label} can be looked up")
+        with names(world) as proxy:
+            assert {f"TaskManager.{label}" for label in labels} <= set(proxy.list())
+            assert "TaskManager.first" not in proxy.list()
 
 
 def test_masters_that_start_at_the_same_time_share_one_name_server(world: World) -> None:
@@ -435,10 +442,12 @@ def test_an_entry_that_was_removed_or_leads_astray_is_made_again(world: World) -
 
 
 def test_the_registration_survives_nonsense_in_the_name_server(world: World) -> None:
-    with master("keeps the name server"), master("job"):
+    with master("keeps the name server"), master("job") as process:
         for address in ("./u:no-socket", "127.0.0.1:99999"):
             enter(world, "job", address)
             wait_until(lambda: can_be_found_or_nonsense("job"), "it is replaced")
+            with names(world) as proxy:
+                assert str(proxy.lookup("TaskManager.job")).endswith(process.address)
 
 
 def can_be_found_or_nonsense(label: str) -> bool:
@@ -539,7 +548,10 @@ def test_nothing_is_left_of_a_master_in_this_process(world: World) -> None:
         return len(os.listdir("/proc/self/fd"))
 
     threads, open_before = set(threading.enumerate()), descriptors()
-    with master("job"):
-        find("job")
+    with master("job") as process:
+        assert find("job") == "job"
+    for address in (split_address(process.address), ("127.0.0.1", world.ns_port)):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
     wait_until(lambda: set(threading.enumerate()) <= threads, "its threads end")
     wait_until(lambda: descriptors() <= open_before, "its files are closed")

@@ -234,7 +234,10 @@ def test_a_hundred_silent_connections_hold_up_nobody(world: World) -> None:
         silent = [stack.enter_context(job.connect()) for _ in range(100)]
         for number, sock in enumerate(silent):
             sock.sendall((b"MSL\x01" + b"n" * NONCE_BYTES)[: number % HELLO_BYTES])
+        (slave,) = job.status()["slaves"]
         job.finish()
+    assert slave["workers"] == 1
+    assert "Traceback" not in job.master.err
 
 
 def test_silent_connections_are_closed(world: World) -> None:
@@ -595,8 +598,9 @@ def test_a_nonsense_entry_is_one_line_of_error(job: Job, address: str) -> None:
     enter(job.world, "forged", address)
     for command in ("show", "slave"):
         program = job.world.task_manager(command, "forged")
-        program.finish(1)
-        one_line(program.err)
+        assert program.finish(1) == ""
+        line = one_line(program.err)
+        assert "forged" in line or address in line
 
 
 def test_a_nonsense_entry_does_not_hide_the_others(job: Job) -> None:

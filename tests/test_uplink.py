@@ -301,8 +301,9 @@ def test_cancelled_tasks_are_told(manager: TaskManager, start: Callable[..., Sla
     (task_id,) = request(manager, 1)
     wait_until(lambda: slave.tasks)
     slave.uplink.hand_in([], [], room=1)  # one of two workers is idle: the slave listens
-    manager.cancelTask(task_id)
-    wait_until(lambda: [task_id] in [news.stop for news in slave.news])
+    assert manager.cancelTask(task_id)
+    wait_until(lambda: any(news.stop for news in slave.news))
+    assert [news.stop for news in slave.news if news.stop] == [[task_id]]
 
 
 def test_data_items_come_as_news(manager: TaskManager, start: Callable[..., Slave]) -> None:
@@ -322,7 +323,8 @@ def test_deleted_data_items_are_told(manager: TaskManager, start: Callable[..., 
     slave = start()
     wait_until(lambda: manager.status()["slaves"][0]["tags"])
     manager.deleteData("state_1_x")
-    wait_until(lambda: ["state_1_x"] in [news.forget for news in slave.news])
+    wait_until(lambda: any(news.forget for news in slave.news))
+    assert [news.forget for news in slave.news if news.forget] == [["state_1_x"]]
 
 
 def test_the_end_of_the_job_is_told(manager: TaskManager, start: Callable[..., Slave]) -> None:
