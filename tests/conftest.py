@@ -15,9 +15,11 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -121,6 +123,25 @@ class World:
         """Start ``task_manager ARGUMENTS``."""
         return self.start("-m", "masterslave", *arguments)
 
+    def start_name_server(self) -> Program:
+        """Start Pyro's own, return when it is there."""
+        where = ("-n", "127.0.0.1", "-p", self.ns_port)
+        program = self.start("-m", "Pyro5.nameserver", *where, "-x")
+        wait_until(lambda: _answers(self.ns_port), "the name server is there")
+        return program
+
+    def names(self) -> Any:
+        """The name server, spoken to as any program may."""
+        import Pyro5.client
+
+        return Pyro5.client.Proxy(f"PYRO:Pyro.NameServer@127.0.0.1:{self.ns_port}")
+
+    def enter(self, label: str, address: str) -> None:
+        """Put an entry into the name server, as anyone can."""
+        with self.names() as names:
+            name = f"TaskManager.{label}"
+            names.register(name, f"PYRO:{name}@{address}", metadata={address})
+
     def processes(self) -> list[psutil.Process]:
         """All that lives of what was started here; they know each other by their home."""
         from leftovers import live_processes
@@ -140,6 +161,44 @@ class World:
         wait_until(kill, "everything is ended")
         for program in self.programs:
             program.wait()
+
+
+class Impostor(threading.Thread):
+    """Some other program that has a port: answers each connection by `answer(socket)`."""
+
+    def __init__(self, answer: Callable[[socket.socket], object]) -> None:
+        super().__init__(daemon=True)
+        self._answer = answer
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            with client, contextlib.suppress(OSError):
+                client.settimeout(PATIENCE_S)
+                self._answer(client)
+
+    def __enter__(self) -> Impostor:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self.join()
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _ours(name: str) -> bool:

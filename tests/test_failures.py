@@ -598,12 +598,6 @@ def test_a_slave_behind_a_pulled_cable_is_missed_after_four_periods(start_job: S
 # --- the name server ------------------------------------------------------------------------
 
 
-def start_name_server(world: World) -> Program:
-    program = world.start("-m", "Pyro5.nameserver", "-n", "127.0.0.1", "-p", world.ns_port, "-x")
-    wait_until(lambda: known_labels() is not None, "the name server answers")
-    return program
-
-
 def known_labels() -> list[str] | None:
     try:
         with NameServer(broadcast=False) as names:
@@ -616,7 +610,7 @@ def test_jobs_go_on_without_the_name_server_and_register_with_the_next_one(
     world: World, start_job: StartJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pyro5.config, "NS_HOST", "0.0.0.0")  # where no master starts one itself
-    names = start_name_server(world)
+    names = world.start_name_server()
     job = start_job(named=True)
     assert known_labels() == ["job"]
     job.slave("-n", 2)
@@ -626,7 +620,7 @@ def test_jobs_go_on_without_the_name_server_and_register_with_the_next_one(
     names.wait()
     job.request("echo", "without")
     assert job.result() == "without"
-    start_name_server(world)
+    world.start_name_server()
     wait_until(lambda: known_labels() == ["job"], "the registration is renewed")
     job.release("a")
     assert job.result() == "a"
@@ -697,7 +691,7 @@ def start_holding_master(
 def test_a_second_master_with_the_label_gets_a_clear_error(
     world: World, start_job: StartJob
 ) -> None:
-    start_name_server(world)
+    world.start_name_server()
     first, _ = start_holding_master(world)
     second = world.start("script.py")
     second.finish(1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Program, World, free_port
+from scripts import job
 
 DEMO = """
     import math
@@ -77,28 +78,6 @@ def lines(program: Program) -> set[str]:
 def await_master(world: World, *options: str) -> None:
     """Return when the master of "demo" answers."""
     world.task_manager("-w", *options, "demo").finish()
-
-
-def job(run: str, slave: str, *, launch: int = 1, before: str = "", after: str = "") -> str:
-    """A script whose master's `run` and whose slave class have these bodies."""
-
-    def indented(text: str, by: int) -> str:
-        return textwrap.indent(textwrap.dedent(text).strip("\n"), " " * by)
-
-    return "\n".join(
-        [
-            "from masterslave import *",
-            indented(before, 0),
-            "class Master(MasterProcess):",
-            "    def run(self):",
-            indented(run, 8),
-            "class Slave(SlaveProcess):",
-            indented(slave, 4),
-            f'runJob("demo", Master, Slave, launch_slaves={launch})',
-            indented(after, 0),
-            "",
-        ]
-    )
 
 
 # --- scripts of the original library -------------------------------------------------------

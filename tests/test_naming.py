@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import Pyro5.client
-import Pyro5.errors
 import pytest
-from conftest import PATIENCE_S, Program, World, free_port, wait_until
+from conftest import PATIENCE_S, Impostor, Program, World, free_port, wait_until
 
 from masterslave.errors import ConnectionFailed, LabelInUse, LabelUnknown, SettingsError
 from masterslave.keyfile import load_key
@@ -55,31 +53,6 @@ def end_master(world: World, program: Program, label: str) -> None:
     program.finish()
 
 
-def start_name_server(world: World) -> Program:
-    program = world.start("-m", "Pyro5.nameserver", "-n", "127.0.0.1", "-p", world.ns_port, "-x")
-    wait_until(lambda: answers(world.ns_port), "the name server is there")
-    return program
-
-
-def answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
-    except OSError:
-        return False
-    return True
-
-
-def names(world: World) -> Any:
-    """The name server, spoken to as any program may."""
-    return Pyro5.client.Proxy(f"PYRO:Pyro.NameServer@127.0.0.1:{world.ns_port}")
-
-
-def enter(world: World, label: str, address: str) -> None:
-    with names(world) as proxy:
-        name = f"TaskManager.{label}"
-        proxy.register(name, f"PYRO:{name}@{address}", metadata={address})
-
-
 def settings_here(**changes: Any) -> Settings:
     return replace(Settings.from_environment(), renewal_s=0.1, **changes)
 
@@ -109,36 +82,6 @@ def can_be_found(label: str) -> bool:
         return find(label) == label
     except ConnectionFailed:
         return False
-
-
-class Other(threading.Thread):
-    """Some other program that has a port."""
-
-    def __init__(self, answer: Callable[[socket.socket], object]) -> None:
-        super().__init__(daemon=True)
-        self._answer = answer
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            try:
-                client, _ = self._server.accept()
-            except OSError:
-                return
-            with client, contextlib.suppress(OSError):
-                client.settimeout(PATIENCE_S)
-                self._answer(client)
-
-    def __enter__(self) -> Other:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        self.join()
 
 
 def wait_for_end(sock: socket.socket) -> None:
@@ -200,10 +143,10 @@ def test_the_entry_of_a_killed_master_is_replaced(world: World) -> None:
         assert find("job") == "job"
         killed.kill()
         killed.wait()
-        with names(world) as proxy:
+        with world.names() as proxy:
             before = str(proxy.lookup("TaskManager.job"))
         with master("job") as second:
-            with names(world) as proxy:
+            with world.names() as proxy:
                 after = str(proxy.lookup("TaskManager.job"))
             assert before != after and after.endswith(second.address)
             assert find("job") == "job"
@@ -224,7 +167,7 @@ def test_a_master_with_another_key_keeps_its_label(world: World, tmp_path: Path)
     with master("job", key_file=key_file) as first:
         with pytest.raises(LabelInUse, match=re.escape(first.address)):
             MasterProcess("job", settings=settings_here())
-        with names(world) as proxy:
+        with world.names() as proxy:
             assert str(proxy.lookup("TaskManager.job")).endswith(first.address)
 
 
@@ -232,22 +175,22 @@ def test_a_master_with_another_key_keeps_its_label(world: World, tmp_path: Path)
 def test_an_entry_whose_port_some_other_program_has_is_replaced(
     world: World, answer: Callable[[socket.socket], object]
 ) -> None:
-    with master("keeps the name server"), Other(answer) as other:
-        enter(world, "job", other.address)
+    with master("keeps the name server"), Impostor(answer) as other:
+        world.enter("job", other.address)
         with master("job"):
             assert find("job") == "job"
 
 
 def test_an_entry_whose_port_is_silent_is_replaced(world: World) -> None:
-    with master("keeps the name server"), Other(wait_for_end) as other:
-        enter(world, "job", other.address)
+    with master("keeps the name server"), Impostor(wait_for_end) as other:
+        world.enter("job", other.address)
         with master("job", handshake_s=0.3):
             assert find("job") == "job"
 
 
 def test_an_entry_whose_port_another_master_has_is_replaced(world: World) -> None:
     with master("another") as other:
-        enter(world, "job", other.address)
+        world.enter("job", other.address)
         with pytest.raises(LabelUnknown, match="another label"):
             find("job")
         with master("job"):
@@ -255,8 +198,8 @@ def test_an_entry_whose_port_another_master_has_is_replaced(world: World) -> Non
 
 
 def test_a_master_of_another_version_keeps_its_label(world: World) -> None:
-    with master("keeps the name server"), Other(speak_the_next_version) as other:
-        enter(world, "job", other.address)
+    with master("keeps the name server"), Impostor(speak_the_next_version) as other:
+        world.enter("job", other.address)
         with pytest.raises(LabelInUse):
             MasterProcess("job", settings=settings_here()).shutdown()
 
@@ -264,7 +207,7 @@ def test_a_master_of_another_version_keeps_its_label(world: World) -> None:
 @pytest.mark.parametrize("address", ["./u:no-socket", "127.0.0.1:99999", "no.such.invalid:7"])
 def test_a_nonsense_entry_is_replaced(world: World, address: str) -> None:
     with master("keeps the name server"):
-        enter(world, "job", address)
+        world.enter("job", address)
         with master("job"):
             assert find("job") == "job"
 
@@ -272,8 +215,8 @@ def test_a_nonsense_entry_is_replaced(world: World, address: str) -> None:
 def test_a_stopped_master_does_not_remove_the_entry_of_another(world: World) -> None:
     with master("keeps the name server"):
         with master("job"):
-            enter(world, "job", "127.0.0.1:7")  # someone has taken it over meanwhile
-        with names(world) as proxy:
+            world.enter("job", "127.0.0.1:7")  # someone has taken it over meanwhile
+        with world.names() as proxy:
             assert str(proxy.lookup("TaskManager.job")).endswith("@127.0.0.1:7")
 
 
@@ -361,23 +304,23 @@ def test_without_a_name_server_there_is_a_clear_error(world: World) -> None:
 
 
 def test_a_name_server_that_runs_is_used(world: World) -> None:
-    start_name_server(world)
+    world.start_name_server()
     with master("job"):
-        with names(world) as proxy:
+        with world.names() as proxy:
             assert "TaskManager.job" in proxy.list()
         assert find("job") == "job"
-    with names(world) as proxy:  # it has outlived the master, the label has not
+    with world.names() as proxy:  # it has outlived the master, the label has not
         assert "TaskManager.job" not in proxy.list()
 
 
 def test_the_label_is_entered_again_when_the_name_server_has_restarted(world: World) -> None:
-    server = start_name_server(world)
+    server = world.start_name_server()
     process = start_master(world, "job")
     assert find("job") == "job"
     process.send_signal(signal.SIGSTOP)  # or it would start a name server itself
     server.kill()
     server.wait()
-    start_name_server(world)
+    world.start_name_server()
     assert not can_be_found("job")
     process.send_signal(signal.SIGCONT)
     wait_until(lambda: can_be_found("job"), "the label is entered again")
@@ -385,7 +328,7 @@ def test_the_label_is_entered_again_when_the_name_server_has_restarted(world: Wo
 
 
 def test_a_name_server_that_has_gone_is_replaced_by_a_master(world: World) -> None:
-    server = start_name_server(world)
+    server = world.start_name_server()
     with master("job"):
         server.kill()
         server.wait()
@@ -415,7 +358,7 @@ def test_several_masters_take_over_from_one(world: World) -> None:
         labels = ("second", "third", "fourth")
         for label in labels:
             wait_until(lambda label=label: can_be_found(label), f"{label} can be looked up")
-        with names(world) as proxy:
+        with world.names() as proxy:
             assert {f"TaskManager.{label}" for label in labels} <= set(proxy.list())
             assert "TaskManager.first" not in proxy.list()
 
@@ -433,10 +376,10 @@ def test_masters_that_start_at_the_same_time_share_one_name_server(world: World)
 
 def test_an_entry_that_was_removed_or_leads_astray_is_made_again(world: World) -> None:
     with master("keeps the name server"), master("job") as first:
-        with names(world) as proxy:
+        with world.names() as proxy:
             proxy.remove("TaskManager.job")
         wait_until(lambda: can_be_found("job"), "an entry that was removed comes back")
-        enter(world, "job", "127.0.0.1:7")  # leads nowhere
+        world.enter("job", "127.0.0.1:7")  # leads nowhere
         wait_until(lambda: can_be_found("job"), "an entry that leads astray is replaced")
         assert find("job", first.address) == "job"
 
@@ -444,9 +387,9 @@ def test_an_entry_that_was_removed_or_leads_astray_is_made_again(world: World) -
 def test_the_registration_survives_nonsense_in_the_name_server(world: World) -> None:
     with master("keeps the name server"), master("job") as process:
         for address in ("./u:no-socket", "127.0.0.1:99999"):
-            enter(world, "job", address)
+            world.enter("job", address)
             wait_until(lambda: can_be_found_or_nonsense("job"), "it is replaced")
-            with names(world) as proxy:
+            with world.names() as proxy:
                 assert str(proxy.lookup("TaskManager.job")).endswith(process.address)
 
 
@@ -458,7 +401,7 @@ def can_be_found_or_nonsense(label: str) -> bool:
 
 
 def test_a_foreign_program_at_the_name_servers_port_is_a_clear_error(world: World) -> None:
-    with Other(speak_http) as other:
+    with Impostor(speak_http) as other:
         port = split_address(other.address)[1]
         world.env["PYRO_NS_PORT"] = str(port)
         program = world.task_manager("list")
@@ -483,8 +426,8 @@ def test_dead_entries_are_marked_and_removed(world: World) -> None:
 
 
 def test_an_entry_whose_port_some_other_program_has_is_dead(world: World) -> None:
-    with master("alive"), Other(speak_http) as other:
-        enter(world, "dead", other.address)
+    with master("alive"), Impostor(speak_http) as other:
+        world.enter("dead", other.address)
         settings = Settings.from_environment()
         rows = survey(settings, load_key(settings.key_file), with_counts=False)
         assert {row["label"]: str(row["state"]).split()[0] for row in rows} == {
@@ -511,13 +454,13 @@ def test_list_without_a_name_server_is_an_error_of_one_line(world: World) -> Non
 
 
 def test_list_with_nothing_to_list(world: World) -> None:
-    start_name_server(world)
+    world.start_name_server()
     assert "no task managers" in world.task_manager("list").finish()
 
 
 def test_entries_of_other_programs_are_left_alone(world: World) -> None:
-    start_name_server(world)
-    with names(world) as proxy:
+    world.start_name_server()
+    with world.names() as proxy:
         proxy.register("Some.Other.object", "PYRO:x@127.0.0.1:7")
         world.task_manager("list").finish()
         assert "Some.Other.object" in proxy.list()

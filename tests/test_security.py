@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import Pyro5.client
 import pytest
-from conftest import PATIENCE_S, World, wait_until
+from conftest import PATIENCE_S, Impostor, World, wait_until
 from Pyro5 import protocol
 from Pyro5.serializers import serializers
 
@@ -514,36 +514,6 @@ def test_members_can_call_remote_methods_only(job: Job, method: str) -> None:
 # --- forged entries in the name server ------------------------------------------------------
 
 
-class Impostor(threading.Thread):
-    """A server without the key: answers each connection by `answer(socket)`."""
-
-    def __init__(self, answer: Callable[[socket.socket], object]) -> None:
-        super().__init__(daemon=True)
-        self._answer = answer
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.address = join_address(*self._server.getsockname()[:2])
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            try:
-                client, _ = self._server.accept()
-            except OSError:
-                return
-            with client, contextlib.suppress(OSError):
-                client.settimeout(PATIENCE_S)
-                self._answer(client)
-
-    def __enter__(self) -> Impostor:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        self.join()
-
-
 def guess_proof(sock: socket.socket) -> None:
     receive(sock, HELLO_BYTES)
     sock.sendall(b"MSL\x01" + b"s" * NONCE_BYTES + b"p" * PROOF_BYTES)
@@ -567,17 +537,10 @@ def hang_up(sock: socket.socket) -> None:
     receive(sock, 1)
 
 
-def enter(world: World, label: str, address: str) -> None:
-    """Put an entry into the name server, as anyone can."""
-    with Pyro5.client.Proxy(f"PYRO:Pyro.NameServer@127.0.0.1:{world.ns_port}") as names:
-        uri = f"PYRO:TaskManager.{label}@{address}"
-        names.register(f"TaskManager.{label}", uri, metadata={address})
-
-
 @pytest.mark.parametrize("answer", [guess_proof, reflect, accept_like_pyro, hang_up])
 def test_a_forged_entry_leads_nobody_astray(job: Job, answer: Callable[..., object]) -> None:
     with Impostor(answer) as impostor:
-        enter(job.world, "forged", impostor.address)
+        job.world.enter("forged", impostor.address)
         programs = [job.world.task_manager(command, "forged") for command in ("show", "slave")]
         for program in programs:
             assert program.finish(1) == ""
@@ -585,7 +548,7 @@ def test_a_forged_entry_leads_nobody_astray(job: Job, answer: Callable[..., obje
 
 
 def test_a_forged_entry_that_leads_through_a_relay_to_another_job_is_refused(job: Job) -> None:
-    enter(job.world, "forged", job.address)
+    job.world.enter("forged", job.address)
     program = job.world.task_manager("slave", "forged")
     program.finish(1)
     assert "another label" in one_line(program.err)
@@ -595,7 +558,7 @@ def test_a_forged_entry_that_leads_through_a_relay_to_another_job_is_refused(job
     "address", ["./u:no-such-socket", "127.0.0.1:1", "no.such.host.invalid:7", "127.0.0.1:99999"]
 )
 def test_a_nonsense_entry_is_one_line_of_error(job: Job, address: str) -> None:
-    enter(job.world, "forged", address)
+    job.world.enter("forged", address)
     for command in ("show", "slave"):
         program = job.world.task_manager(command, "forged")
         assert program.finish(1) == ""
@@ -604,7 +567,7 @@ def test_a_nonsense_entry_is_one_line_of_error(job: Job, address: str) -> None:
 
 
 def test_a_nonsense_entry_does_not_hide_the_others(job: Job) -> None:
-    enter(job.world, "forged", "./u:no-such-socket")
+    job.world.enter("forged", "./u:no-such-socket")
     listed = job.world.task_manager("list").finish()
     assert re.search(rf"{LABEL} .*alive", listed)
 
