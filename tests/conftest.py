@@ -24,7 +24,11 @@ from typing import Any
 import psutil
 import pytest
 
-pytest_plugins = ["leftovers"]
+# Modules with fixtures and helpers, and the check of what is left behind.
+pytest_plugins = [
+    "leftovers", "attacks", "channels", "command", "dispatching", "failing_job", "labels",
+    "managing", "mastering", "scripts",
+]  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 60.0  # until a condition that must come true is given up; no test asserts a time
 

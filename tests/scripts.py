@@ -1,8 +1,30 @@
-"""Texts of programs that tests of several modules start."""
+"""Programs that tests of several modules start."""
 
 from __future__ import annotations
 
 import textwrap
+
+from conftest import World
+
+SEPARATE_MASTER = """
+    from masterslave import initializeMasterProcess
+
+    master = initializeMasterProcess("demo"{options})
+    {launch}
+    for i in range(3):
+        master.requestTask("square", i)
+    print(sorted(master.retrieveResult("square")[2] for i in range(3)))
+"""
+
+
+SEPARATE_SLAVE = """
+    from masterslave import startSlaveProcess
+
+    def do_square(x):
+        return x * x
+
+    startSlaveProcess({arguments})
+"""
 
 
 def job(run: str, slave: str, *, launch: int = 1, before: str = "", after: str = "") -> str:
@@ -26,3 +48,8 @@ def job(run: str, slave: str, *, launch: int = 1, before: str = "", after: str =
             "",
         ]
     )
+
+
+def await_master(world: World, *options: str) -> None:
+    """Return when the master of "demo" answers."""
+    world.task_manager("-w", *options, "demo").finish()
