@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from masterslave import naming
-from masterslave.errors import MasterSlaveError
+from masterslave.errors import MasterSlaveError, SettingsError
 from masterslave.keyfile import load_key
-from masterslave.settings import Settings
+from masterslave.settings import Settings, parse_bytes
 
 _COMMANDS = ("show", "list", "slave")
 
@@ -76,6 +76,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     slave.add_argument(
         "-n", "--workers", type=_positive, default=1, metavar="N", help="worker processes (1)"
     )
+    slave.add_argument(
+        "--memory", type=_size, metavar="SIZE", help="private memory that each worker may have: 2G"
+    )
     options = parser.parse_args(_with_command(argv))
     for name, default in (("master", None), ("wait", False), ("verbose", False)):
         if not hasattr(options, name):
@@ -88,7 +91,7 @@ def _with_command(argv: list[str]) -> list[str]:
     position = 0
     while position < len(argv):
         word = argv[position]
-        if word in ("-m", "--master", "-n", "--workers"):
+        if word in ("-m", "--master", "-n", "--workers", "--memory"):
             position += 2
         elif word.startswith("-") and word != "--":
             position += 1
@@ -106,6 +109,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return value
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _connect(options: argparse.Namespace, settings: Settings, label: str) -> Any:
@@ -147,4 +157,5 @@ def _slave(options: argparse.Namespace, settings: Settings) -> None:
         workers=options.workers,
         settings=settings,
         wait=options.wait,
+        memory=options.memory,
     )

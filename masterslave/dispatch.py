@@ -107,15 +107,20 @@ class Dispatch:
     def finished(self, worker: int, done: Completion, now: float) -> None:
         """A worker hands in the first task of its line."""
         state = self._workers.get(worker)
-        if state is None or not state.line:
+        if state is None:
             return
-        first = state.line[0]
-        if (first.task_id, first.attempt) != (done.task_id, done.attempt):
-            return  # of an attempt that was given up here in the meantime
-        task = state.line.popleft()
-        state.busy_since = now
-        self._pace.record(task.tag, done.duration_s)
-        self._end(done)
+        ends = done.outcome == Outcome.OUT_OF_MEMORY  # the worker does, and begins nothing more
+        key = (done.task_id, done.attempt)
+        # Else it is of an attempt that was given up here in the meantime.
+        if state.line and (state.line[0].task_id, state.line[0].attempt) == key:
+            task = state.line.popleft()
+            state.busy_since = now
+            if not ends:
+                self._pace.record(task.tag, done.duration_s)
+            self._end(done)
+        if ends:
+            self.backlog.extendleft(reversed(state.line))
+            del self._workers[worker]
 
     def skipped(self, worker: int) -> None:
         """A worker has read a Skip: from now on it runs none of those tasks."""
@@ -123,14 +128,16 @@ class Dispatch:
         if state is not None:
             state.unread -= 1
 
-    def died(self, worker: int, story: str) -> None:
-        """A worker has ended. Its running task is to blame unless it was killed on purpose."""
+    def died(self, worker: int, story: str, outcome: Outcome = Outcome.CRASHED) -> None:
+        """A worker has ended. Its running task is to blame unless it was killed on purpose.
+
+        `outcome`: of its running task, when it was not.
+        """
         state = self._workers.pop(worker, None)
         if state is None or not state.line:
             return
         first = state.line.popleft()
         self.backlog.extendleft(reversed(state.line))
-        outcome = Outcome.CRASHED
         if state.blame is not None and state.blame.task_id == first.task_id:
             outcome, story = state.blame.outcome, f"{state.blame.why}; {story}"
         elif state.blame is not None:  # the one it was killed for had just finished

@@ -675,7 +675,7 @@ class TaskManager:
             self._found_room()
             if self._observers:
                 self._tell("task_finished", task.id, task.tag, task.outcome, duration_s)
-            if task.outcome in ("crashed", "timed_out"):
+            if task.outcome in ("crashed", "out_of_memory", "timed_out"):
                 log.error("task %s: %s", task.id, task.detail, extra={"action": "task_failed"})
         elif effect.kind == "rescheduled":
             self._rescheduled(task, member, reason)

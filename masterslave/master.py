@@ -23,19 +23,27 @@ from masterslave.errors import (
     PayloadError,
     ResultTimeout,
     SettingsError,
-    TaskFailure,
     TaskManagerTermination,
+    TaskOutOfMemory,
     TaskRaisedException,
     TaskTimedOut,
     WorkerCrashed,
 )
 from masterslave.hooks import Observer
 from masterslave.launchers.local import LocalSlaves
+from masterslave.memory import check_supported
 from masterslave.records import Delivery, Frame, Outcome, TaskOptions, getMachineInfo
 from masterslave.service import Service
-from masterslave.settings import Settings, check_label
+from masterslave.settings import Settings, check_label, parse_bytes
 
 log = logging.getLogger(__name__)
+
+#: What stands for the failure of a task that has no exception object of its own.
+_FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut]] = {
+    Outcome.CRASHED.value: WorkerCrashed,
+    Outcome.OUT_OF_MEMORY.value: TaskOutOfMemory,
+    Outcome.TIMED_OUT.value: TaskTimedOut,
+}
 
 #: How many requests `requestTasks` pickles before it hands them over. Larger: slaves start later.
 _REQUEST_BATCH = 200
@@ -136,14 +144,23 @@ class MasterProcess:
         self._slaves.end(2.0)
         self._service.stop()
 
-    def launchSlaveJobs(self, n: int = 1) -> list[int]:
+    def launchSlaveJobs(
+        self, n: int = 1, *, workers: int = 1, memory: int | str | None = None
+    ) -> list[int]:
         """Start `n` slaves on this machine, with the code kept in the task manager.
 
-        Gives their process ids. They end with this master. Raises `SettingsError` when no code is
-        kept (see `runJob` and `initializeMasterProcess`).
+        Gives their process ids. They end with this master. `workers`: worker processes of each
+        slave. `memory`: how much private memory each worker may have, in bytes or as ``"2G"``; a
+        task that needs more fails with `TaskOutOfMemory`. Raises `SettingsError` when no code is
+        kept (see `runJob` and `initializeMasterProcess`), or for an argument that cannot be used.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise SettingsError(f"launchSlaveJobs: n={n!r} must be an integer of at least 1")
+        for name, value in (("n", n), ("workers", workers)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingsError(
+                    f"launchSlaveJobs: {name}={value!r} must be an integer of at least 1"
+                )
+        limit = None if memory is None else parse_bytes(memory)
+        check_supported(limit)
         try:
             self.task_manager.retrieveData(slavecode.DATA_NAME)
         except DataNotFound:
@@ -152,7 +169,7 @@ class MasterProcess:
                 "slave_module= to initializeMasterProcess"
             ) from None
         self._slaves.reap()
-        return self._slaves.launch(self.label, self.address, n)
+        return self._slaves.launch(self.label, self.address, n, workers, limit)
 
     @property
     def address(self) -> str:
@@ -364,10 +381,7 @@ class MasterProcess:
         if delivery.outcome == Outcome.EXCEPTION:
             exception = self._codec.decode_exception(delivery.frame, delivery.detail)
         else:
-            kind: type[TaskFailure] = (
-                WorkerCrashed if delivery.outcome == Outcome.CRASHED else TaskTimedOut
-            )
-            exception = kind(delivery.detail)
+            exception = _FAILURES[delivery.outcome](delivery.detail)
         raise TaskRaisedException(delivery.task_id, delivery.tag, exception, delivery.detail)
 
 

@@ -4,7 +4,7 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 
 | supervisor -> worker             |                                                       |
 |----------------------------------|-------------------------------------------------------|
-| `["code", label, record]`        | what to load; the first message                       |
+| `["code", label, record, limit]` | what to load, bytes of memory it may have; the first  |
 | `["tasks", [assignment...]]`     | to be run in order                                    |
 | `["skip", [task id...]]`         | tasks in line that are not to be run here after all   |
 | `["data", name, frame, error]`   | the data item asked for, or why there is none         |

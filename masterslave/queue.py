@@ -4,7 +4,7 @@
 
     request --> WAITING --hand_out--> RUNNING --complete--> RESULT | EXCEPTION --deliver--> (gone)
                    ^  |                  |
-                   |  +--late result     +--crash_limit----> CRASHED  -----------deliver--> (gone)
+                   |  +--late result     +--crash_limit----> CRASHED | OUT_OF_MEMORY ----> (gone)
                    |                     +--time limit-----> TIMED_OUT ----------deliver--> (gone)
                    +------reschedule-----+
     WAITING | RUNNING --cancel--> CANCELLED (gone: a cancelled task is never delivered)
@@ -55,6 +55,7 @@ class State(str, Enum):
     RESULT = "result"  # finished: the handler returned
     EXCEPTION = "exception"  # finished: the handler raised
     CRASHED = "crashed"  # finished: ended its worker `crash_limit` times
+    OUT_OF_MEMORY = "out_of_memory"  # finished: the same, and the last time for want of memory
     TIMED_OUT = "timed_out"  # finished: killed at its time limit
     CANCELLED = "cancelled"  # taken back by its client; forgotten at once
     DELIVERED = "delivered"  # its client has it; forgotten
@@ -70,6 +71,7 @@ class Event(str, Enum):
     RESULT = "result"
     EXCEPTION = "exception"
     CRASH = "crash"
+    OUT_OF_MEMORY = "out_of_memory"
     TIME_OUT = "time_out"
     CANCEL = "cancel"
     DELIVER = "deliver"
@@ -81,6 +83,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.PARKED, Event.RESULT): State.RESULT,  # claimed after it had finished; so below
     (State.PARKED, Event.EXCEPTION): State.EXCEPTION,
     (State.PARKED, Event.CRASH): State.CRASHED,
+    (State.PARKED, Event.OUT_OF_MEMORY): State.OUT_OF_MEMORY,
     (State.PARKED, Event.TIME_OUT): State.TIMED_OUT,
     (State.WAITING, Event.HAND_OUT): State.RUNNING,
     (State.WAITING, Event.ADOPT): State.RUNNING,
@@ -91,21 +94,26 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.RUNNING, Event.RESULT): State.RESULT,
     (State.RUNNING, Event.EXCEPTION): State.EXCEPTION,
     (State.RUNNING, Event.CRASH): State.CRASHED,
+    (State.RUNNING, Event.OUT_OF_MEMORY): State.OUT_OF_MEMORY,
     (State.RUNNING, Event.TIME_OUT): State.TIMED_OUT,
     (State.RUNNING, Event.CANCEL): State.CANCELLED,
     (State.RESULT, Event.DELIVER): State.DELIVERED,
     (State.EXCEPTION, Event.DELIVER): State.DELIVERED,
     (State.CRASHED, Event.DELIVER): State.DELIVERED,
+    (State.OUT_OF_MEMORY, Event.DELIVER): State.DELIVERED,
     (State.TIMED_OUT, Event.DELIVER): State.DELIVERED,
 }
 
-FINISHED = frozenset((State.RESULT, State.EXCEPTION, State.CRASHED, State.TIMED_OUT))
+FINISHED = frozenset(
+    (State.RESULT, State.EXCEPTION, State.CRASHED, State.OUT_OF_MEMORY, State.TIMED_OUT)
+)
 _LIVE = frozenset((State.WAITING, State.RUNNING))
 _NOBODY = -1  # the client of a parked task
 _OUTCOME_EVENTS = {
     Outcome.RESULT.value: Event.RESULT,
     Outcome.EXCEPTION.value: Event.EXCEPTION,
     Outcome.CRASHED.value: Event.CRASH,
+    Outcome.OUT_OF_MEMORY.value: Event.OUT_OF_MEMORY,
     Outcome.TIMED_OUT.value: Event.TIME_OUT,
     Outcome.RETURNED.value: Event.RESCHEDULE,
 }
@@ -363,8 +371,8 @@ class TaskQueue:
             stop_on = task.holder
         elif event is Event.RESCHEDULE:
             return self._reschedule(task)
-        elif event is Event.CRASH:
-            return self._crash(task, done.detail)
+        elif event in (Event.CRASH, Event.OUT_OF_MEMORY):
+            return self._crash(task, done.detail, Outcome(done.outcome))
         elif event is Event.EXCEPTION and self._may_retry(task):
             task.failures += 1
             task.history.append(f"attempt {done.attempt}: {done.detail}")
@@ -497,12 +505,12 @@ class TaskQueue:
             self._lines.join_at_head(task, task.tag, task.options.priority)
         return Effect("rescheduled", task, None, setback)
 
-    def _crash(self, task: Task, story: str) -> Effect:
+    def _crash(self, task: Task, story: str, outcome: Outcome = Outcome.CRASHED) -> Effect:
         task.crashes += 1
         task.history.append(f"attempt {task.attempt}: {story}")
         if task.crashes < task.options.crash_limit:
-            return self._reschedule(task, Outcome.CRASHED.value)
-        self._finish(task, Event.CRASH, [], "\n".join(task.history))
+            return self._reschedule(task, outcome.value)
+        self._finish(task, _OUTCOME_EVENTS[outcome.value], [], "\n".join(task.history))
         return Effect("finished", task)
 
     def _finish(self, task: Task, event: Event, frame: Frame, detail: str) -> None:

@@ -46,6 +46,7 @@ class Outcome(str, Enum):
     EXCEPTION = "exception"  # the handler raised; the frame holds the exception if picklable
     CRASHED = "crashed"  # the worker process died while the task ran
     TIMED_OUT = "timed_out"  # the worker was killed at the task's time limit
+    OUT_OF_MEMORY = "out_of_memory"  # the task needed more than its worker's memory limit
     RETURNED = "returned"  # not started, or stopped on purpose: no fault of the task
 
 

@@ -33,8 +33,9 @@ from typing import Any
 from masterslave import slavecode
 from masterslave.dispatch import Action, Dispatch, Kill, Send, Skip
 from masterslave.errors import SlaveError
+from masterslave.memory import check_supported
 from masterslave.pipe import PipeClosed
-from masterslave.records import ProcessInfo, as_completion, getMachineInfo
+from masterslave.records import Outcome, ProcessInfo, as_completion, getMachineInfo
 from masterslave.settings import Settings
 from masterslave.transports.base import Link
 from masterslave.uplink import News, Uplink
@@ -51,6 +52,10 @@ _LEAVE_S = 2.0
 #: A started task is told to the task manager when it has run for so long; shorter ones would
 #: double the messages. Larger: a task that kills its whole slave early is blamed late.
 _TELL_STARTED_S = 0.05
+
+#: Between two looks at the memory of busy workers that have a limit. Larger: a worker that dies is
+#: less surely known to have died of it. Smaller: the supervisor takes time from its workers.
+_MEMORY_LOOK_S = 0.1
 
 #: Between two looks for dead workers where the system does not tell of them by itself.
 _POLL_S = 0.02
@@ -69,12 +74,21 @@ class Supervisor:
         workers: int,
         settings: Settings,
         record: slavecode.Record | None = None,
+        *,
+        memory: int | None = None,
     ) -> None:
-        """`record`: the slave's code; None takes what the master keeps."""
+        """`record`: the slave's code; None takes what the master keeps.
+
+        `memory`: bytes that each worker may have, None for no limit; `SettingsError` where the
+        system cannot keep to it.
+        """
+        check_supported(memory)
         self._label = label
         self._settings = settings
         self._count = workers
         self._record = record
+        self._memory = memory
+        self._memory_look_at = 0.0
         self._dispatch = Dispatch()
         self._workers: dict[int, WorkerProcess] = {}
         self._next_worker = 0
@@ -135,6 +149,7 @@ class Supervisor:
             now = time.monotonic()
             self._carry_out(self._dispatch.tick(now))
             self._tell(now)
+            self._look_at_memory(now)
             if self._dispatch.draining and not self._dispatch.busy():
                 self._ending = "drained"
                 return
@@ -174,7 +189,7 @@ class Supervisor:
         number = self._next_worker
         self._next_worker += 1
         assert self._record is not None
-        worker = WorkerProcess(number, self._label, self._record)
+        worker = WorkerProcess(number, self._label, self._record, self._memory)
         self._workers[number] = worker
         self._watch(worker)
 
@@ -272,7 +287,17 @@ class Supervisor:
         story = worker.story()
         if self._dispatch.running(worker.number) is not None or not worker.left_by_itself():
             log.info("a worker has ended: %s", story, extra={"action": "worker_ended"})
-        self._dispatch.died(worker.number, story)
+        outcome = Outcome.OUT_OF_MEMORY if worker.ran_out_of_memory() else Outcome.CRASHED
+        self._dispatch.died(worker.number, story, outcome)
+
+    def _look_at_memory(self, now: float) -> None:
+        """Once a worker is dead, nobody can tell how much memory it had."""
+        if self._memory is None or now < self._memory_look_at:
+            return
+        self._memory_look_at = now + _MEMORY_LOOK_S
+        for worker in self._workers.values():
+            if self._dispatch.running(worker.number) is not None:
+                worker.look_at_memory()
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
@@ -369,6 +394,8 @@ class Supervisor:
             waits.append(max(0.0, self._deadline - now))
         if any(worker.exit_descriptor is None for worker in self._workers.values()):
             waits.append(_POLL_S)
+        if self._memory is not None and self._dispatch.busy():
+            waits.append(max(0.0, self._memory_look_at - now))
         if self._inbox:
             waits.append(0.0)
         return min((wait for wait in waits if wait is not None), default=None)

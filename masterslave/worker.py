@@ -7,6 +7,7 @@ the slave's code; the call in there that starts a slave (`runJob`, `startSlavePr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import inspect
@@ -25,6 +26,7 @@ from typing import Any
 
 from masterslave import slavecode
 from masterslave.errors import DataNotFound, PayloadError
+from masterslave.memory import lift_limit, limit_memory
 from masterslave.payload import Codec, clean
 from masterslave.pipe import PipeClosed, WorkerEnd
 from masterslave.records import (
@@ -34,7 +36,9 @@ from masterslave.records import (
     GlobalStateValue,
     Outcome,
     as_assignment,
+    getMachineInfo,
 )
+from masterslave.settings import format_bytes
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -49,9 +53,12 @@ class _Leave(BaseException):
 class _Worker:
     """The state of this process as a worker; there is at most one."""
 
-    def __init__(self, pipe: WorkerEnd, label: str, record: slavecode.Record) -> None:
+    def __init__(
+        self, pipe: WorkerEnd, label: str, record: slavecode.Record, memory: int | None = None
+    ) -> None:
         self.pipe = pipe
         self.label = label
+        self.memory = memory  # bytes that this process may have
         self.codec = Codec(record.get("main_id"), shared_main=record.get("shared_main", False))
         self.started = False
         self._tasks: deque[Assignment] = deque()
@@ -75,7 +82,10 @@ class _Worker:
                 if not self._handle(self.pipe.receive()):
                     return
             task = self._tasks.popleft()
-            self.pipe.send(["done", self._run(task, handlers[task.tag])])
+            done = self._run(task, handlers[task.tag])
+            self.pipe.send(["done", done])
+            if done.outcome == Outcome.OUT_OF_MEMORY:
+                self._end_now()  # what tasks have left behind here may be what took the memory
             if termination_test():
                 self.pipe.send(["leaving"])  # what it has not begun is given to others
                 while self._handle(self.pipe.receive()):
@@ -117,12 +127,30 @@ class _Worker:
             raise
         except BaseException as error:  # SystemExit and KeyboardInterrupt are the task's too
             duration_s = time.perf_counter() - begin
+            if self.memory is not None and _is_out_of_memory(error):
+                return self._out_of_memory(task, error, self.memory)
             text = _format(error)
             frame = self.codec.encode_exception(error)
             return Completion(
                 task.task_id, task.attempt, Outcome.EXCEPTION.value, frame, duration_s, text
             )
         return Completion(task.task_id, task.attempt, Outcome.RESULT.value, frame, duration_s, "")
+
+    def _out_of_memory(self, task: Assignment, error: BaseException, limit: int) -> Completion:
+        lift_limit()
+        story = (
+            f"{getMachineInfo()} ran out of the {format_bytes(limit)} of memory that it may have"
+        )
+        text = f"{story}:\n{_format(error)}"
+        outcome = Outcome.OUT_OF_MEMORY.value
+        return Completion(task.task_id, task.attempt, outcome, [], 0.0, text)
+
+    def _end_now(self) -> None:
+        """End without the interpreter's clearing up, for which there may be no memory."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # whatever the user's code put there
+                stream.flush()
+        os._exit(0)
 
     def _global_value(self, name: str) -> Any:
         if name not in self._values:
@@ -189,8 +217,8 @@ def main(descriptor: int, supervisor_pid: int) -> None:
         sys.stdout.reconfigure(line_buffering=True)  # a handler's prints show when they are made
     pipe = WorkerEnd(socket.socket(fileno=descriptor))
     try:
-        _, label, record = pipe.receive()
-        _active = _Worker(pipe, label, record)
+        _, label, record, memory = pipe.receive()
+        _active = _Worker(pipe, label, record, memory)
         _load(_active, record)
     except PipeClosed:
         os._exit(0)
@@ -201,6 +229,8 @@ def _load(worker: _Worker, record: slavecode.Record) -> None:
 
     problem = "it ended without starting a slave: call runJob or startSlaveProcess in it"
     try:
+        if worker.memory is not None:
+            limit_memory(worker.memory)
         slavecode.load(record, start_loaded)
     except SystemExit as error:
         if worker.started:
@@ -220,6 +250,13 @@ def _load(worker: _Worker, record: slavecode.Record) -> None:
 
 def _name(record: slavecode.Record) -> str:
     return str(record.get("path") or record.get("module") or "a class of an interactive session")
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether it is a `MemoryError`, of the handler or of packing and unpacking its values."""
+    while isinstance(error, PayloadError):
+        error = error.__cause__
+    return isinstance(error, MemoryError)
 
 
 def _format(error: BaseException) -> str:

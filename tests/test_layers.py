@@ -17,7 +17,7 @@ LAYERS = {
     0: "errors settings records hooks entries",
     1: "queue lines liveness pace payload proofs diagnosis dispatch roster stragglers",
     2: "manager waiters watchdog journal ledger stores.*",
-    3: "transports.* launchers.* naming keyfile pipe slavecode tables",
+    3: "transports.* launchers.* naming keyfile pipe slavecode tables memory",
     4: "worker workerprocess uplink supervisor slave master service",
     5: "jobs cli __init__ __main__",
 }

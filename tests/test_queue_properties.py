@@ -71,13 +71,13 @@ class History(RuleBasedStateMachine):
         known.state, known.holder, known.started = State.WAITING, None, False
         self.line.insert(0, task_id)
 
-    def crash(self, task_id: str) -> None:
+    def crash(self, task_id: str, state: State = State.CRASHED) -> None:
         known = self.known[task_id]
         known.crashes += 1
         if known.crashes < known.options.crash_limit:
             self.reschedule(task_id)
         else:
-            self.finish(task_id, State.CRASHED, [])
+            self.finish(task_id, state, [])
 
     def finish(self, task_id: str, state: State, frame: list[bytes]) -> None:
         known = self.known[task_id]
@@ -162,9 +162,9 @@ class History(RuleBasedStateMachine):
             kind = "rescheduled"
             known.failures += retried
             self.reschedule(task_id)
-        elif outcome is Outcome.CRASHED:
-            self.crash(task_id)
-            kind = "finished" if known.state is State.CRASHED else "rescheduled"
+        elif outcome in (Outcome.CRASHED, Outcome.OUT_OF_MEMORY):
+            self.crash(task_id, State(outcome.value))
+            kind = "rescheduled" if known.live else "finished"
         else:
             self.finish(task_id, State(outcome.value), frame)
         assert (effect.kind, effect.stop_on) == (kind, stop_on)

@@ -16,14 +16,21 @@ log = logging.getLogger(__name__)
 _PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent.parent)
 
 
-def slave_command(label: str, address: str, workers: int = 1) -> list[str]:
-    """The command that starts a slave for the master of `label` at ``host:port``."""
+def slave_command(
+    label: str, address: str, workers: int = 1, memory: int | None = None
+) -> list[str]:
+    """The command that starts a slave for the master of `label` at ``host:port``.
+
+    `memory`: bytes that each of its workers may have, None for no limit.
+    """
     boot = (
         f"import sys; sys.path.insert(0, {_PACKAGE_PARENT!r}); "
         f"from masterslave.cli import main; sys.path.remove({_PACKAGE_PARENT!r}); sys.exit(main())"
     )
+    limits = [] if memory is None else ["--memory", str(memory)]
     return [
-        sys.executable, "-c", boot, "slave", "-m", address, "-n", str(workers), "--", label,
+        sys.executable, "-c", boot,
+        "slave", "-m", address, "-n", str(workers), *limits, "--", label,
     ]  # fmt: skip
 
 
@@ -33,15 +40,24 @@ class LocalSlaves:
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def launch(self, label: str, address: str, count: int) -> list[int]:
-        """Start `count` slaves; gives their process ids.
+    def launch(
+        self,
+        label: str,
+        address: str,
+        count: int,
+        workers: int = 1,
+        memory: int | None = None,
+    ) -> list[int]:
+        """Start `count` slaves; gives their process ids. Options as for `slave_command`.
 
         They get a session of their own: a terminal's ^C reaches the master only, which ends them
         in order.
         """
         started = [
             subprocess.Popen(
-                slave_command(label, address), stdin=subprocess.DEVNULL, start_new_session=True
+                slave_command(label, address, workers, memory),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
             for _ in range(count)
         ]
