@@ -4,17 +4,22 @@
 (see `proofs`); above it, Pyro sees the bytes only after they were verified and after their header
 was found harmless: Pyro's own message, of a plain type, in msgpack. Pyro would otherwise decode
 the very first message of anyone with any serializer the sender names.
+
+Where Pyro is configured for TLS, that is one more layer, below the records.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import socket
+import ssl
 import struct
 import time
 from typing import Any
 
-from masterslave.errors import AuthenticationError
+from masterslave.errors import AuthenticationError, SettingsError
 from masterslave.proofs import (
     GREETING,
     HELLO_BYTES,
@@ -108,6 +113,76 @@ def client_handshake(sock: socket.socket, key: bytes, timeout_s: float) -> Seale
     return SealedSocket(sock, outgoing, incoming, (_RESULT, _PING))
 
 
+# --- TLS ------------------------------------------------------------------------------------
+
+
+@functools.cache  # of what was found good
+def check_certificates(
+    role: str, certificate: str, key: str, password: str, authorities: str
+) -> None:
+    """Raise `SettingsError` unless these files can be used by a "SERVER" or "CLIENT".
+
+    To be asked before Pyro loads them: that would ask for a missing password at the terminal, and
+    keep a context that failed half way, to use it at the next attempt.
+    """
+    names = {f"{role}CERT": certificate, f"{role}KEY": key, "CACERTS": authorities}
+    for name, path in names.items():
+        if path and not os.path.exists(path):
+            raise SettingsError(f"PYRO_SSL_{name}={path!r}: there is no such file")
+    context = ssl.SSLContext(
+        ssl.PROTOCOL_TLS_SERVER if role == "SERVER" else ssl.PROTOCOL_TLS_CLIENT
+    )
+    culprit = f"PYRO_SSL_{role}CERT={certificate!r} with PYRO_SSL_{role}KEY={key!r}"
+    hint = ", or the key has another password" if password else ", or the key needs a password"
+    try:
+        if certificate:
+            context.load_cert_chain(certificate, key or None, lambda: password)
+        culprit, hint = f"PYRO_SSL_CACERTS={authorities!r}", ""
+        if os.path.isdir(authorities):
+            context.load_verify_locations(capath=authorities)
+        elif authorities:
+            context.load_verify_locations(cafile=authorities)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{culprit} cannot be used: {tls_reason(error)}{hint}") from error
+
+
+def tls_reason(error: Exception) -> str:
+    """What went wrong, in OpenSSL's words without its decoration."""
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, str):
+        return reason.lower().replace("_", " ")
+    return getattr(error, "strerror", None) or str(error)
+
+
+def server_tls(sock: socket.socket, timeout_s: float) -> None:
+    """The TLS handshake that was left out when `sock` was accepted; nothing without TLS.
+
+    Blocks for `timeout_s` seconds at most. Raises `OSError`.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        sock.settimeout(timeout_s)
+        try:
+            sock.do_handshake()
+        except ssl.SSLError as error:
+            raise ChannelError(f"no TLS: {tls_reason(error)}") from error
+
+
+def end_connection(sock: Any) -> None:
+    """Shut a connection down, from any thread.
+
+    A TLS socket's own `shutdown` forgets its TLS first: what another thread is about to send would
+    go out in the clear.
+    """
+    with contextlib.suppress(OSError):
+        if isinstance(sock, ssl.SSLSocket):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+# --- sockets --------------------------------------------------------------------------------
+
+
 def keep_alive(sock: socket.socket) -> None:
     """Have the system find out within a minute that the other host has gone without a word."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -173,6 +248,10 @@ class SealedSocket:
             raise ChannelError(str(error)) from error
         check_message(data[:_PYRO_HEADER_BYTES], MSGPACK_ID, self._types, MAX_RECORD_BYTES)
         return memoryview(data)
+
+    def shutdown(self, how: int) -> None:
+        """End the connection, in both directions whatever `how` says."""
+        end_connection(self._sock)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
