@@ -197,6 +197,7 @@ class TaskQueue:
         self._parked: dict[bytes, deque[Task]] = {}  # identity -> tasks in order of request
         self._lines = WaitingLines[Task]()
         self._held: dict[int, dict[str, Task]] = {}  # process id -> its tasks, oldest first
+        self._blamed: dict[int, list[tuple[str, str]]] = {}  # lost process -> task, its last story
         self._clients: dict[int, _Client] = {}
         self._counts: dict[State, Counter[str]] = {state: Counter() for state in State}
         self._next_id = 0
@@ -339,9 +340,11 @@ class TaskQueue:
     ) -> tuple[list[Effect], list[str]]:
         """A slave that came back says what it has: (task id, attempt) of each, oldest first.
 
-        What is on record for it and not among these goes back to the head of the line. Gives the
-        effects of that, and the ids that it should let go of.
+        It was not dead, so the crashes that its loss was counted as are taken back. What is on
+        record for it and not among these goes back to the head of the line. Gives the effects of
+        that, and the ids that it should let go of.
         """
+        self._take_back_blame(process)
         kept = set(held)
         missing = [task for task in self.held_by(process) if (task.id, task.attempt) not in kept]
         effects = [self._reschedule(task) for task in reversed(missing)]
@@ -391,15 +394,18 @@ class TaskQueue:
         if not guilty:
             guilty = {task.id for task in held[:could_run]}
         effects = []
+        blamed = self._blamed[process] = []
         for task in reversed(held):  # each goes to the head of its line: keep their order
             if task.id in guilty:
                 effects.append(self._crash(task, story))
+                blamed.append((task.id, task.history[-1]))
             else:
                 effects.append(self._reschedule(task))
         return effects
 
     def release(self, process: int) -> list[Effect]:
         """A slave leaves in good order: whatever it still holds goes back, at no task's cost."""
+        self._blamed.pop(process, None)
         held = list(self._held.pop(process, {}).values())
         return [self._reschedule(task) for task in reversed(held)]
 
@@ -512,6 +518,13 @@ class TaskQueue:
             return self._reschedule(task, outcome.value)
         self._finish(task, _OUTCOME_EVENTS[outcome.value], [], "\n".join(task.history))
         return Effect("finished", task)
+
+    def _take_back_blame(self, process: int) -> None:
+        for task_id, story in self._blamed.pop(process, ()):
+            task = self.tasks.get(task_id)
+            if task is not None and task.state in _LIVE:
+                task.crashes -= 1
+                task.history.remove(story)
 
     def _finish(self, task: Task, event: Event, frame: Frame, detail: str) -> None:
         self._unhold(task)
