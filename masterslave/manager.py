@@ -189,9 +189,16 @@ class TaskManager:
             self._tell("process_left", process_id, member.info.machine, "unregistered")
         self._tell_observers()
 
-    def lostProcess(self, process_id: int, reason: str) -> None:
-        """A process is taken for dead: what it held is run elsewhere. It may come back."""
+    def lostProcess(self, process_id: int, reason: str, generation: int | None = None) -> None:
+        """A process is taken for dead: what it held is run elsewhere. It may come back.
+
+        `generation`: the number of the registration that this is about; nothing happens when the
+        process has registered again since.
+        """
         with self._lock:
+            known = self._roster.known(process_id)
+            if known is not None and generation not in (None, known.generation):
+                return
             member = self._roster.lose(process_id)
             if member is None:
                 return

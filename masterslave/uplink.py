@@ -30,6 +30,7 @@ from masterslave.errors import (
     JournalError,
     MasterSlaveError,
     TaskManagerTermination,
+    UnknownProcess,
 )
 from masterslave.records import (
     BATCH_BYTES,
@@ -290,9 +291,12 @@ class Uplink:
         with self._changed:
             self.process_id, self._generation = process_id, generation
             self._changed.notify_all()
-        link.call("announceSlave", process_id)
-        if self._tags is not None:
-            link.call("announceTags", process_id, self._tags)
+        try:
+            link.call("announceSlave", process_id)
+            if self._tags is not None:
+                link.call("announceTags", process_id, self._tags)
+        except UnknownProcess:  # taken for dead since, if this process was stopped for so long
+            self._registration_due = True
         unsent = {completion.task_id for completion in list(self._completions)}
         stop = [task_id for task_id in obsolete if task_id not in unsent]
         if stop:

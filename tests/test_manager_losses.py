@@ -77,6 +77,16 @@ def test_the_shortest_period_sets_the_watchdogs_pace(manager: TaskManager) -> No
 # --- losses ---------------------------------------------------------------------------------
 
 
+def test_a_loss_of_an_earlier_registration_comes_too_late(manager: TaskManager) -> None:
+    info = ProcessInfo("a slave", 1, "host", 1, "token")
+    slave, _, first = manager.registerProcess(10.0, info)
+    _, _, second = manager.registerProcess(10.0, info, slave)
+    manager.lostProcess(slave, "its connection closed", first)
+    assert manager.activeProcesses() == [slave]
+    manager.lostProcess(slave, "its connection closed", second)
+    assert manager.activeProcesses() == []
+
+
 def test_a_late_result_is_used_if_no_other_came(manager: TaskManager) -> None:
     lost = join(manager)
     manager.addTaskRequest("sqrt", X)

@@ -28,7 +28,8 @@ class Line:
         self.manager = manager
         self.calls: list[str] = []
         self.refused = 0  # connections to be refused from now on
-        self.plan: list[tuple[str, str]] = []  # breaks to come: in which call, before or after it
+        self.plan: list[tuple[str, str]] = []  # breaks to come: in which call, before or after it,
+        # or "lost": the slave is taken for dead just before it
         self._lock = threading.Lock()
 
     def connect(self) -> _BreakingLink:
@@ -39,7 +40,7 @@ class Line:
         return _BreakingLink(self)
 
     def breaks(self, method: str) -> str:
-        """Whether this call breaks "before" or "after" it was carried out; "" if neither."""
+        """What is planned for this call; "" if nothing."""
         with self._lock:
             self.calls.append(method)
             if self.plan and self.plan[0][0] == method:
@@ -58,6 +59,8 @@ class _BreakingLink:
         if breaks == "before":
             self.close()
             raise ConnectionFailed("it broke on the way there")
+        if breaks == "lost":
+            self._line.manager.lostProcess(args[0], "a test")
         answer = self._link.call(method, *args, **kwargs)
         if breaks == "after":
             self.close()
@@ -294,6 +297,20 @@ def test_started_tasks_are_told(manager: TaskManager, start: Callable[..., Slave
     (delivery,) = manager.getResults(client, None, 10, 0.0)
     assert (delivery.task_id, delivery.outcome) == (second, "crashed")
     assert list(manager._queue.tasks) == [first]  # waits, or runs again: the slave comes back
+
+
+@pytest.mark.parametrize("method", ["announceSlave", "announceTags"])
+def test_a_slave_taken_for_dead_while_it_registers_does_so_again(
+    manager: TaskManager, line: Line, start: Callable[..., Slave], method: str
+) -> None:
+    slave = start(works=True)
+    process_id = slave.uplink.process_id
+    line.plan = [("exchange", "before"), (method, "lost")]
+    request(manager, 3)
+    assert sorted(results(manager, 3)) == [0, 1, 2]
+    assert line.plan == []
+    assert slave.ends() == []
+    wait_until(lambda: process_id in manager.activeProcesses())
 
 
 def test_cancelled_tasks_are_told(manager: TaskManager, start: Callable[..., Slave]) -> None:

@@ -161,10 +161,12 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
     def __init__(self, host: str, port: int, key: bytes, handshake_s: float) -> None:
         self._key = key
         self._handshake_s = handshake_s
-        self._lifelines: dict[int, Any] = {}  # process id -> the connection it registered through
+        # process id -> the connection it registered through last, and the number of that time
+        self._lifelines: dict[int, tuple[Any, int]] = {}
+        self._binding = threading.Lock()
         self._connections: set[Any] = set()
         self._dropped = False
-        self.on_loss: Callable[[int], None] = lambda process_id: None
+        self.on_loss: Callable[[int, int], None] = lambda process_id, generation: None
         super().__init__(host=host, port=port)
         _accept_at_once(self)
 
@@ -191,18 +193,22 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
     def clientDisconnect(self, conn: Any) -> None:
         """A connection has closed: what registered through it is lost, as of now."""
         self._connections.discard(conn)
-        for process_id, lifeline in list(self._lifelines.items()):
-            if lifeline is conn:
+        with self._binding:  # the process may be registering through its next one at this moment
+            hung = {i: g for i, (lifeline, g) in self._lifelines.items() if lifeline is conn}
+            for process_id in hung:
                 del self._lifelines[process_id]
-                self.on_loss(process_id)
+        for process_id, generation in hung.items():
+            self.on_loss(process_id, generation)
 
-    def bind_process(self, process_id: int) -> None:
+    def bind_process(self, process_id: int, generation: int) -> None:
         """The process that registers in the current call hangs on the current connection."""
-        self._lifelines[process_id] = current_context.client
+        with self._binding:
+            self._lifelines[process_id] = current_context.client, generation
 
     def free_process(self, process_id: int) -> None:
         """The process has left in good order; its connection may close."""
-        self._lifelines.pop(process_id, None)
+        with self._binding:
+            self._lifelines.pop(process_id, None)
 
     def drop_connections(self) -> None:
         """Close all connections, so that the threads that serve them end."""
@@ -227,7 +233,7 @@ def _exported(manager: TaskManager, daemon: _Daemon) -> Any:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             result = method(*args, **kwargs)
             if name == "registerProcess":
-                daemon.bind_process(result[0])
+                daemon.bind_process(result[0], result[2])
             elif name == "unregisterProcess":
                 daemon.free_process(args[0])
             return result
@@ -268,8 +274,8 @@ class PyroServer:
                 f"cannot listen on {join_address(host, port)}: {error.strerror or error}; "
                 "another master may be using the port (MASTERSLAVE_PORT chooses another)"
             ) from error
-        self._daemon.on_loss = lambda process_id: manager.lostProcess(
-            process_id, "its connection closed"
+        self._daemon.on_loss = lambda process_id, generation: manager.lostProcess(
+            process_id, "its connection closed", generation
         )
         self._daemon.register(_exported(manager, self._daemon), _object_id(manager.label))
         self.port: int = self._daemon.sock.getsockname()[1]
@@ -285,7 +291,7 @@ class PyroServer:
 
     def stop(self) -> None:
         """Close the port and all connections; returns when the threads have ended."""
-        self._daemon.on_loss = lambda process_id: None
+        self._daemon.on_loss = lambda process_id, generation: None
         self._daemon.drop_connections()
         self._daemon.shutdown()
         self._thread.join()
