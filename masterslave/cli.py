@@ -18,9 +18,11 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from masterslave import naming
+from masterslave.chaos import Chaos
 from masterslave.errors import MasterSlaveError, SettingsError
 from masterslave.keyfile import load_key
 from masterslave.settings import Settings, parse_bytes
@@ -79,6 +81,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     slave.add_argument(
         "--memory", type=_size, metavar="SIZE", help="private memory that each worker may have: 2G"
     )
+    slave.add_argument(
+        "--chaos",
+        type=_chaos,
+        metavar="SPEC",
+        help="let things go wrong on purpose, such as kill=0.01,cut=0.02; see the README",
+    )
     options = parser.parse_args(_with_command(argv))
     for name, default in (("master", None), ("wait", False), ("verbose", False)):
         if not hasattr(options, name):
@@ -91,7 +99,7 @@ def _with_command(argv: list[str]) -> list[str]:
     position = 0
     while position < len(argv):
         word = argv[position]
-        if word in ("-m", "--master", "-n", "--workers", "--memory"):
+        if word in ("-m", "--master", "-n", "--workers", "--memory", "--chaos"):
             position += 2
         elif word.startswith("-") and word != "--":
             position += 1
@@ -116,6 +124,13 @@ def _size(text: str) -> int:
         return parse_bytes(text)
     except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _chaos(text: str) -> Chaos:
+    try:
+        return Chaos.parse(text) or Chaos()  # which says that nothing is to go wrong
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _connect(options: argparse.Namespace, settings: Settings, label: str) -> Any:
@@ -151,6 +166,8 @@ def _list(options: argparse.Namespace, settings: Settings) -> None:
 def _slave(options: argparse.Namespace, settings: Settings) -> None:
     from masterslave.slave import run_slave
 
+    if options.chaos is not None:
+        settings = replace(settings, chaos=options.chaos if str(options.chaos) else None)
     run_slave(
         options.label,
         options.master,

@@ -18,6 +18,7 @@ from os import PathLike
 from typing import Any
 
 from masterslave import payload, slavecode
+from masterslave.chaos import Chaos
 from masterslave.errors import (
     DataNotFound,
     PayloadError,
@@ -30,7 +31,7 @@ from masterslave.errors import (
     WorkerCrashed,
 )
 from masterslave.hooks import Observer
-from masterslave.launchers.local import LocalSlaves
+from masterslave.launchers.local import LocalSlaves, SlaveOptions
 from masterslave.memory import check_supported
 from masterslave.records import Delivery, Frame, Outcome, TaskOptions, getMachineInfo
 from masterslave.service import Service
@@ -145,22 +146,35 @@ class MasterProcess:
         self._service.stop()
 
     def launchSlaveJobs(
-        self, n: int = 1, *, workers: int = 1, memory: int | str | None = None
+        self,
+        n: int = 1,
+        *,
+        workers: int = 1,
+        memory: int | str | None = None,
+        chaos: str | None = None,
     ) -> list[int]:
         """Start `n` slaves on this machine, with the code kept in the task manager.
 
         Gives their process ids. They end with this master. `workers`: worker processes of each
         slave. `memory`: how much private memory each worker may have, in bytes or as ``"2G"``; a
-        task that needs more fails with `TaskOutOfMemory`. Raises `SettingsError` when no code is
-        kept (see `runJob` and `initializeMasterProcess`), or for an argument that cannot be used.
+        task that needs more fails with `TaskOutOfMemory`. `chaos`: what goes wrong in them on
+        purpose, such as ``"kill=0.01,cut=0.02"``, see `masterslave.chaos`; "" for nothing, None for
+        what `MASTERSLAVE_CHAOS` says. Raises `SettingsError` when no code is kept (see `runJob` and
+        `initializeMasterProcess`), or for an argument that cannot be used.
         """
         for name, value in (("n", n), ("workers", workers)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SettingsError(
                     f"launchSlaveJobs: {name}={value!r} must be an integer of at least 1"
                 )
-        limit = None if memory is None else parse_bytes(memory)
-        check_supported(limit)
+        if chaos is not None and not isinstance(chaos, str):
+            raise SettingsError(f"launchSlaveJobs: chaos={chaos!r} must be text or None")
+        options = SlaveOptions(
+            workers,
+            None if memory is None else parse_bytes(memory),
+            self.settings.chaos if chaos is None else Chaos.parse(chaos) or Chaos(),
+        )
+        check_supported(options.memory)
         try:
             self.task_manager.retrieveData(slavecode.DATA_NAME)
         except DataNotFound:
@@ -169,7 +183,7 @@ class MasterProcess:
                 "slave_module= to initializeMasterProcess"
             ) from None
         self._slaves.reap()
-        return self._slaves.launch(self.label, self.address, n, workers, limit)
+        return self._slaves.launch(self.label, self.address, n, options)
 
     @property
     def address(self) -> str:

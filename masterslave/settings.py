@@ -10,6 +10,7 @@
 | `MASTERSLAVE_GRACE`        | `grace_s`        | seconds that running tasks get at SIGTERM      |
 | `MASTERSLAVE_MEMORY`       | `memory_bytes`   | budget for tasks and results: bytes, or 2G     |
 | `MASTERSLAVE_WHEN_FULL`    | `when_full`      | requests beyond it: "block" or "raise"         |
+| `MASTERSLAVE_CHAOS`        | `chaos`          | what goes wrong in slaves on purpose, `chaos`  |
 
 Pyro's own variables (`PYRO_NS_HOST`, `PYRO_NS_PORT`, `PYRO_SSL...`) are read by Pyro and obeyed.
 """
@@ -23,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from masterslave.chaos import Chaos
 from masterslave.errors import SettingsError
 
 DEFAULT_PORT = 7766  # of a task manager that is not registered with a name server
@@ -51,6 +53,7 @@ class Settings:
     memory_bytes: int = _HALF_OF_MEMORY  # of frames in a task manager; then they go to its journal
     when_full: str = "block"  # what a request does that finds no room: "block" or "raise"
     resume_s: float = 10.0  # longest time a restarted master waits for its slaves of before
+    chaos: Chaos | None = None  # of the slaves started; None: nothing goes wrong on purpose
     handshake_s: float = 10.0  # then a connection that has not proved itself is closed
     poll_s: float = 20.0  # longest time that a call waits in the task manager for a task
     stall_s: float = 5.0  # then a job that does not move says why in the log
@@ -85,6 +88,7 @@ class Settings:
             settings,
             memory_bytes=settings.memory_bytes if memory is None else memory,
             when_full=when_full,
+            chaos=Chaos.parse(env.get("MASTERSLAVE_CHAOS", "")),
             port=settings.port if port is None else int(port),
             master_gone_s=settings.master_gone_s if gone is None else gone,
             grace_s=settings.grace_s if grace is None else grace,

@@ -135,6 +135,11 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
+    def pause(self, paused: bool) -> None:
+        """Stop it and what its handlers have started, or let them go on; for chaos."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGSTOP if paused else signal.SIGCONT)
+
     def ask_to_leave(self) -> None:
         """Tell it to end when it has nothing to do."""
         self.pipe.send(["end"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import stat
 import threading
 import time
 import uuid
@@ -55,7 +56,8 @@ def shared_memory() -> set[str]:
     with contextlib.suppress(FileNotFoundError):
         for path in SHARED_MEMORY.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                if path.lstat().st_uid == os.getuid():
+                status = path.lstat()
+                if status.st_uid == os.getuid() and stat.S_ISREG(status.st_mode):
                     found.add(path.name)
     return found
 

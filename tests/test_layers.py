@@ -14,8 +14,8 @@ from conftest import ROOT, World
 PACKAGE = "masterslave"
 
 LAYERS = {
-    0: "errors settings records hooks entries",
-    1: "queue lines liveness pace payload proofs diagnosis dispatch roster stragglers",
+    0: "errors settings records hooks entries chaos",
+    1: "queue lines liveness pace payload proofs diagnosis dispatch disturbance roster stragglers",
     2: "manager waiters watchdog journal ledger stores.*",
     3: "transports.* launchers.* naming keyfile pipe slavecode tables memory",
     4: "worker workerprocess uplink supervisor slave master service",
@@ -30,6 +30,7 @@ IMPURE = """
     threading time uuid urllib xmlrpc
 """
 ALLOWED = {
+    "disturbance": {"random"},  # seeded
     "settings": {"os", "pathlib"},  # reads the environment
     "records": {"os", "platform"},  # getMachineInfo
 }
