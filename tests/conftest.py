@@ -223,7 +223,7 @@ def shut_down_masters() -> list[str]:
     from masterslave import MasterProcess
 
     masters = [found for found in gc.get_objects() if isinstance(found, MasterProcess)]
-    left = [m for m in masters if "_watchdog" in vars(m) and not m._down]  # it has been started
+    left = [m for m in masters if vars(m).get("_down") is False]  # it has been started
     for master in left:
         master.shutdown()
     return [master.label for master in left]
