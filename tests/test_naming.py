@@ -253,3 +253,21 @@ def test_nothing_is_left_of_a_master_in_this_process(world: World) -> None:
             socket.create_connection(address)
     wait_until(lambda: set(threading.enumerate()) <= threads, "its threads end")
     wait_until(lambda: descriptors() <= open_before, "its files are closed")
+
+
+def test_a_master_on_one_address_of_several_has_its_name_server_there(world: World) -> None:
+    world.env["MASTERSLAVE_HOST"] = "127.0.0.2"
+    job = world.script("""
+        from masterslave import MasterProcess
+        master = MasterProcess("job")
+        print(master.address)
+        master.shutdown()
+    """)
+    assert job.finish().startswith("127.0.0.2:")
+
+
+def test_pyro_must_serve_each_connection_with_a_thread(world: World) -> None:
+    world.env["PYRO_SERVERTYPE"] = "multiplex"
+    job = world.script("from masterslave import MasterProcess; MasterProcess('job')")
+    job.finish(1)
+    assert "PYRO_SERVERTYPE='multiplex': must be 'thread'" in job.err

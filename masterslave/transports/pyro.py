@@ -263,8 +263,10 @@ class PyroServer:
         """Listen on `host`:`port` (0: any free port).
 
         Raises `ConnectionFailed` if that fails, `SettingsError` if TLS is asked for and its files
-        cannot be used.
+        cannot be used, or if Pyro is told to serve all connections with one thread.
         """
+        if config.SERVERTYPE != "thread":  # calls wait in here, each in the thread of its peer
+            raise SettingsError(f"PYRO_SERVERTYPE={config.SERVERTYPE!r}: must be 'thread'")
         if config.SSL:
             _tls_context("SERVER")
         try:
@@ -495,13 +497,14 @@ def _ask_all() -> tuple[str, int] | None:
 class NameServer:
     """The name server that answers now; used by one thread, within a ``with``."""
 
-    def __init__(self, *, broadcast: bool) -> None:
-        """Find it: at `PYRO_NS_HOST` (this machine by default), else by broadcast if allowed.
+    def __init__(self, *, broadcast: bool, address: tuple[str, int] | None = None) -> None:
+        """Find it: at `address`, else at `PYRO_NS_HOST` (default: this machine), else by broadcast
+        if allowed.
 
         Raises `NameServerGone` when none answers, `AuthenticationError` when its certificate is
         not trusted, `SettingsError` when TLS is asked for and its files cannot be used.
         """
-        address = name_server_address()
+        address = address or name_server_address()
         where = join_address(*address)
         try:
             self._proxy = _name_server_proxy(address)
