@@ -33,7 +33,14 @@ from masterslave.errors import (
 from masterslave.hooks import Observer
 from masterslave.launchers.local import LocalSlaves, SlaveOptions
 from masterslave.memory import check_supported
-from masterslave.records import Delivery, Frame, Outcome, TaskOptions, getMachineInfo
+from masterslave.records import (
+    Delivery,
+    Frame,
+    Outcome,
+    TaskOptions,
+    frame_bytes,
+    getMachineInfo,
+)
 from masterslave.service import Service
 from masterslave.settings import Settings, check_label, parse_bytes
 
@@ -48,6 +55,10 @@ _FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut]] = {
 
 #: How many requests `requestTasks` pickles before it hands them over. Larger: slaves start later.
 _REQUEST_BATCH = 200
+
+#: Parameters of a task beyond this size bring a warning. Larger: programs that send the same array
+#: with every task are slow and do not learn why. Smaller: a warning where there is nothing to gain.
+_LARGE_PARAMETERS_BYTES = 10_000_000
 
 
 @contextlib.contextmanager
@@ -112,6 +123,7 @@ class MasterProcess:
         self._use_script(slavecode.running_script(), shared=False)
         self._states: dict[int, list[str]] = {}  # names of each state's values
         self._state_uses: Counter[int] = Counter()  # how often each was set
+        self._large_tags: set[str] = set()  # whose large parameters have been remarked on
         self._lock = threading.Lock()
         self._slaves = LocalSlaves()
         self._down = False
@@ -338,7 +350,7 @@ class MasterProcess:
         Tasks refer to them with `GlobalStateValue(state_id, name)` among their parameters. Each
         slave fetches a value once. Raises `PayloadError` when a value cannot be pickled.
         """
-        frames = {name: self._codec.encode(value) for name, value in values.items()}
+        frames = {name: self._codec.encode(value, name) for name, value in values.items()}
         state_id = _state_id(frames)
         with self._lock:
             self._states[state_id] = list(frames)
@@ -378,15 +390,27 @@ class MasterProcess:
 
     def _encode(self, tag: str, parameters: tuple[Any, ...]) -> Frame:
         try:
-            return self._codec.encode(parameters)
+            frame = self._codec.encode(parameters, "parameters")
         except PayloadError as error:
             raise PayloadError(f"the parameters of a task {tag!r}: {error}") from error.__cause__
+        size = frame_bytes(frame)
+        if size > _LARGE_PARAMETERS_BYTES and tag not in self._large_tags:
+            self._large_tags.add(tag)
+            log.warning(
+                "the parameters of a task %r are %.0f MB, sent with every such task; what several "
+                "tasks use is sent once per slave by setGlobalState, with GlobalStateValue in its "
+                "place among the parameters",
+                tag,
+                size / 1e6,
+                extra={"action": "large_parameters"},
+            )
+        return frame
 
     def _value(self, delivery: Delivery) -> Any:
         """The result of a finished task; raises what it raised."""
         if delivery.outcome == Outcome.RESULT:
             try:
-                return self._codec.decode(delivery.frame)
+                return self._codec.decode(delivery.frame, owned=True)
             except PayloadError as error:
                 raise TaskRaisedException(
                     delivery.task_id, delivery.tag, error, f"the result arrived, but {error}"

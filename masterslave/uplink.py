@@ -356,6 +356,7 @@ class Uplink:
                 continue
             stop, forget = notices.get("stop", []), notices.get("forget", [])
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
+            tasks = []  # may be gigabytes, and the next call waits
             if notices.get("terminate"):
                 self._deliver(News([], [], [], end="terminated"))
                 break

@@ -111,7 +111,7 @@ class _Worker:
         """Run one task; whatever it raises becomes its outcome."""
         begin = time.perf_counter()
         try:
-            parameters = self.codec.decode(task.frame)
+            parameters = self.codec.decode(task.frame, owned=True)
             values = [
                 self._global_value(value.label) if type(value) is GlobalStateValue else value
                 for value in parameters
@@ -120,7 +120,7 @@ class _Worker:
             result = handler(*values)
             duration_s = time.perf_counter() - begin
             try:
-                frame = self.codec.encode(result)
+                frame = self.codec.encode(result, "result", copy=False)  # is sent at once
             except PayloadError as error:
                 raise PayloadError(f"the result of task {task.task_id}: {error}") from error
         except (_Leave, PipeClosed):
@@ -164,7 +164,7 @@ class _Worker:
             frame: Frame | None = message[2]
             if frame is None:
                 raise DataNotFound(f"global state: {message[3]}")
-            self._values[name] = self.codec.decode(frame)
+            self._values[name] = self.codec.decode(frame, owned=True)
         return self._values[name]
 
 

@@ -15,7 +15,8 @@ PACKAGE = "masterslave"
 
 LAYERS = {
     0: "errors settings records hooks entries chaos",
-    1: "queue lines liveness pace payload proofs diagnosis dispatch disturbance roster stragglers",
+    1: "queue lines liveness pace payload pieces unpicklable proofs diagnosis dispatch disturbance "
+    "roster stragglers",
     2: "manager waiters watchdog journal ledger stores.*",
     3: "transports.* launchers.* naming keyfile pipe slavecode tables memory",
     4: "worker workerprocess uplink supervisor slave master service",

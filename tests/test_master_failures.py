@@ -54,7 +54,7 @@ def test_a_result_that_cannot_be_pickled_is_a_failure_of_its_task(served: Master
     task_id = served.requestTask("lock")
     error = failure(served)
     assert isinstance(error.exception, PayloadError)
-    assert f"the result of task {task_id}: lock" in str(error.exception)
+    assert f"the result of task {task_id}: result (a _thread.lock)" in str(error.exception)
     assert "cannot pickle" in error.traceback
 
 

@@ -392,7 +392,7 @@ class SqliteStore:
         with self._translated():
             for index, _, data in self._db.execute(_queries()["pieces"], (number, kind)):
                 buffers.setdefault(index, bytearray()).extend(data)
-        return list(buffers.values())  # type: ignore[arg-type]  # as good as bytes to all readers
+        return list(buffers.values())
 
     def _mac(self, values: _Row, frame: Frame = AT_REST) -> bytes:
         """The signature of a row: over its table's name, its values and its frame."""

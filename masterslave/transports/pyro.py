@@ -34,6 +34,7 @@ from Pyro5 import config
 from Pyro5.callcontext import current_context
 from Pyro5.serializers import SerializerBase
 
+from masterslave import pieces
 from masterslave.errors import (
     REMOTE_ERRORS,
     AuthenticationError,
@@ -43,12 +44,14 @@ from masterslave.errors import (
     LabelUnknown,
     MasterSlaveError,
     SettingsError,
+    UnknownProcess,
     remote_error,
 )
 from masterslave.manager import TaskManager
 from masterslave.settings import join_address
 from masterslave.transports.channel import (
     GuardedSocket,
+    SealedSocket,
     check_certificates,
     client_handshake,
     end_connection,
@@ -167,6 +170,7 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
         self._connections: set[Any] = set()
         self._dropped = False
         self.on_loss: Callable[[int, int], None] = lambda process_id, generation: None
+        self.on_sign_of_life: Callable[[int], None] = lambda process_id: None
         super().__init__(host=host, port=port)
         _accept_at_once(self)
 
@@ -184,6 +188,7 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
             deadline = time.monotonic() + self._handshake_s
             server_tls(conn.sock, self._handshake_s)
             conn.sock = server_handshake(conn.sock, self._key, deadline - time.monotonic())
+            conn.sock.on_piece = lambda: self._hear(conn)
         except (ConnectionFailed, OSError) as error:
             self._connections.discard(conn)
             log.warning("connection from %s refused: %s", peer, error, extra={"action": "refused"})
@@ -199,6 +204,12 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
                 del self._lifelines[process_id]
         for process_id, generation in hung.items():
             self.on_loss(process_id, generation)
+
+    def _hear(self, conn: Any) -> None:
+        """A large message makes progress: the processes of its connection live."""
+        for process_id, (lifeline, _) in list(self._lifelines.items()):
+            if lifeline is conn:
+                self.on_sign_of_life(process_id)
 
     def bind_process(self, process_id: int, generation: int) -> None:
         """The process that registers in the current call hangs on the current connection."""
@@ -231,18 +242,29 @@ def _exported(manager: TaskManager, daemon: _Daemon) -> Any:
         method = getattr(manager, name)
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            sealed = current_context.client.sock
+            if parts := sealed.take_pieces():
+                left, places = args
+                args, kwargs = pieces.restore(left, places, parts)
             result = method(*args, **kwargs)
             if name == "registerProcess":
                 daemon.bind_process(result[0], result[2])
             elif name == "unregisterProcess":
                 daemon.free_process(args[0])
-            return result
+            return _lifted(sealed, result)
 
         call.__name__ = name
         return call
 
     methods = {name: forward(name) for name in REMOTE_METHODS}
     return Pyro5.server.expose(type("TaskManager", (), methods))()
+
+
+def _lifted(sealed: SealedSocket, value: Any) -> Any:
+    """What is left of a value for Pyro's message, beside which its large buffers will travel."""
+    left, places, parts = pieces.lift([value])
+    sealed.attach(parts)
+    return (left, places) if parts else value
 
 
 def object_name(label: str) -> str:
@@ -279,6 +301,7 @@ class PyroServer:
         self._daemon.on_loss = lambda process_id, generation: manager.lostProcess(
             process_id, "its connection closed", generation
         )
+        self._daemon.on_sign_of_life = lambda process_id: _ping(manager, process_id)
         self._daemon.register(_exported(manager, self._daemon), _object_id(manager.label))
         self.port: int = self._daemon.sock.getsockname()[1]
         self.addresses = [join_address(name, self.port) for name in _announced(host)]
@@ -297,6 +320,11 @@ class PyroServer:
         self._daemon.drop_connections()
         self._daemon.shutdown()
         self._thread.join()
+
+
+def _ping(manager: TaskManager, process_id: int) -> None:
+    with contextlib.suppress(UnknownProcess):  # taken for dead already: it will find out
+        manager.ping(process_id)
 
 
 def _announced(host: str) -> list[str]:
@@ -351,13 +379,18 @@ class PyroLink:
         self._where = where
         self._label = label
         self._sock = sock
+        self._sealed = sealed
         self._proxy = _proxy(_object_id(label), sealed)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """See `Link.call`."""
         self._proxy._pyroClaimOwnership()
+        left, places, parts = pieces.lift([args, kwargs])
+        self._sealed.attach(parts)
+        if parts:
+            args, kwargs = (left, places), {}
         try:
-            return self._proxy._pyroInvoke(method, args, kwargs)
+            result = self._proxy._pyroInvoke(method, args, kwargs)
         except Pyro5.errors.CommunicationError as error:
             self.close()
             raise ConnectionFailed(f"the connection to {self._where} broke: {error}") from error
@@ -366,6 +399,10 @@ class PyroLink:
                 f"the task manager at {self._where} has another label than {self._label!r}; "
                 "check the label and the port"
             ) from error
+        if parts := self._sealed.take_pieces():
+            left, places = result
+            (result,) = pieces.restore(left, places, parts)
+        return result
 
     def close(self) -> None:
         """See `Link.close`."""
