@@ -388,17 +388,19 @@ def test_a_large_answer_to_one_that_has_gone_is_freed(network: Hub) -> None:
 
     link = network.link()
     network.manager.storeData(item=[Watched(64 << 20)])
+    assert exists(Watched)
     link._sealed._sock = Deaf(link._sock)  # asks and does not listen
     with pytest.raises(ConnectionFailed):
         link.call("retrieveData", "item")
     network.manager.deleteData("item")
 
-    def freed() -> bool:
-        gc.collect()
-        return not any(type(one) is Watched for one in gc.get_objects())
-
-    wait_until(freed)
+    wait_until(lambda: not exists(Watched))
     assert network.link().call("numberOfActiveProcesses") == 0
+
+
+def exists(kind: type) -> bool:
+    gc.collect()
+    return any(type(one) is kind for one in gc.get_objects())
 
 
 class Deaf:
