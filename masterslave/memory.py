@@ -14,7 +14,8 @@ import platform
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from masterslave.errors import SettingsError
@@ -48,10 +49,11 @@ def _is_supported(system: str, release: str) -> bool:
     return match is not None and (int(match[1]), int(match[2])) >= _FIRST_LINUX
 
 
-def limit_memory(limit: int) -> None:
+def limit_memory(limit: int) -> Callable[[], None]:
     """Limit this process's private memory, in bytes, or to what the system sets if that is less.
 
-    Raises `SettingsError` when it has more already.
+    Gives what lifts the limit again, so that the process can tell of its failure; that call needs
+    no memory itself. Raises `SettingsError` when the process has more already.
     """
     import resource  # not on every system
 
@@ -65,14 +67,7 @@ def limit_memory(limit: int) -> None:
             "loads anything"
         )
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-
-
-def lift_limit() -> None:
-    """Let this process have more again, so that it can tell of its failure."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+    return partial(resource.setrlimit, resource.RLIMIT_DATA, (hard, hard))
 
 
 def private_bytes(pid: int) -> int:
@@ -94,4 +89,6 @@ def died_of_memory(status: int, used: int, limit: int, last_lines: Sequence[str]
         return True
     if status == -signal.SIGABRT:
         return any("std::bad_alloc" in line for line in last_lines)
-    return status == 1 and bool(last_lines) and last_lines[-1].startswith("MemoryError")
+    # The interpreter ended, or was on its way there when its supervisor missed it.
+    ended = status in (1, -signal.SIGKILL)
+    return ended and bool(last_lines) and last_lines[-1].startswith("MemoryError")

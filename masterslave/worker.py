@@ -26,7 +26,7 @@ from typing import Any
 
 from masterslave import slavecode
 from masterslave.errors import DataNotFound, PayloadError
-from masterslave.memory import lift_limit, limit_memory
+from masterslave.memory import limit_memory
 from masterslave.payload import Codec, clean
 from masterslave.pipe import PipeClosed, WorkerEnd
 from masterslave.records import (
@@ -59,6 +59,7 @@ class _Worker:
         self.pipe = pipe
         self.label = label
         self.memory = memory  # bytes that this process may have
+        self.lift_limit: Callable[[], None] = lambda: None
         self.codec = Codec(record.get("main_id"), shared_main=record.get("shared_main", False))
         self.started = False
         self._tasks: deque[Assignment] = deque()
@@ -125,25 +126,27 @@ class _Worker:
                 raise PayloadError(f"the result of task {task.task_id}: {error}") from error
         except (_Leave, PipeClosed):
             raise
+        except MemoryError as error:
+            self.lift_limit()  # before anything that needs memory, of which there may be none
+            return self._failed(task, error, begin)
         except BaseException as error:  # SystemExit and KeyboardInterrupt are the task's too
-            duration_s = time.perf_counter() - begin
-            if self.memory is not None and _is_out_of_memory(error):
-                return self._out_of_memory(task, error, self.memory)
-            text = _format(error)
-            frame = self.codec.encode_exception(error)
-            return Completion(
-                task.task_id, task.attempt, Outcome.EXCEPTION.value, frame, duration_s, text
-            )
+            return self._failed(task, error, begin)
         return Completion(task.task_id, task.attempt, Outcome.RESULT.value, frame, duration_s, "")
 
-    def _out_of_memory(self, task: Assignment, error: BaseException, limit: int) -> Completion:
-        lift_limit()
-        story = (
-            f"{getMachineInfo()} ran out of the {format_bytes(limit)} of memory that it may have"
+    def _failed(self, task: Assignment, error: BaseException, begin: float) -> Completion:
+        duration_s = time.perf_counter() - begin
+        if self.memory is not None and _is_out_of_memory(error):
+            self.lift_limit()
+            limit = format_bytes(self.memory)
+            text = f"{getMachineInfo()} ran out of the {limit} of memory that it may have"
+            text += f":\n{_format(error)}"
+            outcome = Outcome.OUT_OF_MEMORY.value
+            return Completion(task.task_id, task.attempt, outcome, [], 0.0, text)
+        text = _format(error)
+        frame = self.codec.encode_exception(error)
+        return Completion(
+            task.task_id, task.attempt, Outcome.EXCEPTION.value, frame, duration_s, text
         )
-        text = f"{story}:\n{_format(error)}"
-        outcome = Outcome.OUT_OF_MEMORY.value
-        return Completion(task.task_id, task.attempt, outcome, [], 0.0, text)
 
     def _end_now(self) -> None:
         """End without the interpreter's clearing up, for which there may be no memory."""
@@ -230,7 +233,7 @@ def _load(worker: _Worker, record: slavecode.Record) -> None:
     problem = "it ended without starting a slave: call runJob or startSlaveProcess in it"
     try:
         if worker.memory is not None:
-            limit_memory(worker.memory)
+            worker.lift_limit = limit_memory(worker.memory)
         slavecode.load(record, start_loaded)
     except SystemExit as error:
         if worker.started:

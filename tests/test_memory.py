@@ -67,6 +67,7 @@ def test_one_large_allocation_is_recognised_by_what_it_said() -> None:
     assert died_of_memory(-signal.SIGABRT, LIMIT // 10, LIMIT, lines)
     assert not died_of_memory(-signal.SIGSEGV, LIMIT // 10, LIMIT, lines)
     assert died_of_memory(1, LIMIT // 10, LIMIT, ["Traceback...", "MemoryError"])
+    assert died_of_memory(-signal.SIGKILL, LIMIT // 10, LIMIT, ["Traceback...", "MemoryError"])
     assert not died_of_memory(1, LIMIT // 10, LIMIT, ["MemoryError", "but that was long ago"])
 
 
@@ -104,10 +105,10 @@ def test_the_memory_of_a_process() -> None:
 
 
 PROGRAM = """
-from masterslave.memory import lift_limit, limit_memory, private_bytes
+from masterslave.memory import limit_memory, private_bytes
 import mmap, os
 LIMIT = private_bytes(os.getpid()) + (64 << 20)
-limit_memory(LIMIT)
+lift_limit = limit_memory(LIMIT)
 small = bytearray(32 << 20)
 try:
     bytearray(64 << 20)
