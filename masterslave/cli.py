@@ -25,7 +25,7 @@ from masterslave import naming
 from masterslave.chaos import Chaos
 from masterslave.errors import MasterSlaveError, SettingsError
 from masterslave.keyfile import load_key
-from masterslave.settings import Settings, parse_bytes
+from masterslave.settings import Settings, parse_bytes, parse_duration
 
 _COMMANDS = ("show", "list", "slave")
 
@@ -82,6 +82,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--memory", type=_size, metavar="SIZE", help="private memory that each worker may have: 2G"
     )
     slave.add_argument(
+        "--lifetime",
+        type=_duration,
+        metavar="TIME",
+        help="leave in order before so much time is over: 3600, 90m or 1:30:00 "
+        "(what Slurm or PBS say)",
+    )
+    slave.add_argument(
         "--chaos",
         type=_chaos,
         metavar="SPEC",
@@ -99,7 +106,7 @@ def _with_command(argv: list[str]) -> list[str]:
     position = 0
     while position < len(argv):
         word = argv[position]
-        if word in ("-m", "--master", "-n", "--workers", "--memory", "--chaos"):
+        if word in ("-m", "--master", "-n", "--workers", "--memory", "--lifetime", "--chaos"):
             position += 2
         elif word.startswith("-") and word != "--":
             position += 1
@@ -131,6 +138,13 @@ def _chaos(text: str) -> Chaos:
         return Chaos.parse(text) or Chaos()  # which says that nothing is to go wrong
     except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _connect(options: argparse.Namespace, settings: Settings, label: str) -> Any:
@@ -175,4 +189,5 @@ def _slave(options: argparse.Namespace, settings: Settings) -> None:
         settings=settings,
         wait=options.wait,
         memory=options.memory,
+        lifetime_s=options.lifetime,
     )
