@@ -183,9 +183,11 @@ class SqliteStore:
         for entry in entries:
             seq += 1
             _WRITERS[type(entry)](self, rows, seq, entry)
+        # What is removed again in the very group in which it came must be there first.
+        statements = sorted(rows, key=lambda name: name.startswith("remove_"))
         with self._translated(), self._transaction():
-            for name, values in rows.items():
-                self._db.executemany(_queries()[name], values)
+            for name in statements:
+                self._db.executemany(_queries()[name], rows[name])
         self._seq = seq
 
     def set_note(self, name: str, value: str) -> None:
