@@ -15,7 +15,7 @@ The shell (`supervisor.py`) tells what happened and carries out what `Dispatch` 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import NamedTuple
 
@@ -179,19 +179,31 @@ class Dispatch:
     def cancelled(self, task_ids: Iterable[str]) -> list[Action]:
         """The task manager wants nothing more of these tasks."""
         gone = set(task_ids)
-        for task in [task for task in self.backlog if task.task_id in gone]:
+        return self._stop(lambda task: task.task_id in gone)
+
+    def outdated(self, attempts: Iterable[tuple[str, int]]) -> list[Action]:
+        """The task manager wants nothing more of these attempts; a later one may be here, too."""
+        gone = set(attempts)
+        return self._stop(lambda task: (task.task_id, task.attempt) in gone)
+
+    def _stop(self, is_gone: Callable[[Assignment], bool]) -> list[Action]:
+        for task in filter(is_gone, list(self.backlog)):
             self.backlog.remove(task)
             del self._known[task.task_id, task.attempt]
         actions: list[Action] = []
         for number, state in self._workers.items():
-            behind = [task for task in islice(state.line, 1, None) if task.task_id in gone]
+            ids = {task.task_id for task in islice(state.line, 1, None) if is_gone(task)}
+            behind = [task for task in islice(state.line, 1, None) if task.task_id in ids]
             if behind:
                 state.unread += 1
                 actions.append(Skip(number, [task.task_id for task in behind]))
                 for task in behind:
                     state.line.remove(task)
-                    del self._known[task.task_id, task.attempt]
-            if state.line and state.line[0].task_id in gone and state.blame is None:
+                    if is_gone(task):
+                        del self._known[task.task_id, task.attempt]
+                    else:  # another attempt of the same task, which the worker passes over as well
+                        self.backlog.appendleft(task)
+            if state.line and is_gone(state.line[0]) and state.blame is None:
                 state.condemn(Outcome.RETURNED, "cancelled")
                 actions.append(Kill(number, "cancelled"))
         return actions

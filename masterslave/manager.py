@@ -128,7 +128,7 @@ class TaskManager:
         `watchdog_period`: seconds between the signs of life that it promises, None for none.
         `info`: a `ProcessInfo`, or a line of text. `resume`: the process id it had before, taken
         up again when its token is the same. `held`: (task id, attempt) of the tasks it still has.
-        Gives the process id, the ids of those tasks that it should let go of, and the number of
+        Gives the process id, those of these attempts that it should let go of, and the number of
         this registration, which it names in `exchange`.
         """
         record = (

@@ -337,18 +337,18 @@ class TaskQueue:
 
     def reconcile(
         self, process: int, held: Collection[tuple[str, int]]
-    ) -> tuple[list[Effect], list[str]]:
+    ) -> tuple[list[Effect], list[tuple[str, int]]]:
         """A slave that came back says what it has: (task id, attempt) of each, oldest first.
 
         It was not dead, so the crashes that its loss was counted as are taken back. What is on
         record for it and not among these goes back to the head of the line. Gives the effects of
-        that, and the ids that it should let go of.
+        that, and those that it should let go of.
         """
         self._take_back_blame(process)
         kept = set(held)
         missing = [task for task in self.held_by(process) if (task.id, task.attempt) not in kept]
         effects = [self._reschedule(task) for task in reversed(missing)]
-        return effects, [name for name, attempt in held if not self.adopt(process, name, attempt)]
+        return effects, [one for one in held if not self.adopt(process, *one)]
 
     def started(self, process: int, task_ids: Iterable[str]) -> None:
         """A slave says which of its tasks a worker has begun; only those can cost a crash."""

@@ -428,6 +428,8 @@ class Supervisor:
             self._inbox.popleft()
             if news.stop:
                 self._carry_out(self._dispatch.cancelled(news.stop))
+            if news.outdated:
+                self._carry_out(self._dispatch.outdated(news.outdated))
             if news.forget:
                 self._forget(news.forget)
             if news.data is not None:

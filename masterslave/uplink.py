@@ -21,7 +21,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ class News(NamedTuple):
     forget: list[str]  # names of data items
     data: tuple[str, Any, str] | None = None  # name, value or None, why there is none
     end: str = ""  # why the slave is to end: "terminated", or an error
+    outdated: Sequence[tuple[str, int]] = ()  # task id and attempt of what others run by now
 
 
 class Uplink:
@@ -308,10 +309,11 @@ class Uplink:
                 link.call("announceTags", process_id, self._tags)
         except UnknownProcess:  # taken for dead since, if this process was stopped for so long
             self._registration_due = True
-        unsent = {completion.task_id for completion in list(self._completions)}
-        stop = [task_id for task_id in obsolete if task_id not in unsent]
-        if stop:
-            self._deliver(News([], stop, []))
+        unsent = {(done.task_id, done.attempt) for done in list(self._completions)}
+        outdated = [(task_id, attempt) for task_id, attempt in obsolete]
+        outdated = [one for one in outdated if one not in unsent]
+        if outdated:
+            self._deliver(News([], [], [], outdated=outdated))
 
     def _lost(self, error: ConnectionFailed) -> None:
         """The connection broke: wait until the master is there again.

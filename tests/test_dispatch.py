@@ -269,6 +269,25 @@ def test_a_worker_whose_whole_line_is_cancelled_is_killed() -> None:
     assert dispatch.holds() == []
 
 
+def test_an_outdated_attempt_ends_and_a_later_one_of_the_same_task_stays() -> None:
+    dispatch = with_full_line()
+    first, later = task("D", "tiny"), task("D", "tiny")._replace(attempt=2)
+    dispatch.arrived([later])
+    assert dispatch.outdated([(first.task_id, first.attempt)]) == []
+    assert dispatch.holds() == [("A", 1), ("B", 1), ("C", 1), ("D", 2)]
+
+
+def test_two_attempts_in_one_line_are_skipped_together_and_the_later_one_waits_again() -> None:
+    dispatch = with_full_line()
+    later = task("B", "tiny")._replace(attempt=2)
+    dispatch.arrived([later])
+    dispatch.backlog.rotate(1)  # before D
+    dispatch._workers[1].line.append(dispatch.backlog.popleft())
+    assert dispatch.outdated([("B", 1)]) == [Skip(1, ["B", "B"])]
+    assert dispatch.holds() == [("A", 1), ("C", 1), ("D", 1), ("B", 2)]
+    assert [one.attempt for one in dispatch.backlog] == [2, 1]
+
+
 def test_a_task_that_finished_before_it_was_cancelled_stays_finished() -> None:
     dispatch = slave(1)
     dispatch.arrived(tasks("A"))

@@ -139,7 +139,7 @@ def test_a_slave_that_comes_back_keeps_its_id_and_what_it_holds(manager: TaskMan
     assert ids(take(manager, other)) == [kept.task_id]  # what was oldest goes first
     info = ProcessInfo("slave", 1, "host", 2, "t")
     held = [(kept.task_id, 1), (taken.task_id, 1)]
-    assert manager.registerProcess(None, info, slave, held)[:2] == [slave, [kept.task_id]]
+    assert manager.registerProcess(None, info, slave, held)[:2] == [slave, [(kept.task_id, 1)]]
     give(manager, slave, taken)
     assert manager.getAnyResult().task_id == taken.task_id
 
@@ -151,7 +151,7 @@ def test_a_slave_with_another_token_is_another_process(manager: TaskManager) -> 
     info = ProcessInfo("thief", 1, "host", 1, "another")
     process_id, obsolete, _ = manager.registerProcess(None, info, slave, [(task.task_id, 1)])
     assert process_id != slave
-    assert obsolete == [task.task_id]
+    assert obsolete == [(task.task_id, 1)]
     assert sorted(manager.activeProcesses()) == sorted([slave, process_id])
 
 

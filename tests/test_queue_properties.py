@@ -235,7 +235,7 @@ class History(RuleBasedStateMachine):
         ]
         for task_id in reversed(missing):
             self.reschedule(task_id)
-        assert obsolete == [one.task_id for one in has if not self.keeps(slave, one)]
+        assert obsolete == [(one.task_id, one.attempt) for one in has if not self.keeps(slave, one)]
 
     @precondition(lambda self: self.known)
     @rule(pick=pick)

@@ -240,7 +240,7 @@ def test_an_adopted_task_can_be_lost_again() -> None:
 
 def come_back(
     queue: TaskQueue, *held: tuple[str, int], slave: int = SLAVE
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[tuple[str, int]]]:
     """Which tasks go back to the line, and which ones the slave is to let go of."""
     effects, obsolete = queue.reconcile(slave, held)
     assert {effect.kind for effect in effects} <= {"rescheduled"}
@@ -281,7 +281,7 @@ def test_a_lost_slave_goes_on_with_what_nobody_else_got() -> None:
         take(queue)
     queue.lose(SLAVE, "cut off", 0)
     take(queue, OTHER_SLAVE)  # a_0 again, attempt 2
-    assert come_back(queue, ("a_0", 1), ("a_1", 1), ("a_2", 1)) == ([], ["a_0"])
+    assert come_back(queue, ("a_0", 1), ("a_1", 1), ("a_2", 1)) == ([], [("a_0", 1)])
     assert [task.id for task in queue.held_by(SLAVE)] == ["a_1", "a_2"]
     assert [task.id for task in queue.held_by(OTHER_SLAVE)] == ["a_0"]
     assert take_all(queue, OTHER_SLAVE) == ["a_3"]
@@ -318,7 +318,8 @@ def test_a_slave_lets_go_of_what_has_ended_and_of_what_never_was() -> None:
     end(queue, finished)
     queue.cancel("a_1")
     before = picture(queue)
-    assert come_back(queue, ("a_0", 1), ("a_1", 1), ("a_7", 1)) == ([], ["a_0", "a_1", "a_7"])
+    held = [("a_0", 1), ("a_1", 1), ("a_7", 1)]
+    assert come_back(queue, *held) == ([], held)
     assert picture(queue) == before
 
 
@@ -326,7 +327,7 @@ def test_an_earlier_attempt_is_not_the_one_on_record() -> None:
     queue = queue_of(1)
     end(queue, take(queue), Outcome.RETURNED)
     take(queue)
-    assert come_back(queue, ("a_0", 1)) == (["a_0"], ["a_0"])
+    assert come_back(queue, ("a_0", 1)) == (["a_0"], [("a_0", 1)])
     assert take(queue, OTHER_SLAVE).attempt == 3
 
 

@@ -444,7 +444,7 @@ def test_a_slave_lets_go_of_what_others_run_by_now(
     manager.announceTags(other, ["echo"])
     assert manager.getAnyTask(other) is not None
     line.refused = 0
-    wait_until(lambda: [task_id] in [news.stop for news in slave.news])
+    wait_until(lambda: [(task_id, 1)] in [list(news.outdated) for news in slave.news])
 
 
 def test_the_master_is_looked_for_again_and_again(
