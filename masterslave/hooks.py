@@ -21,7 +21,7 @@ class Observer:
         """
 
     def task_rescheduled(self, task_id: str, tag: str, reason: str) -> None:
-        """A running task went back to the head of the queue."""
+        """A running task went back to the head of the queue, or will when its back-off is over."""
 
     def process_joined(self, process_id: int, info: str) -> None:
         """A slave registered, or came back."""

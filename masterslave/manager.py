@@ -109,6 +109,8 @@ class TaskManager:
         self._terminated = False
         self._failures: list[str] = []
         self._outbox: list[tuple[str, tuple[Any, ...]]] = []  # calls of observers, made unlocked
+        self._alarm: Callable[[], None] = lambda: None
+        self._alarm_due: float | None = None  # the next back-off's end that the watchdog knows of
         self._ledger: Ledger | None = None
         if journal is not None:
             self._ledger = Ledger(journal, self._queue, self._settings.memory_bytes)
@@ -236,6 +238,22 @@ class TaskManager:
             self._wake_for_stragglers()
         for process_id, age_s in silent:
             self.lostProcess(process_id, f"silent for {age_s:.1f} s")
+
+    def putDueInLine(self) -> None:
+        """Have retries run whose back-off is over; called by the watchdog."""
+        with self._lock:
+            for effect in self._queue.due(self._clock()):
+                self._act(effect, None, "")
+
+    def secondsUntilDue(self) -> float | None:
+        """Seconds until a back-off is over; None when there is none."""
+        with self._lock:
+            at = self._alarm_due = self._queue.next_due()
+            return None if at is None else max(0.0, at - self._clock())
+
+    def setAlarm(self, alarm: Callable[[], None]) -> None:
+        """Have `alarm` called when `secondsUntilDue` has become less; it must not block."""
+        self._alarm = alarm
 
     def livenessInterval(self) -> float | None:
         """The shortest watchdog period promised by any process, in seconds; None if none."""
@@ -674,7 +692,7 @@ class TaskManager:
 
     def _settle(self, process_id: int, member: Member | None, done: Completion) -> None:
         """Use one completion."""
-        effect = self._queue.complete(process_id, done)
+        effect = self._queue.complete(process_id, done, self._clock())
         self._write(effect, process_id, done.attempt, done.duration_s)
         if member is not None:
             member.ended(done.task_id, done.attempt)
@@ -705,10 +723,18 @@ class TaskManager:
             if task.outcome in ("crashed", "out_of_memory", "timed_out"):
                 log.error("task %s: %s", task.id, task.detail, extra={"action": "task_failed"})
         elif effect.kind == "rescheduled":
+            self._slaves_wait.wake(task.tag)
             self._rescheduled(task, member, reason)
+        elif effect.kind == "deferred":
+            at = self._queue.next_due()
+            if at is not None and (self._alarm_due is None or at < self._alarm_due):
+                self._alarm_due = at
+                self._alarm()
+            self._rescheduled(task, member, reason)
+        elif effect.kind == "due":
+            self._slaves_wait.wake(task.tag)
 
     def _rescheduled(self, task: Task, member: Member | None, reason: str) -> None:
-        self._slaves_wait.wake(task.tag)
         if reason != "not begun":
             where = member.info.machine if member is not None else "a slave"
             log.log(

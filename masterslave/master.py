@@ -217,18 +217,21 @@ class MasterProcess:
         retries: int = 0,
         crash_limit: int = 5,
         key: str | None = None,
+        backoff: float = 0.0,
     ) -> str:
         """Request that some slave calls its handler ``do_<tag>`` with these parameters.
 
         Gives the task's id, such as ``sqrt_0``. Does not wait for the task. `priority`: higher
         first. `timeout`: seconds that one attempt may run before its worker is killed. `retries`:
-        how often an exception of the handler is answered by another attempt. `crash_limit`: how
-        many deaths of its worker a task may cause before it is given up. `key`: your own identity
-        of the task, kept with it. Raises `PayloadError` when a parameter cannot be pickled,
-        `SettingsError` for an option that cannot be used, `TaskManagerTermination` after the end.
+        how often an exception of the handler is answered by another attempt; `backoff`: seconds
+        before the first of them, doubled for each further one, at most 60 (0: all at once).
+        `crash_limit`: how many deaths of its worker a task may cause before it is given up. `key`:
+        your own identity of the task, kept with it. Raises `PayloadError` when a parameter cannot
+        be pickled, `SettingsError` for an option that cannot be used, `TaskManagerTermination`
+        after the end.
         """
         _check_tag(tag)
-        options = TaskOptions(priority, timeout, retries, crash_limit, key)
+        options = TaskOptions(priority, timeout, retries, crash_limit, key, backoff)
         frame = self._encode(tag, parameters)
         return self.task_manager.addTaskRequest(tag, frame, self.process_id, options)
 
@@ -242,6 +245,7 @@ class MasterProcess:
         retries: int = 0,
         crash_limit: int = 5,
         key: str | None = None,
+        backoff: float = 0.0,
     ) -> list[str]:
         """As `requestTask`, for many tasks of one tag: one tuple of parameters each.
 
@@ -249,7 +253,7 @@ class MasterProcess:
         ended.
         """
         _check_tag(tag)
-        options = TaskOptions(priority, timeout, retries, crash_limit, key).checked()
+        options = TaskOptions(priority, timeout, retries, crash_limit, key, backoff).checked()
         if not isinstance(parameter_tuples, Iterable):
             raise SettingsError(
                 f"requestTasks: parameter_tuples={parameter_tuples!r} must be an iterable of tuples"

@@ -7,15 +7,16 @@
                    |  +--late result     +--crash_limit----> CRASHED | OUT_OF_MEMORY ----> (gone)
                    |                     +--time limit-----> TIMED_OUT ----------deliver--> (gone)
                    +------reschedule-----+
-    WAITING | RUNNING --cancel--> CANCELLED (gone: a cancelled task is never delivered)
+                   +--due-- DEFERRED <---+  (a retry with back-off; a late result ends it as well)
+    WAITING | DEFERRED | RUNNING --cancel--> CANCELLED (gone: it is never delivered)
 
     from the journal of an earlier run:
     PARKED --claim--> WAITING | RUNNING | RESULT | ..., as far as the task had come
 
 `TRANSITIONS` is the whole truth about what may follow what; any other event raises
-`IllegalTransition` and changes nothing. There is no clock, thread or file here, and each event
-costs O(log n) at most in the number of tasks, so the same code serves live events, random tests
-and replay.
+`IllegalTransition` and changes nothing. There is no clock, thread or file here (time is an
+argument, in seconds of any steady clock), and each event costs O(log n) at most in the number of
+tasks, so the same code serves live events, random tests and replay.
 
 At least once to run, exactly once to deliver: every hand-out has an attempt number. The first
 result of any attempt wins, later ones are dropped and counted in `dropped`.
@@ -27,6 +28,7 @@ when a request with its identity claims it, it enters the state that this amount
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator
 from enum import Enum
@@ -51,6 +53,7 @@ class State(str, Enum):
 
     PARKED = "parked"  # known from the journal, not yet requested by this run
     WAITING = "waiting"  # for a slave that handles its tag
+    DEFERRED = "deferred"  # out of line until its retry is due; counts as waiting
     RUNNING = "running"  # handed to a slave: prefetched there, or started
     RESULT = "result"  # finished: the handler returned
     EXCEPTION = "exception"  # finished: the handler raised
@@ -68,6 +71,8 @@ class Event(str, Enum):
     HAND_OUT = "hand_out"
     ADOPT = "adopt"  # a slave that came back still runs the last attempt
     RESCHEDULE = "reschedule"
+    DEFER = "defer"  # it is to run again, but not yet
+    FALL_DUE = "fall_due"
     RESULT = "result"
     EXCEPTION = "exception"
     CRASH = "crash"
@@ -90,7 +95,11 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.WAITING, Event.RESULT): State.RESULT,  # late, of an attempt that was given up
     (State.WAITING, Event.EXCEPTION): State.EXCEPTION,  # late
     (State.WAITING, Event.CANCEL): State.CANCELLED,
+    (State.DEFERRED, Event.FALL_DUE): State.WAITING,
+    (State.DEFERRED, Event.RESULT): State.RESULT,  # late
+    (State.DEFERRED, Event.CANCEL): State.CANCELLED,
     (State.RUNNING, Event.RESCHEDULE): State.WAITING,
+    (State.RUNNING, Event.DEFER): State.DEFERRED,
     (State.RUNNING, Event.RESULT): State.RESULT,
     (State.RUNNING, Event.EXCEPTION): State.EXCEPTION,
     (State.RUNNING, Event.CRASH): State.CRASHED,
@@ -107,7 +116,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 FINISHED = frozenset(
     (State.RESULT, State.EXCEPTION, State.CRASHED, State.OUT_OF_MEMORY, State.TIMED_OUT)
 )
-_LIVE = frozenset((State.WAITING, State.RUNNING))
+_LIVE = frozenset((State.WAITING, State.DEFERRED, State.RUNNING))
 _NOBODY = -1  # the client of a parked task
 _OUTCOME_EVENTS = {
     Outcome.RESULT.value: Event.RESULT,
@@ -119,10 +128,16 @@ _OUTCOME_EVENTS = {
 }
 
 
+#: Longest back-off. Larger: a program that waits for a resource to come back notices it late.
+#: Smaller: tasks that fail for hours fill the log.
+MAX_BACKOFF_S = 60.0
+
+
 class Task:
     """One task inside the queue; only the queue writes to it."""
 
     __slots__ = (
+        "answered",
         "attempt",
         "client",
         "crashes",
@@ -154,6 +169,7 @@ class Task:
         self.options = options
         self.state = State.WAITING
         self.attempt = 0  # number of the last hand-out
+        self.answered = 0  # the last attempt that failed and is answered by another one
         self.holder: int | None = None  # process id of the slave that runs it
         self.former: int | None = None  # a slave that runs an earlier attempt at the same time
         self.started = False  # whether the holder has said that a worker began it
@@ -167,7 +183,7 @@ class Task:
 class Effect(NamedTuple):
     """What a completion or a loss came to, for the shell to act upon."""
 
-    kind: str  # "finished", "rescheduled" or "dropped"
+    kind: str  # "finished", "rescheduled", "deferred", "due" or "dropped"
     task: Task | None
     stop_on: int | None = None  # a slave that runs a later attempt in vain
     setback: str = ""  # an Outcome's value when the attempt failed and another one follows
@@ -196,6 +212,7 @@ class TaskQueue:
         self.result_bytes = 0  # in memory, of tasks that have
         self._parked: dict[bytes, deque[Task]] = {}  # identity -> tasks in order of request
         self._lines = WaitingLines[Task]()
+        self._deferred: list[tuple[float, int, Task]] = []  # a heap: due time, ticket, task
         self._held: dict[int, dict[str, Task]] = {}  # process id -> its tasks, oldest first
         self._blamed: dict[int, list[tuple[str, str]]] = {}  # lost process -> task, its last story
         self._clients: dict[int, _Client] = {}
@@ -311,7 +328,7 @@ class TaskQueue:
         attempt was made, in which case it counts as running there as before.
         """
         task = self.tasks.get(task_id)
-        if task is None or attempt < 1:
+        if task is None or attempt <= task.answered:
             return False
         if task.state is State.PARKED:
             return self._adopt_parked(process, task, attempt)
@@ -357,17 +374,22 @@ class TaskQueue:
             if task_id in held:
                 held[task_id].started = True
 
-    def complete(self, process: int, done: Completion) -> Effect:
-        """A slave hands in the end of an attempt, perhaps late, perhaps twice."""
+    def complete(self, process: int, done: Completion, now: float = 0.0) -> Effect:
+        """A slave hands in the end of an attempt, perhaps late, perhaps twice.
+
+        `now`: the back-off of a retry counts from then.
+        """
         event = _OUTCOME_EVENTS[done.outcome]
         task = self.tasks.get(done.task_id)
         if task is None or not (task.state in _LIVE or self._is_open(task)):
             return self._drop()
         stop_on = task.former
-        if task.attempt != done.attempt or task.holder != process or task.state is State.WAITING:
+        if task.attempt != done.attempt or task.holder != process or task.holder is None:
             # Of an attempt that was given up only what its handler did is worth having, and not
-            # an exception that another attempt, already under way, would have answered.
-            if event is Event.EXCEPTION and self._may_retry(task):
+            # an exception that another attempt answers or would have answered.
+            if event is Event.EXCEPTION and (
+                self._may_retry(task) or done.attempt <= task.answered
+            ):
                 return self._drop()
             if event is not Event.RESULT and event is not Event.EXCEPTION:
                 return self._drop()
@@ -375,13 +397,25 @@ class TaskQueue:
         elif event is Event.RESCHEDULE:
             return self._reschedule(task)
         elif event in (Event.CRASH, Event.OUT_OF_MEMORY):
+            task.answered = done.attempt
             return self._crash(task, done.detail, Outcome(done.outcome))
         elif event is Event.EXCEPTION and self._may_retry(task):
             task.failures += 1
+            task.answered = done.attempt
             task.history.append(f"attempt {done.attempt}: {done.detail}")
-            return self._reschedule(task, Outcome.EXCEPTION.value)
+            return self._retry(task, now)
         self._finish(task, event, done.frame, done.detail)
         return Effect("finished", task, stop_on)
+
+    def due(self, now: float) -> list[Effect]:
+        """Time has come to `now`: retries that are due go to the head of their line."""
+        tasks = []
+        while (at := self.next_due()) is not None and at <= now:
+            tasks.append(heapq.heappop(self._deferred)[2])
+            self._move(tasks[-1], Event.FALL_DUE)
+        for task in reversed(tasks):  # each goes to the head: who was due first stands first
+            self._lines.join_at_head(task, task.tag, task.options.priority)
+        return [Effect("due", task) for task in tasks]
 
     def lose(self, process: int, story: str, could_run: int) -> list[Effect]:
         """A slave is gone. What it had started counts a crash, what it had prefetched does not.
@@ -472,13 +506,22 @@ class TaskQueue:
             return 0
         return mine.outstanding[tag] if tag is not None else mine.outstanding.total()
 
+    def next_due(self) -> float | None:
+        """When the next retry is due; None when none is deferred."""
+        while self._deferred:
+            at, _, task = self._deferred[0]
+            if task.state is State.DEFERRED:
+                return at
+            heapq.heappop(self._deferred)  # finished or cancelled in the meantime
+        return None
+
     def counts(self) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
         """Three dictionaries tag -> number of tasks: waiting, running, finished."""
         finished: Counter[str] = Counter()
         for state in FINISHED:
             finished.update(self._counts[state])
-        waiting, running = self._counts[State.WAITING], self._counts[State.RUNNING]
-        return +waiting, +running, +finished
+        waiting = self._counts[State.WAITING] + self._counts[State.DEFERRED]
+        return waiting, +self._counts[State.RUNNING], +finished
 
     def parked(self) -> int:
         """How many tasks of earlier runs this run has not requested."""
@@ -486,7 +529,7 @@ class TaskQueue:
 
     def waiting_tags(self) -> Iterator[str]:
         """The tags that have waiting tasks."""
-        return (tag for tag, count in self._counts[State.WAITING].items() if count)
+        return iter(self._counts[State.WAITING] + self._counts[State.DEFERRED])
 
     # --- moves ------------------------------------------------------------------------------
 
@@ -510,6 +553,18 @@ class TaskQueue:
             self._move(task, Event.RESCHEDULE)
             self._lines.join_at_head(task, task.tag, task.options.priority)
         return Effect("rescheduled", task, None, setback)
+
+    def _retry(self, task: Task, now: float) -> Effect:
+        setback = Outcome.EXCEPTION.value
+        doubled = min(task.failures - 1, 64)  # more than enough for the longest back-off
+        delay_s = min(MAX_BACKOFF_S, task.options.backoff * 2.0**doubled)
+        if delay_s == 0 or task.state is State.PARKED:
+            return self._reschedule(task, setback)
+        self._move(task, Event.DEFER)
+        self._unhold(task)
+        task.started = False
+        heapq.heappush(self._deferred, (now + delay_s, task.ticket, task))
+        return Effect("deferred", task, None, setback)
 
     def _crash(self, task: Task, story: str, outcome: Outcome = Outcome.CRASHED) -> Effect:
         task.crashes += 1

@@ -61,6 +61,7 @@ class TaskOptions(NamedTuple):
     retries: int = 0  # how many exceptions of the handler are answered by another attempt
     crash_limit: int = 5  # how many worker deaths before the task is given up
     key: str | None = None  # the caller's own identity of the task
+    backoff: float = 0.0  # seconds before the first retry, doubled each time; 0: at once
 
     def checked(self) -> TaskOptions:
         """Return self; raise `SettingsError` naming the option that cannot be used."""
@@ -79,6 +80,13 @@ class TaskOptions(NamedTuple):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise SettingsError(f"{name}={value!r}: must be an integer of at least {low}")
+        backoff = self.backoff
+        if (
+            isinstance(backoff, bool)
+            or not isinstance(backoff, (int, float))
+            or not 0 <= backoff < math.inf
+        ):
+            raise SettingsError(f"backoff={backoff!r}: must be a number of seconds of at least 0")
         if self.key is not None and not isinstance(self.key, str):
             raise SettingsError(f"key={self.key!r}: must be a string or None")
         return self

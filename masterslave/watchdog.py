@@ -1,13 +1,15 @@
 """The watchdog: a thread that looks at the clock for a task manager.
 
-It takes silent slaves for dead, and says in the log why a job stands still. The decisions are
-made by `liveness` and `diagnosis`; here is only the waiting.
+It takes silent slaves for dead, puts retries in line when they are due, and says in the log why a
+job stands still. The decisions are made by `liveness`, `queue` and `diagnosis`; here is only the
+waiting.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from masterslave.diagnosis import explain, situation
 from masterslave.manager import TaskManager
@@ -20,12 +22,14 @@ LOOK_S = 1.0
 
 
 class Watchdog:
-    """Runs `TaskManager.checkLiveness` and the stand-still report until stopped."""
+    """Runs what a `TaskManager` has to do by the clock, and the stand-still report."""
 
     def __init__(self, manager: TaskManager, stall_s: float) -> None:
         self._manager = manager
         self._stall_s = stall_s
-        self._stop = threading.Event()
+        self._stopped = False
+        self._wake = threading.Event()  # to look at the clock anew, or to stop
+        manager.setAlarm(self._wake.set)
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
@@ -34,21 +38,30 @@ class Watchdog:
 
     def stop(self) -> None:
         """Stop looking; returns when the thread has ended. A second call does nothing."""
-        self._stop.set()
+        self._stopped = True
+        self._wake.set()
         self._thread.join()
 
     def _run(self) -> None:
         stall = Stall(self._stall_s)
-        elapsed_s = 0.0
-        while True:
-            period_s = self._manager.livenessInterval()
-            wait_s = LOOK_S if period_s is None else min(LOOK_S, period_s)
-            if self._stop.wait(wait_s):
-                return
-            elapsed_s += wait_s
+        while self._wait():
             self._manager.checkLiveness()
-            for reason in stall.look(explain(situation(self._manager.status())), elapsed_s):
+            reasons = explain(situation(self._manager.status()))
+            for reason in stall.look(reasons, time.monotonic()):
                 log.warning("%s: %s", self._manager.label, reason, extra={"action": "stand_still"})
+
+    def _wait(self) -> bool:
+        """Wait until it is time to look, putting in line what falls due; false: stopped."""
+        period_s = self._manager.livenessInterval()
+        look_at = time.monotonic() + (LOOK_S if period_s is None else min(LOOK_S, period_s))
+        while (wait_s := look_at - time.monotonic()) > 0:
+            due_s = self._manager.secondsUntilDue()
+            self._wake.wait(wait_s if due_s is None else min(wait_s, due_s))
+            self._wake.clear()
+            if self._stopped:
+                return False
+            self._manager.putDueInLine()
+        return not self._stopped
 
 
 class Stall:

@@ -17,6 +17,7 @@ CLIENT, OTHER_CLIENT = 100, 101
 SLAVE, OTHER_SLAVE = 1, 2
 IDENTITY = b"identity"
 TAGS = ("a", "b")
+BACKOFF_S = 1.0
 
 
 # --- helpers --------------------------------------------------------------------------------
@@ -53,11 +54,13 @@ def end(
     outcome: Outcome = Outcome.RESULT,
     slave: int = SLAVE,
     detail: str = "detail",
+    now: float = 0.0,
 ) -> Effect:
     frame = [f"{assignment.task_id}/{assignment.attempt}/{outcome.value}".encode()]
     return queue.complete(
         slave,
         Completion(assignment.task_id, assignment.attempt, outcome.value, frame, 0.1, detail),
+        now,
     )
 
 
@@ -72,14 +75,15 @@ def task_in(wanted: State) -> tuple[TaskQueue, Task]:
     if wanted is State.PARKED:
         queue = TaskQueue()
         return queue, queue.park(0, "a", IDENTITY, TaskOptions(crash_limit=1))
-    queue = queue_of(1, crash_limit=1)
+    deferred = wanted is State.DEFERRED
+    queue = queue_of(1, crash_limit=1, retries=int(deferred), backoff=BACKOFF_S)
     task = queue.tasks["a_0"]
     if wanted is State.CANCELLED:
         queue.cancel("a_0")
     elif wanted is not State.WAITING:
         assignment = take(queue)
         if wanted is not State.RUNNING:
-            names = {State.DELIVERED: "result"}
+            names = {State.DELIVERED: "result", State.DEFERRED: "exception"}
             end(queue, assignment, Outcome(names.get(wanted, wanted.value)))
         if wanted is State.DELIVERED:
             delivered(queue)
@@ -111,10 +115,11 @@ def picture(queue: TaskQueue, *others: Task) -> Any:
 def check_books(queue: TaskQueue) -> None:
     """Whatever the queue counts must be what a recount of its tasks gives."""
     tasks = queue.tasks.values()
-    names = ("parked", "waiting", "running", "done")
-    parts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    names = {**dict.fromkeys(FINISHED, "done"), State.DEFERRED: "waiting"}
+    shown = ("parked", "waiting", "running", "done")
+    parts: dict[str, Counter[str]] = {name: Counter() for name in shown}
     for task in tasks:
-        parts[task.state.value if task.state not in FINISHED else "done"][task.tag] += 1
+        parts[names.get(task.state, task.state.value)][task.tag] += 1
     assert queue.counts() == (parts["waiting"], parts["running"], parts["done"])
     assert sorted(queue.waiting_tags()) == sorted(parts["waiting"])
     assert queue.parked() == parts["parked"].total()
@@ -126,7 +131,8 @@ def check_books(queue: TaskQueue) -> None:
     assert all(task.holder is None for task in tasks if task not in running)
     assert all(task.holder is not None for task in running if task.state is State.RUNNING)
     finished = sum(task.size for task in tasks if task.state in FINISHED)
-    live = sum(task.size for task in tasks if task.state in (State.WAITING, State.RUNNING))
+    alive = (State.WAITING, State.DEFERRED, State.RUNNING)
+    live = sum(task.size for task in tasks if task.state in alive)
     assert (queue.parameter_bytes, queue.result_bytes) == (live, finished)
     assert all(task.size == sum(map(len, task.frame)) for task in tasks if task.frame)
     for client in (CLIENT, OTHER_CLIENT):
@@ -151,6 +157,7 @@ def test_each_transition_of_the_table_is_made(before: State, event: Event) -> No
         Event.OUT_OF_MEMORY: Outcome.OUT_OF_MEMORY,
         Event.TIME_OUT: Outcome.TIMED_OUT,
         Event.RESCHEDULE: Outcome.RETURNED,
+        Event.DEFER: Outcome.EXCEPTION,
     }
     if before is State.PARKED:
         if event is not Event.CLAIM:
@@ -159,6 +166,8 @@ def test_each_transition_of_the_table_is_made(before: State, event: Event) -> No
             end(queue, Assignment(task.id, task.tag, 1, [], None), outcomes[event])
         assert queue.claim(CLIENT, IDENTITY, [b"parameters"], TaskOptions()) is task
     elif event in outcomes:
+        if event is Event.DEFER:
+            task.options = TaskOptions(retries=1, backoff=1.0)
         if before is State.WAITING:  # late: of an attempt that was given up
             assignment = take(queue)
             end(queue, assignment, Outcome.RETURNED)
@@ -170,6 +179,8 @@ def test_each_transition_of_the_table_is_made(before: State, event: Event) -> No
     elif event is Event.ADOPT:
         end(queue, take(queue), Outcome.RETURNED)
         assert queue.adopt(SLAVE, task.id, 1)
+    elif event is Event.FALL_DUE:
+        queue.due(BACKOFF_S)
     elif event is Event.CANCEL:
         assert queue.cancel(task.id)[0]
     else:

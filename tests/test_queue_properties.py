@@ -38,14 +38,15 @@ class _Known:
     def __init__(self, client: int, tag: str, options: TaskOptions) -> None:
         self.client, self.tag, self.options = client, tag, options
         self.state = State.WAITING
-        self.attempt = self.crashes = self.failures = 0
+        self.attempt = self.crashes = self.failures = self.answered = 0
+        self.due = 0.0
         self.holder: int | None = None
         self.started = False
         self.frame: list[bytes] = []
 
     @property
     def live(self) -> bool:
-        return self.state in (State.WAITING, State.RUNNING)
+        return self.state in (State.WAITING, State.DEFERRED, State.RUNNING)
 
 
 class History(RuleBasedStateMachine):
@@ -60,6 +61,8 @@ class History(RuleBasedStateMachine):
         self.queue = TaskQueue()
         self.known: dict[str, _Known] = {}
         self.line: list[str] = []  # waiting tasks in order of turn, whatever their priority
+        self.deferred: list[str] = []
+        self.now = 0.0
         self.held: dict[int, list[str]] = {SLAVE: [], OTHER_SLAVE: []}
         self.finished: list[str] = []  # in order of completion, not delivered
         self.handed_out: list[tuple[int, Assignment]] = []
@@ -72,6 +75,26 @@ class History(RuleBasedStateMachine):
         known.state, known.holder, known.started = State.WAITING, None, False
         self.line.insert(0, task_id)
 
+    def retry(self, task_id: str) -> str:
+        known = self.known[task_id]
+        known.failures += 1
+        known.answered = known.attempt
+        delay_s = min(60.0, known.options.backoff * 2 ** (known.failures - 1))
+        self.reschedule(task_id)
+        if not delay_s:
+            return "rescheduled"
+        self.line.remove(task_id)
+        self.deferred.append(task_id)
+        known.state, known.due = State.DEFERRED, self.now + delay_s
+        return "deferred"
+
+    def place_of(self, task_id: str) -> list[str]:
+        """Where a live task is."""
+        known = self.known[task_id]
+        if known.holder is not None:
+            return self.held[known.holder]
+        return self.line if known.state is State.WAITING else self.deferred
+
     def crash(self, task_id: str, state: State = State.CRASHED) -> None:
         known = self.known[task_id]
         known.crashes += 1
@@ -82,10 +105,7 @@ class History(RuleBasedStateMachine):
 
     def finish(self, task_id: str, state: State, frame: list[bytes]) -> None:
         known = self.known[task_id]
-        if known.holder is None:
-            self.line.remove(task_id)
-        else:
-            self.held[known.holder].remove(task_id)
+        self.place_of(task_id).remove(task_id)
         known.state, known.holder, known.frame = state, None, frame
         self.finished.append(task_id)
 
@@ -95,9 +115,12 @@ class History(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         retries=st.integers(0, 2),
         crash_limit=st.integers(1, 3),
+        backoff=st.sampled_from([0.0, 1.0, 50.0]),
     )
-    def request(self, client: int, tag: str, priority: int, retries: int, crash_limit: int) -> None:
-        options = TaskOptions(priority, None, retries, crash_limit)
+    def request(
+        self, client: int, tag: str, priority: int, retries: int, crash_limit: int, backoff: float
+    ) -> None:
+        options = TaskOptions(priority, None, retries, crash_limit, None, backoff)
         task = self.queue.request(client, tag, [b"parameters"], options)
         assert task.id not in self.known
         self.known[task.id] = _Known(client, tag, options)
@@ -120,6 +143,19 @@ class History(RuleBasedStateMachine):
             assert got.attempt == known.attempt
             assert got.frame == [b"parameters"]
             self.handed_out.append((slave, got))
+
+    @precondition(lambda self: self.deferred)
+    @rule(seconds=st.sampled_from([0.0, 1.0, 2.0, 60.0]))
+    def time_goes_by(self, seconds: float) -> None:
+        self.now += seconds
+        due = [i for i in self.deferred if self.known[i].due <= self.now]
+        due.sort(key=lambda i: (self.known[i].due, self.queue.tasks[i].ticket))
+        effects = self.queue.due(self.now)
+        assert [(e.kind, e.task and e.task.id) for e in effects] == [("due", i) for i in due]
+        for task_id in reversed(due):
+            self.deferred.remove(task_id)
+            self.line.insert(0, task_id)
+            self.known[task_id].state = State.WAITING
 
     @precondition(lambda self: self.handed_out)
     @rule(pick=pick)
@@ -145,25 +181,29 @@ class History(RuleBasedStateMachine):
             return
         slave, assignment = pick.choice(choice)
         task_id, known = assignment.task_id, self.known[assignment.task_id]
-        effect = end(self.queue, assignment, outcome, slave)
+        effect = end(self.queue, assignment, outcome, slave, now=self.now)
         frame = [f"{task_id}/{assignment.attempt}/{outcome.value}".encode()]
         current = known.holder == slave and known.attempt == assignment.attempt
         retried = outcome is Outcome.EXCEPTION and known.failures < known.options.retries
+        answered = outcome is Outcome.EXCEPTION and assignment.attempt <= known.answered
         kind = "finished"
         stop_on = None
         if not known.live or (
-            not current and (retried or outcome not in (Outcome.RESULT, Outcome.EXCEPTION))
+            not current
+            and (retried or answered or outcome not in (Outcome.RESULT, Outcome.EXCEPTION))
         ):
             kind = "dropped"
             self.dropped += 1
         elif not current:
             stop_on = known.holder
             self.finish(task_id, State(outcome.value), frame)
-        elif outcome is Outcome.RETURNED or retried:
+        elif retried:
+            kind = self.retry(task_id)
+        elif outcome is Outcome.RETURNED:
             kind = "rescheduled"
-            known.failures += retried
             self.reschedule(task_id)
         elif outcome in (Outcome.CRASHED, Outcome.OUT_OF_MEMORY):
+            known.answered = known.attempt
             self.crash(task_id, State(outcome.value))
             kind = "rescheduled" if known.live else "finished"
         else:
@@ -201,7 +241,7 @@ class History(RuleBasedStateMachine):
     def keeps(self, slave: int, assignment: Assignment) -> bool:
         """Whether a slave that says it has that attempt may go on with it; if so it does."""
         known = self.known[assignment.task_id]
-        if known.attempt != assignment.attempt:
+        if known.attempt != assignment.attempt or known.attempt == known.answered:
             return False
         if known.state is State.WAITING:
             self.line.remove(assignment.task_id)
@@ -244,7 +284,7 @@ class History(RuleBasedStateMachine):
         known = self.known[task_id]
         assert self.queue.cancel(task_id) == (known.live, known.holder)
         if known.live:
-            (self.line if known.holder is None else self.held[known.holder]).remove(task_id)
+            self.place_of(task_id).remove(task_id)
             known.state, known.holder = State.CANCELLED, None
 
     @rule(client=clients, tag=st.sampled_from([None, *TAGS]))
@@ -274,6 +314,7 @@ class History(RuleBasedStateMachine):
             task = self.queue.tasks[task_id]
             assert (task.state, task.holder) == (known.state, known.holder)
             assert (task.attempt, task.started) == (known.attempt, known.started)
+            assert task.answered == known.answered
             assert (task.crashes, task.failures) == (known.crashes, known.failures)
         assert self.queue.delivered == states[State.DELIVERED]
         assert self.queue.cancelled == states[State.CANCELLED]
@@ -282,6 +323,9 @@ class History(RuleBasedStateMachine):
     @invariant()
     def books_are_right(self) -> None:
         check_books(self.queue)
+        assert self.queue.next_due() == min(
+            (self.known[i].due for i in self.deferred), default=None
+        )
         for slave, held in self.held.items():
             assert [task.id for task in self.queue.held_by(slave)] == held
 
@@ -289,6 +333,7 @@ class History(RuleBasedStateMachine):
         """Let the job come to its end: every task is delivered once, or was cancelled."""
         for slave in self.held:
             self.release(slave)
+        self.time_goes_by(60.0)
         while (got := self.queue.hand_out(SLAVE, TAGS)) is not None:
             end(self.queue, got)
         for client in (CLIENT, OTHER_CLIENT):
