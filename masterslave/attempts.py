@@ -18,6 +18,10 @@ KEPT_TASKS = 1000
 KEPT_CHARACTERS = 1 << 24
 
 
+#: Of a task that ended so, the story is that of all its attempts.
+OF_ALL_ATTEMPTS = frozenset((Outcome.CRASHED.value, Outcome.OUT_OF_MEMORY.value))
+
+
 class Attempt(NamedTuple):
     """An attempt that failed."""
 
@@ -99,11 +103,10 @@ class FailureLog:
         self._used -= sum(len(attempt.story) for attempt in tasks.pop(task_id).attempts)
 
 
-def own_story(attempt: int, story: str) -> str:
-    """What the last attempt's own story is, in the story that a task ended with.
-
-    That of a task which crashed tells of all attempts, one after another.
-    """
+def own_story(attempt: int, outcome: str, story: str) -> str:
+    """What the last attempt's own story is, in the story that a task ended with."""
+    if outcome not in OF_ALL_ATTEMPTS:
+        return story
     begin = f"attempt {attempt}: "
     if story.startswith(begin):
         return story[len(begin) :]

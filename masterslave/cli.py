@@ -23,17 +23,21 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from masterslave import naming
-from masterslave.errors import MasterSlaveError
+from masterslave.chaos import Chaos
+from masterslave.errors import MasterSlaveError, SettingsError
 from masterslave.keyfile import load_key
-from masterslave.settings import Settings
+from masterslave.settings import Settings, parse_bytes
 
 _COMMANDS = ("show", "list", "slave", "serve", "failures", "journal", "replay")
 
 #: Options that are followed by a value.
-_WITH_VALUE = ("-m", "--master", "-n", "--workers", "--to", "--journal", "--port")
+_WITH_VALUE = (
+    "-m", "--master", "-n", "--workers", "--memory", "--chaos", "--to", "--journal", "--port",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,6 +93,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     slave.add_argument("label", metavar="LABEL")
     slave.add_argument(
         "-n", "--workers", type=_positive, default=1, metavar="N", help="worker processes (1)"
+    )
+    slave.add_argument(
+        "--memory", type=_size, metavar="SIZE", help="private memory that each worker may have: 2G"
+    )
+    slave.add_argument(
+        "--chaos",
+        type=_chaos,
+        metavar="SPEC",
+        help="let things go wrong on purpose, such as kill=0.01,cut=0.02; see the README",
     )
     serve = commands.add_parser("serve", parents=[common], help="be a task manager, until SIGTERM")
     serve.add_argument("label", metavar="LABEL")
@@ -167,6 +180,20 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _chaos(text: str) -> Chaos:
+    try:
+        return Chaos.parse(text) or Chaos()  # which says that nothing is to go wrong
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _connect(options: argparse.Namespace, settings: Settings, label: str) -> Any:
     key = load_key(settings.key_file)
     find = naming.wait_and_connect if options.wait else naming.connect
@@ -202,12 +229,15 @@ def _list(options: argparse.Namespace, settings: Settings) -> int:
 def _slave(options: argparse.Namespace, settings: Settings) -> int:
     from masterslave.slave import run_slave
 
+    if options.chaos is not None:
+        settings = replace(settings, chaos=options.chaos if str(options.chaos) else None)
     run_slave(
         options.label,
         options.master,
         workers=options.workers,
         settings=settings,
         wait=options.wait,
+        memory=options.memory,
     )
     return 0
 

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from masterslave.pace import HORIZON_S, Pace
-from masterslave.records import Assignment, Completion, Outcome
+from masterslave.records import Assignment, Completion, Frame, Outcome, frame_bytes
 
 #: Work in a worker's own line beyond the running task. Larger: more waits behind a task that turns
 #: out long. Smaller: the worker waits for its supervisor between tiny tasks.
@@ -29,6 +29,13 @@ AHEAD_S = 0.002
 #: A running task that takes this much longer than the horizon makes the slave give back what it
 #: holds in advance. Larger: held-back tasks wait longer. Smaller: work travels to and fro.
 STALL_S = 2.5 * HORIZON_S
+
+
+#: Parameters of at least this size are the worker's alone while it runs the task. Smaller: time is
+#: lost on counting what is not worth it.
+_LET_GO_BYTES = 1 << 20
+
+_LET_GO: Frame = []  # stands for them here
 
 
 class Send(NamedTuple):
@@ -54,6 +61,12 @@ class Skip(NamedTuple):
 
 Action = Send | Kill | Skip
 _RETURNED = Outcome.RETURNED.value
+
+
+def _slim(task: Assignment) -> Assignment:
+    """The first task of a line as it is kept here: it will not be sent to another worker."""
+    large = frame_bytes(task.frame) >= _LET_GO_BYTES
+    return task._replace(frame=_LET_GO) if large else task
 
 
 class _Blame(NamedTuple):
@@ -107,15 +120,20 @@ class Dispatch:
     def finished(self, worker: int, done: Completion, now: float) -> None:
         """A worker hands in the first task of its line."""
         state = self._workers.get(worker)
-        if state is None or not state.line:
+        if state is None:
             return
-        first = state.line[0]
-        if (first.task_id, first.attempt) != (done.task_id, done.attempt):
-            return  # of an attempt that was given up here in the meantime
-        task = state.line.popleft()
-        state.busy_since = now
-        self._pace.record(task.tag, done.duration_s)
-        self._end(done)
+        ends = done.outcome == Outcome.OUT_OF_MEMORY  # the worker does, and begins nothing more
+        key = (done.task_id, done.attempt)
+        # Else it is of an attempt that was given up here in the meantime.
+        if state.line and (state.line[0].task_id, state.line[0].attempt) == key:
+            task = state.line.popleft()
+            state.busy_since = now
+            if not ends:
+                self._pace.record(task.tag, done.duration_s)
+            self._end(done)
+        if ends:
+            self.backlog.extendleft(reversed(state.line))
+            del self._workers[worker]
 
     def skipped(self, worker: int) -> None:
         """A worker has read a Skip: from now on it runs none of those tasks."""
@@ -123,14 +141,16 @@ class Dispatch:
         if state is not None:
             state.unread -= 1
 
-    def died(self, worker: int, story: str) -> None:
-        """A worker has ended. Its running task is to blame unless it was killed on purpose."""
+    def died(self, worker: int, story: str, outcome: Outcome = Outcome.CRASHED) -> None:
+        """A worker has ended. Its running task is to blame unless it was killed on purpose.
+
+        `outcome`: of its running task, when it was not.
+        """
         state = self._workers.pop(worker, None)
         if state is None or not state.line:
             return
         first = state.line.popleft()
         self.backlog.extendleft(reversed(state.line))
-        outcome = Outcome.CRASHED
         if state.blame is not None and state.blame.task_id == first.task_id:
             outcome, story = state.blame.outcome, f"{state.blame.why}; {story}"
         elif state.blame is not None:  # the one it was killed for had just finished
@@ -142,6 +162,8 @@ class Dispatch:
         state = self._workers.get(worker)
         if state is not None:
             state.ready = False
+            if state.line and state.line[0].frame is _LET_GO:
+                self._give_back(state.line.popleft())
             self.backlog.extendleft(reversed(state.line))
             state.line.clear()
 
@@ -270,9 +292,10 @@ class Dispatch:
         ]
         for number, state in ready:
             if self.backlog and not state.line:
-                state.line.append(self.backlog.popleft())
+                task = self.backlog.popleft()
+                state.line.append(_slim(task))
                 state.busy_since = now
-                actions.append(Send(number, [state.line[0]]))
+                actions.append(Send(number, [task]))
         for number, state in ready:
             long = now - state.busy_since > STALL_S  # nothing is to wait behind its task
             if self.backlog and not long and len(state.line) <= state.refill_at:
@@ -309,8 +332,10 @@ class Dispatch:
 
     def _give_back_backlog(self) -> None:
         while self.backlog:
-            task = self.backlog.popleft()
-            self._end(Completion(task.task_id, task.attempt, _RETURNED, [], 0.0, "not begun"))
+            self._give_back(self.backlog.popleft())
+
+    def _give_back(self, task: Assignment) -> None:
+        self._end(Completion(task.task_id, task.attempt, _RETURNED, [], 0.0, "not begun"))
 
     def _end(self, done: Completion) -> None:
         self._known.pop((done.task_id, done.attempt), None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, NamedTuple
 
-from masterslave.records import Frame, ProcessInfo, TaskOptions
+from masterslave.records import Frame, Piece, ProcessInfo, TaskOptions
 
 
 class Requested(NamedTuple):
@@ -102,7 +102,7 @@ def identity(tag: str, frame: Frame, key: str | None) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     name = tag.encode("utf-8", "surrogatepass")
     if key is not None:
-        parts = [b"key", name, key.encode("utf-8", "surrogatepass")]
+        parts: list[Piece] = [b"key", name, key.encode("utf-8", "surrogatepass")]
     else:
         parts = [b"parameters", name, *frame]
     for part in parts:

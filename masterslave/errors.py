@@ -9,6 +9,7 @@
     |   |                           is no original exception object
     |   |-- RemoteException         the original could not be brought over: its type and text
     |   |-- WorkerCrashed           the task ended its worker process, `crash_limit` times
+    |   |-- TaskOutOfMemory         the task needed more than its worker's memory limit
     |   `-- TaskTimedOut            the task ran past its time limit and was stopped
     |-- PayloadError                something cannot be pickled or unpickled
     |-- ResultTimeout               no result within the given time (also a TimeoutError)
@@ -110,6 +111,22 @@ class WorkerCrashed(TaskFailure):
         attempts = [line for line in self.story.splitlines() if line.startswith("attempt ")]
         last = attempts[-1].partition(";")[0] if attempts else self.story.partition("\n")[0]
         return f"its worker died each time; {last}"
+
+
+class TaskOutOfMemory(TaskFailure):
+    """A task needed more memory than its workers may have, in the last of its attempts.
+
+    It was tried as often as its `crash_limit` allows, each time in a fresh worker. `story` tells of
+    each attempt: process, host, memory limit, and the traceback where there is one.
+    """
+
+    def __init__(self, story: str) -> None:
+        super().__init__(story)
+        self.story = story
+
+    def __str__(self) -> str:
+        attempts = [line for line in self.story.splitlines() if line.startswith("attempt ")]
+        return attempts[-1] if attempts else self.story.partition("\n")[0]
 
 
 class TaskTimedOut(TaskFailure):

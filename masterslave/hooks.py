@@ -15,7 +15,10 @@ class Observer:
         """A task was put into the queue."""
 
     def task_finished(self, task_id: str, tag: str, outcome: str, duration_s: float) -> None:
-        """A task reached its end: result, exception, crashed, timed_out or cancelled."""
+        """A task reached its end.
+
+        `outcome`: result, exception, crashed, out_of_memory, timed_out or cancelled.
+        """
 
     def task_rescheduled(self, task_id: str, tag: str, reason: str) -> None:
         """A running task went back to the head of the queue."""

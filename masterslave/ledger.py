@@ -100,8 +100,7 @@ class Ledger:
             if entry.outcome == Outcome.RESULT:
                 failures.ended_well(task_id)
                 return
-            if entry.outcome == Outcome.CRASHED:
-                story = own_story(entry.attempt, story)
+            story = own_story(entry.attempt, entry.outcome, story)
             tell = failures.failed
         tell(task_id, tag, Attempt(entry.attempt, where, entry.outcome, entry.at, story))
 
@@ -159,8 +158,9 @@ class Ledger:
     def stored(self, values: Mapping[str, Any]) -> None:
         """Data items were stored."""
         for name, value in values.items():
-            is_frame = isinstance(value, list) and all(isinstance(b, bytes) for b in value)
-            size = frame_bytes(value) if is_frame else 0  # the rest is small
+            size = 0
+            if isinstance(value, list) and all(hasattr(part, "__len__") for part in value):
+                size = frame_bytes(value)  # other values are small
             self._journal.add(Stored(name, value), size)
 
     def dropped(self, name: str) -> None:

@@ -52,6 +52,7 @@ from masterslave.records import (
 )
 from masterslave.roster import Member, Roster
 from masterslave.settings import Settings
+from masterslave.stragglers import Stragglers
 from masterslave.waiters import Waiter, Waiters
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class TaskManager:
         self._lock = threading.Lock()
         self._queue = TaskQueue()
         self._pace = Pace()
+        self._stragglers = Stragglers()
         self._slaves_wait = Waiters(self._lock)
         self._waiter_of: dict[int, Waiter] = {}  # process id -> its exchange that waits
         self._single_calls: set[Waiter] = set()  # of `getAnyTask` and `getTaskWithTag`
@@ -189,9 +191,16 @@ class TaskManager:
             self._tell("process_left", process_id, member.info.machine, "unregistered")
         self._tell_observers()
 
-    def lostProcess(self, process_id: int, reason: str) -> None:
-        """A process is taken for dead: what it held is run elsewhere. It may come back."""
+    def lostProcess(self, process_id: int, reason: str, generation: int | None = None) -> None:
+        """A process is taken for dead: what it held is run elsewhere. It may come back.
+
+        `generation`: the number of the registration that this is about; nothing happens when the
+        process has registered again since.
+        """
         with self._lock:
+            known = self._roster.known(process_id)
+            if known is not None and generation not in (None, known.generation):
+                return
             member = self._roster.lose(process_id)
             if member is None:
                 return
@@ -225,6 +234,7 @@ class TaskManager:
             silent = self._roster.liveness.silent(now)
             for process_id in [p for p, until in self._awaited.items() if until <= now]:
                 self._give_up(process_id, f"did not come back within {self._settings.resume_s:g} s")
+            self._wake_for_stragglers()
         for process_id, age_s in silent:
             self.lostProcess(process_id, f"silent for {age_s:.1f} s")
 
@@ -352,6 +362,14 @@ class TaskManager:
         """Take the oldest finished task of that tag; blocks like `getResults`."""
         got = self.getResults(process_id, tag, 1, timeout)
         return got[0] if got else None
+
+    def repeatStragglers(self, tag: str, factor: float | None) -> None:
+        """Run tasks of that tag a second time elsewhere that take longer than `factor` averages.
+
+        Only when nothing of the tag waits and a worker is idle. None: do not (the default).
+        """
+        with self._lock:
+            self._stragglers.enable(tag, factor)
 
     def outstandingTasks(self, process_id: int = 0, tag: str | None = None) -> int:
         """How many tasks the client has requested and neither received nor cancelled."""
@@ -621,7 +639,7 @@ class TaskManager:
         while True:
             task = self._queue.peek(tags)
             if task is None or not member.may_take(task.tag, held, self._pace):
-                return tasks
+                return tasks or self._repeat_straggler(member, held)
             size += task.size
             if size > BATCH_BYTES and tasks:
                 return tasks  # the rest fits into the next answer
@@ -629,8 +647,30 @@ class TaskManager:
             assert assignment is not None
             estimate_s = self._pace.estimate_s(assignment.tag)
             member.took(assignment.task_id, assignment.attempt, estimate_s)
+            if self._stragglers:
+                self._stragglers.began(assignment.task_id, assignment.tag, member.id, self._clock())
             held += 1
             tasks.append(assignment)
+
+    def _repeat_straggler(self, member: Member, held: int) -> list[Assignment]:
+        """Nothing waits for an idle worker: let it begin a task that takes long elsewhere."""
+        if not self._stragglers or not member.is_idle(held):
+            return []
+        tags = (member.tags or frozenset()) - set(self._queue.waiting_tags())
+        task_id = self._stragglers.pick(member.id, tags, self._pace, self._clock())
+        if task_id is None:
+            return []
+        self._stragglers.ended(task_id)
+        assignment = self._queue.repeat(member.id, task_id)
+        if assignment is None:
+            return []
+        member.took(task_id, assignment.attempt, self._pace.estimate_s(assignment.tag))
+        log.info("task %s is run a second time", task_id, extra={"action": "task_repeated"})
+        return [assignment]
+
+    def _wake_for_stragglers(self) -> None:
+        for tag in self._stragglers.late_tags(self._pace, self._clock()):
+            self._slaves_wait.wake(tag)
 
     def _settle(self, process_id: int, member: Member | None, done: Completion) -> None:
         """Use one completion."""
@@ -651,6 +691,8 @@ class TaskManager:
         task = effect.task
         if task is None:
             return
+        if self._stragglers:
+            self._stragglers.ended(task.id)
         if effect.stop_on is not None:
             self._order_stop(effect.stop_on, task.id)
         if effect.kind == "finished":
@@ -658,7 +700,7 @@ class TaskManager:
             self._found_room()
             if self._observers:
                 self._tell("task_finished", task.id, task.tag, task.outcome, duration_s)
-            if task.outcome in ("crashed", "timed_out"):
+            if task.outcome in ("crashed", "out_of_memory", "timed_out"):
                 log.error("task %s: %s", task.id, task.detail, extra={"action": "task_failed"})
         elif effect.kind == "rescheduled":
             self._rescheduled(task, member, reason)
@@ -774,8 +816,10 @@ class TaskManager:
         if outcome == Outcome.RESULT:
             self._failure_log.ended_well(task.id)
         elif outcome:
-            story = task.history[-1] if outcome == Outcome.CRASHED or effect.setback else ""
-            story = own_story(attempt, story) or task.detail
+            if effect.setback:
+                story = task.history[-1].partition(": ")[2]
+            else:
+                story = own_story(attempt, outcome, task.detail)
             member = self._roster.known(process_id)
             where = member.info.machine if member is not None else f"process {process_id}"
             failed = Attempt(attempt, where, outcome, time.time(), story)

@@ -18,27 +18,47 @@ from os import PathLike
 from typing import Any
 
 from masterslave import payload, slavecode
+from masterslave.chaos import Chaos
 from masterslave.errors import (
     DataNotFound,
     PayloadError,
     ResultTimeout,
     SettingsError,
-    TaskFailure,
     TaskManagerTermination,
+    TaskOutOfMemory,
     TaskRaisedException,
     TaskTimedOut,
     WorkerCrashed,
 )
 from masterslave.hooks import Observer
-from masterslave.launchers.local import LocalSlaves
-from masterslave.records import Delivery, Frame, Outcome, TaskOptions, getMachineInfo
+from masterslave.launchers.local import LocalSlaves, SlaveOptions
+from masterslave.memory import check_supported
+from masterslave.records import (
+    Delivery,
+    Frame,
+    Outcome,
+    TaskOptions,
+    frame_bytes,
+    getMachineInfo,
+)
 from masterslave.service import Service
-from masterslave.settings import Settings, check_label
+from masterslave.settings import Settings, check_label, parse_bytes
 
 log = logging.getLogger(__name__)
 
+#: What stands for the failure of a task that has no exception object of its own.
+_FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut]] = {
+    Outcome.CRASHED.value: WorkerCrashed,
+    Outcome.OUT_OF_MEMORY.value: TaskOutOfMemory,
+    Outcome.TIMED_OUT.value: TaskTimedOut,
+}
+
 #: How many requests `requestTasks` pickles before it hands them over. Larger: slaves start later.
 _REQUEST_BATCH = 200
+
+#: Parameters of a task beyond this size bring a warning. Larger: programs that send the same array
+#: with every task are slow and do not learn why. Smaller: a warning where there is nothing to gain.
+_LARGE_PARAMETERS_BYTES = 10_000_000
 
 
 @contextlib.contextmanager
@@ -103,6 +123,7 @@ class MasterProcess:
         self._use_script(slavecode.running_script(), shared=False)
         self._states: dict[int, list[str]] = {}  # names of each state's values
         self._state_uses: Counter[int] = Counter()  # how often each was set
+        self._large_tags: set[str] = set()  # whose large parameters have been remarked on
         self._lock = threading.Lock()
         self._slaves = LocalSlaves()
         self._down = False
@@ -136,14 +157,36 @@ class MasterProcess:
         self._slaves.end(2.0)
         self._service.stop()
 
-    def launchSlaveJobs(self, n: int = 1) -> list[int]:
+    def launchSlaveJobs(
+        self,
+        n: int = 1,
+        *,
+        workers: int = 1,
+        memory: int | str | None = None,
+        chaos: str | None = None,
+    ) -> list[int]:
         """Start `n` slaves on this machine, with the code kept in the task manager.
 
-        Gives their process ids. They end with this master. Raises `SettingsError` when no code is
-        kept (see `runJob` and `initializeMasterProcess`).
+        Gives their process ids. They end with this master. `workers`: worker processes of each
+        slave. `memory`: how much private memory each worker may have, in bytes or as ``"2G"``; a
+        task that needs more fails with `TaskOutOfMemory`. `chaos`: what goes wrong in them on
+        purpose, such as ``"kill=0.01,cut=0.02"``, see `masterslave.chaos`; "" for nothing, None for
+        what `MASTERSLAVE_CHAOS` says. Raises `SettingsError` when no code is kept (see `runJob` and
+        `initializeMasterProcess`), or for an argument that cannot be used.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise SettingsError(f"launchSlaveJobs: n={n!r} must be an integer of at least 1")
+        for name, value in (("n", n), ("workers", workers)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingsError(
+                    f"launchSlaveJobs: {name}={value!r} must be an integer of at least 1"
+                )
+        if chaos is not None and not isinstance(chaos, str):
+            raise SettingsError(f"launchSlaveJobs: chaos={chaos!r} must be text or None")
+        options = SlaveOptions(
+            workers,
+            None if memory is None else parse_bytes(memory),
+            self.settings.chaos if chaos is None else Chaos.parse(chaos) or Chaos(),
+        )
+        check_supported(options.memory)
         try:
             self.task_manager.retrieveData(slavecode.DATA_NAME)
         except DataNotFound:
@@ -152,7 +195,7 @@ class MasterProcess:
                 "slave_module= to initializeMasterProcess"
             ) from None
         self._slaves.reap()
-        return self._slaves.launch(self.label, self.address, n)
+        return self._slaves.launch(self.label, self.address, n, options)
 
     @property
     def address(self) -> str:
@@ -278,6 +321,21 @@ class MasterProcess:
             raise SettingsError(f"task_id={task_id!r}: must be a task id such as 'sqrt_0'")
         return self.task_manager.cancelTask(task_id)
 
+    def repeatStragglers(self, tag: str, factor: float | None = 3.0) -> None:
+        """From now on, run a task of that tag a second time elsewhere when it takes too long.
+
+        That is when it has run for more than `factor` times the tag's average, no task of the tag
+        waits, and a worker is idle: the end of a job is not held up by one slow machine. The first
+        result wins, the other attempt is stopped. For tasks that may run twice without harm. None
+        switches it off, as it is in the beginning.
+        """
+        _check_tag(tag)
+        if factor is not None and (
+            isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor >= 1
+        ):
+            raise SettingsError(f"factor={factor!r}: must be a number of at least 1, or None")
+        self.task_manager.repeatStragglers(tag, factor)
+
     def printStatistics(self, verbose: bool = True) -> None:
         """Print what ``task_manager LABEL`` would show now: processes and tasks."""
         from masterslave import tables  # takes time to load, and few programs need it
@@ -292,7 +350,7 @@ class MasterProcess:
         Tasks refer to them with `GlobalStateValue(state_id, name)` among their parameters. Each
         slave fetches a value once. Raises `PayloadError` when a value cannot be pickled.
         """
-        frames = {name: self._codec.encode(value) for name, value in values.items()}
+        frames = {name: self._codec.encode(value, name) for name, value in values.items()}
         state_id = _state_id(frames)
         with self._lock:
             self._states[state_id] = list(frames)
@@ -332,15 +390,27 @@ class MasterProcess:
 
     def _encode(self, tag: str, parameters: tuple[Any, ...]) -> Frame:
         try:
-            return self._codec.encode(parameters)
+            frame = self._codec.encode(parameters, "parameters")
         except PayloadError as error:
             raise PayloadError(f"the parameters of a task {tag!r}: {error}") from error.__cause__
+        size = frame_bytes(frame)
+        if size > _LARGE_PARAMETERS_BYTES and tag not in self._large_tags:
+            self._large_tags.add(tag)
+            log.warning(
+                "the parameters of a task %r are %.0f MB, sent with every such task; what several "
+                "tasks use is sent once per slave by setGlobalState, with GlobalStateValue in its "
+                "place among the parameters",
+                tag,
+                size / 1e6,
+                extra={"action": "large_parameters"},
+            )
+        return frame
 
     def _value(self, delivery: Delivery) -> Any:
         """The result of a finished task; raises what it raised."""
         if delivery.outcome == Outcome.RESULT:
             try:
-                return self._codec.decode(delivery.frame)
+                return self._codec.decode(delivery.frame, owned=True)
             except PayloadError as error:
                 raise TaskRaisedException(
                     delivery.task_id, delivery.tag, error, f"the result arrived, but {error}"
@@ -349,10 +419,7 @@ class MasterProcess:
         if delivery.outcome == Outcome.EXCEPTION:
             exception = self._codec.decode_exception(delivery.frame, delivery.detail)
         else:
-            kind: type[TaskFailure] = (
-                WorkerCrashed if delivery.outcome == Outcome.CRASHED else TaskTimedOut
-            )
-            exception = kind(delivery.detail)
+            exception = _FAILURES[delivery.outcome](delivery.detail)
         raise TaskRaisedException(delivery.task_id, delivery.tag, exception, delivery.detail)
 
 

@@ -26,6 +26,7 @@ from masterslave.transports.pyro import (
 log = logging.getLogger(__name__)
 
 _ALIVE_S = 3.0  # longest time that a living master takes to prove its key
+_EVERYWHERE = ("0.0.0.0", "::", "")
 _WAIT_STEP_S = 0.25  # between two looks of a slave that waits for its master
 
 
@@ -57,14 +58,17 @@ class Registration:
         try:
             with self._name_server() as names:
                 names.remove(self._label, self._server.uri)
-        except NameServerGone:
-            log.debug("the name server had gone before %s was removed", self._label)
+        except ConnectionFailed as error:  # gone, or replaced by one that we do not trust
+            log.debug("%s was not removed from the name server: %s", self._label, error)
         self._close_own()
 
     def _name_server(self) -> NameServer:
         # A master that listens on this machine only has no use for a name server elsewhere.
         local = self._settings.host.startswith("127.")
-        return NameServer(broadcast=self._settings.broadcast and not local)
+        address = None
+        if self._own is not None and self._settings.host not in _EVERYWHERE:
+            address = self._settings.host, name_server_address()[1]  # ours listens there only
+        return NameServer(broadcast=self._settings.broadcast and not local, address=address)
 
     def _close_own(self) -> None:
         if self._own is not None:

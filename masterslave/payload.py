@@ -4,6 +4,17 @@ A frame is a list: first the pickle (protocol 5), then the large buffers that it
 band (PEP 574) and unjoined. Only clients and workers use this module; the task manager moves
 frames without looking into them.
 
+No item of a frame is longer than `pieces.PIECE_BYTES`, so that messages of every kind can carry
+it; values may be of any size. What is longer is cut, and then an index comes first:
+
+| item of the frame | bytes | plain frame                     | cut frame                          |
+|-------------------|-------|---------------------------------|------------------------------------|
+| first             | 0-3   | beginning of the pickle, 80 05  | ``MSCF``, which no such pickle is  |
+|                   | 4-    | rest of the pickle              | length of the pickle, then of each |
+|                   |       |                                 | buffer, 8 bytes each, big-endian   |
+| others            |       | one buffer each                 | pickle and buffers in pieces of    |
+|                   |       |                                 | any length; each begins a new one  |
+
 What a program's own script defines (``__main__``) is pickled by name when the receiver runs the
 same script, so that classes stay the same class on both sides, and by value (cloudpickle)
 otherwise: a notebook's functions and classes travel too.
@@ -12,16 +23,19 @@ otherwise: a notebook's functions and classes travel too.
 from __future__ import annotations
 
 import hashlib
-import io
 import pickle
+import struct
 import sys
+from collections import deque
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
 import cloudpickle
 
+from masterslave import pieces, unpicklable
 from masterslave.errors import PayloadError, RemoteException
-from masterslave.records import MAX_FRAME_BYTES, Frame
+from masterslave.records import Frame, Piece
 
 #: Buffers of at least this size travel beside the pickle instead of inside it. Larger: big arrays
 #: are copied once more. Smaller: a frame of many small arrays costs more in pieces than in copies.
@@ -29,6 +43,14 @@ OUT_OF_BAND_BYTES = 65536
 
 #: Of an exception's text where the exception itself cannot be brought over.
 _TEXT_CHARACTERS = 10_000
+
+#: Begins the index of a cut frame.
+_CUT = b"MSCF"
+
+#: A pickler hands over bytes objects of at least this size as they are: they become pieces without
+#: a copy. Its own output comes in parts of about 64 KiB, and those are joined. Larger: bytes
+#: objects are copied once more. Smaller: output is taken for such an object, and stays in parts.
+_KEPT_BYTES = 1 << 20
 
 
 class Codec:
@@ -43,44 +65,84 @@ class Codec:
         self.main_id = main_id
         self.shared_main = shared_main
 
-    def encode(self, value: Any) -> Frame:
-        """Pickle `value`. Raises `PayloadError` with the reason when that cannot be done."""
-        buffers: list[pickle.PickleBuffer] = []
+    def encode(self, value: Any, name: str = "", *, copy: bool = True) -> Frame:
+        """Pickle `value`. Raises `PayloadError` that says what in it cannot be pickled, and why.
+
+        `name`: what the path to that begins with. `copy`: False where the frame is used up before
+        anything can change the value's arrays; the frame refers to their memory then.
+        """
+        buffers: list[Piece] = []
 
         def keep_inside(buffer: pickle.PickleBuffer) -> bool:
-            if buffer.raw().nbytes < OUT_OF_BAND_BYTES:
+            view = buffer.raw()
+            if len(view) < OUT_OF_BAND_BYTES:
                 return True
-            buffers.append(buffer)
+            buffers.append(view)
             return False
 
-        head = None
+        head: list[bytes] = []
         try:
-            head = pickle.dumps(value, protocol=5, buffer_callback=keep_inside)
+            pickle.Pickler(_sink(head.append), protocol=5, buffer_callback=keep_inside).dump(value)
+            by_value = not self.shared_main and any(map(_names_main, head))
         except Exception:
-            buffers.clear()  # a lambda, a closure, a local class: by value, below
-        if head is not None and not self.shared_main and b"__main__" in head:
+            by_value = True  # a lambda, a closure, a local class
+        if by_value:  # or the receiver may not have what is named of this script
+            head.clear()
             buffers.clear()
-            head = None  # names something of this script, which the receiver may not have
-        if head is None:
-            stream = io.BytesIO()
-            pickler = _ByValuePickler(self.main_id, stream, keep_inside)
             try:
-                pickler.dump(value)
+                _ByValuePickler(self.main_id, _sink(head.append), keep_inside).dump(value)
             except Exception as error:
-                raise PayloadError(f"{describe(value)} cannot be pickled: {error}") from error
-            head = stream.getvalue()
-        size = len(head) + sum(buffer.raw().nbytes for buffer in buffers)
-        if size > MAX_FRAME_BYTES:
-            raise PayloadError(
-                f"{describe(value)} takes {size} bytes, and at most {MAX_FRAME_BYTES} can travel: "
-                "divide it, or pass a file's name"
-            )
-        return [head, *(bytes(buffer.raw()) for buffer in buffers)]
+                raise self._refusal(value, name, error) from error
+        if len(head) == 1 and not buffers and len(head[0]) < _KEPT_BYTES:
+            return [head[0]]  # most values
+        frame: Frame = list(_joined_parts(head))
+        longest = max(map(len, frame + buffers))
+        if len(frame) == 1 and longest <= pieces.PIECE_BYTES:
+            return frame + ([_own(buffer) for buffer in buffers] if copy else buffers)
+        lengths = [sum(map(len, frame)), *map(len, buffers)]
+        index = _CUT + struct.pack(f"!{len(lengths)}Q", *lengths)
+        frame = [piece for part in frame for piece in pieces.cut(part)]
+        for buffer in buffers:
+            frame += map(_own, pieces.cut(buffer)) if copy else pieces.cut(buffer)
+        return [index, *frame]
 
-    def decode(self, frame: Frame) -> Any:
-        """Rebuild the value. Arrays are writable. Raises `PayloadError` with the reason."""
+    def _refusal(self, value: Any, name: str, error: Exception) -> PayloadError:
+        """What is to be said when a value cannot be pickled."""
+
+        def failure(part: Any) -> Exception | None:
+            try:
+                _ByValuePickler(self.main_id, _sink(len), lambda buffer: False).dump(part)
+            except Exception as refusal:
+                return refusal
+            return None
+
+        found = unpicklable.find(value, name or "value", failure)
+        if found is None:
+            return PayloadError(f"{describe(value)} cannot be pickled: {error}")
+        kind = type(found.part)
+        where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+        return PayloadError(
+            f"{found.path} (a {where}{kind.__qualname__}) cannot be pickled: {found.error}"
+        )
+
+    def decode(self, frame: Frame, *, owned: bool = False) -> Any:
+        """Rebuild the value. Arrays are writable. Raises `PayloadError` with the reason.
+
+        `owned`: nobody else needs the frame: arrays may take over its memory, and when it was cut
+        it is emptied, so that joining its pieces takes little more memory than the value itself.
+        """
         try:
-            return pickle.loads(frame[0], buffers=[bytearray(piece) for piece in frame[1:]])
+            if frame[0][: len(_CUT)] != _CUT:
+                buffers = frame[1:] and [_writable(part, owned) for part in frame[1:]]
+                return pickle.loads(frame[0], buffers=buffers)
+            parts = deque(frame)
+            if owned:
+                frame.clear()
+            head = parts.popleft()
+            head_length, *lengths = (n for (n,) in struct.iter_unpack("!Q", head[len(_CUT) :]))
+            stream = _Stream(_taken(parts, head_length))
+            arrays = (_joined(_taken(parts, length), owned) for length in lengths)
+            return pickle.Unpickler(stream, buffers=arrays).load()
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise PayloadError(f"a value cannot be unpickled here: {reason}") from error
@@ -90,7 +152,7 @@ class Codec:
         error = error.with_traceback(None)
         try:
             frame = self.encode(error)
-            pickle.loads(frame[0], buffers=[bytearray(piece) for piece in frame[1:]])
+            self.decode(frame)
         except Exception:  # its class decides what can go wrong there
             kind = type(error)
             stand_in = RemoteException(f"{kind.__module__}.{kind.__qualname__}", _text(error))
@@ -106,6 +168,111 @@ class Codec:
             name, _, text = last.partition(": ")
             return RemoteException(name, text)
         return value if isinstance(value, BaseException) else RemoteException(repr(value), "")
+
+
+class _Sink:
+    """A pickler's file, whose `write` is given to it."""
+
+    __slots__ = ("write",)
+    write: Callable[[bytes], object]
+
+
+def _sink(write: Callable[[bytes], object]) -> _Sink:
+    sink = _Sink()
+    sink.write = write
+    return sink
+
+
+def _names_main(part: bytes) -> bool:
+    return len(part) < _KEPT_BYTES and b"__main__" in part
+
+
+def _joined_parts(parts: list[bytes]) -> Iterator[bytes]:
+    """A pickler's output, which is used up, in large parts.
+
+    The pickler's own small parts are joined. Large bytes objects that it only passed stay as they
+    are.
+    """
+    small: list[bytes] = []
+    size = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        kept = len(part) >= _KEPT_BYTES
+        if small and (kept or size + len(part) > pieces.PIECE_BYTES):
+            yield b"".join(small)
+            small, size = [], 0
+        if kept:
+            yield bytes(part)  # itself, but a bytearray, which may change, is copied
+        else:
+            small.append(part)
+            size += len(part)
+    if small:
+        yield b"".join(small)
+
+
+def _own(part: Piece) -> bytes:
+    """A copy of what a buffer shows now."""
+    return bytes(part)
+
+
+def _writable(part: Piece, owned: bool) -> Piece:
+    """The part itself if it may be written to, else a copy."""
+    return part if owned and isinstance(part, bytearray) else bytearray(part)
+
+
+def _taken(parts: deque[Piece], length: int) -> deque[Piece]:
+    """Take the pieces that make up so many bytes off the left."""
+    taken: deque[Piece] = deque()
+    while length > 0:
+        taken.append(parts.popleft())
+        length -= len(taken[-1])
+    if length:
+        raise ValueError("the pieces of a frame are not those of its index")
+    return taken
+
+
+def _joined(parts: deque[Piece], owned: bool) -> Piece:
+    """One writable buffer made of pieces; each is let go of as soon as it is copied."""
+    if len(parts) == 1:
+        return _writable(parts[0], owned)
+    whole = bytearray()  # grows with what comes; at its full size it would take memory at once
+    while parts:
+        whole += parts.popleft()
+    return whole
+
+
+_NOTHING = memoryview(b"")  # an empty view of a piece would keep the piece
+
+
+class _Stream:
+    """A file for an unpickler over pieces; each is let go of when it has been read."""
+
+    def __init__(self, parts: deque[Piece]) -> None:
+        self._parts = parts
+        self._rest = _NOTHING
+
+    def readinto(self, target: Any) -> int:
+        view = memoryview(target)
+        got = 0
+        while got < len(view) and (self._rest or self._parts):
+            if not self._rest:
+                self._rest = memoryview(self._parts.popleft())
+            count = min(len(view) - got, len(self._rest))
+            view[got : got + count] = self._rest[:count]
+            self._rest = self._rest[count:] or _NOTHING
+            got += count
+        return got
+
+    def read(self, size: int) -> bytes:
+        data = bytearray(size)
+        return bytes(data[: self.readinto(data)])
+
+    def readline(self) -> bytes:  # unpicklers ask for it; protocol 5 has no lines
+        line = b""
+        while not line.endswith(b"\n") and (byte := self.read(1)):
+            line += byte
+        return line
 
 
 def describe(value: Any, limit: int = 60) -> str:
@@ -167,7 +334,7 @@ def _named_in_main(qualname: str) -> Any:
 class _ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle, except that classes and functions of a known script carry its identity."""
 
-    def __init__(self, main_id: str | None, stream: io.BytesIO, keep_inside: Any) -> None:
+    def __init__(self, main_id: str | None, stream: _Sink, keep_inside: Any) -> None:
         super().__init__(stream, protocol=5, buffer_callback=keep_inside)
         self._main_id = main_id
 

@@ -4,7 +4,7 @@
 
     request --> WAITING --hand_out--> RUNNING --complete--> RESULT | EXCEPTION --deliver--> (gone)
                    ^  |                  |
-                   |  +--late result     +--crash_limit----> CRASHED  -----------deliver--> (gone)
+                   |  +--late result     +--crash_limit----> CRASHED | OUT_OF_MEMORY ----> (gone)
                    |                     +--time limit-----> TIMED_OUT ----------deliver--> (gone)
                    +------reschedule-----+
     WAITING | RUNNING --cancel--> CANCELLED (gone: a cancelled task is never delivered)
@@ -55,6 +55,7 @@ class State(str, Enum):
     RESULT = "result"  # finished: the handler returned
     EXCEPTION = "exception"  # finished: the handler raised
     CRASHED = "crashed"  # finished: ended its worker `crash_limit` times
+    OUT_OF_MEMORY = "out_of_memory"  # finished: the same, and the last time for want of memory
     TIMED_OUT = "timed_out"  # finished: killed at its time limit
     CANCELLED = "cancelled"  # taken back by its client; forgotten at once
     DELIVERED = "delivered"  # its client has it; forgotten
@@ -70,6 +71,7 @@ class Event(str, Enum):
     RESULT = "result"
     EXCEPTION = "exception"
     CRASH = "crash"
+    OUT_OF_MEMORY = "out_of_memory"
     TIME_OUT = "time_out"
     CANCEL = "cancel"
     DELIVER = "deliver"
@@ -81,6 +83,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.PARKED, Event.RESULT): State.RESULT,  # claimed after it had finished; so below
     (State.PARKED, Event.EXCEPTION): State.EXCEPTION,
     (State.PARKED, Event.CRASH): State.CRASHED,
+    (State.PARKED, Event.OUT_OF_MEMORY): State.OUT_OF_MEMORY,
     (State.PARKED, Event.TIME_OUT): State.TIMED_OUT,
     (State.WAITING, Event.HAND_OUT): State.RUNNING,
     (State.WAITING, Event.ADOPT): State.RUNNING,
@@ -91,21 +94,26 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.RUNNING, Event.RESULT): State.RESULT,
     (State.RUNNING, Event.EXCEPTION): State.EXCEPTION,
     (State.RUNNING, Event.CRASH): State.CRASHED,
+    (State.RUNNING, Event.OUT_OF_MEMORY): State.OUT_OF_MEMORY,
     (State.RUNNING, Event.TIME_OUT): State.TIMED_OUT,
     (State.RUNNING, Event.CANCEL): State.CANCELLED,
     (State.RESULT, Event.DELIVER): State.DELIVERED,
     (State.EXCEPTION, Event.DELIVER): State.DELIVERED,
     (State.CRASHED, Event.DELIVER): State.DELIVERED,
+    (State.OUT_OF_MEMORY, Event.DELIVER): State.DELIVERED,
     (State.TIMED_OUT, Event.DELIVER): State.DELIVERED,
 }
 
-FINISHED = frozenset((State.RESULT, State.EXCEPTION, State.CRASHED, State.TIMED_OUT))
+FINISHED = frozenset(
+    (State.RESULT, State.EXCEPTION, State.CRASHED, State.OUT_OF_MEMORY, State.TIMED_OUT)
+)
 _LIVE = frozenset((State.WAITING, State.RUNNING))
 _NOBODY = -1  # the client of a parked task
 _OUTCOME_EVENTS = {
     Outcome.RESULT.value: Event.RESULT,
     Outcome.EXCEPTION.value: Event.EXCEPTION,
     Outcome.CRASHED.value: Event.CRASH,
+    Outcome.OUT_OF_MEMORY.value: Event.OUT_OF_MEMORY,
     Outcome.TIMED_OUT.value: Event.TIME_OUT,
     Outcome.RETURNED.value: Event.RESCHEDULE,
 }
@@ -120,6 +128,7 @@ class Task:
         "crashes",
         "detail",
         "failures",
+        "former",
         "frame",
         "history",
         "holder",
@@ -146,6 +155,7 @@ class Task:
         self.state = State.WAITING
         self.attempt = 0  # number of the last hand-out
         self.holder: int | None = None  # process id of the slave that runs it
+        self.former: int | None = None  # a slave that runs an earlier attempt at the same time
         self.started = False  # whether the holder has said that a worker began it
         self.crashes = 0
         self.failures = 0  # exceptions so far
@@ -187,6 +197,7 @@ class TaskQueue:
         self._parked: dict[bytes, deque[Task]] = {}  # identity -> tasks in order of request
         self._lines = WaitingLines[Task]()
         self._held: dict[int, dict[str, Task]] = {}  # process id -> its tasks, oldest first
+        self._blamed: dict[int, list[tuple[str, str]]] = {}  # lost process -> task, its last story
         self._clients: dict[int, _Client] = {}
         self._counts: dict[State, Counter[str]] = {state: Counter() for state in State}
         self._next_id = 0
@@ -281,6 +292,22 @@ class TaskQueue:
         self._hold(task, process)
         return Assignment(task.id, task.tag, task.attempt, task.frame, task.options.timeout)
 
+    def repeat(self, process: int, task_id: str) -> Assignment | None:
+        """A slave begins a second attempt of a task that another one is at; the first result wins.
+
+        None when the task does not run any more, or is that slave's already.
+        """
+        task = self.tasks.get(task_id)
+        if task is None or task.state is not State.RUNNING or task.holder == process:
+            return None
+        former = task.holder
+        self._unhold(task)
+        task.former = former
+        task.attempt += 1
+        task.started = False
+        self._hold(task, process)
+        return Assignment(task.id, task.tag, task.attempt, task.frame, task.options.timeout)
+
     def adopt(self, process: int, task_id: str, attempt: int) -> bool:
         """A slave that came back says it still has that attempt; false: it should let go of it.
 
@@ -317,9 +344,11 @@ class TaskQueue:
     ) -> tuple[list[Effect], list[str]]:
         """A slave that came back says what it has: (task id, attempt) of each, oldest first.
 
-        What is on record for it and not among these goes back to the head of the line. Gives the
-        effects of that, and the ids that it should let go of.
+        It was not dead, so the crashes that its loss was counted as are taken back. What is on
+        record for it and not among these goes back to the head of the line. Gives the effects of
+        that, and the ids that it should let go of.
         """
+        self._take_back_blame(process)
         kept = set(held)
         missing = [task for task in self.held_by(process) if (task.id, task.attempt) not in kept]
         effects = [self._reschedule(task) for task in reversed(missing)]
@@ -338,7 +367,7 @@ class TaskQueue:
         task = self.tasks.get(done.task_id)
         if task is None or not (task.state in _LIVE or self._is_open(task)):
             return self._drop()
-        stop_on = None
+        stop_on = task.former
         if task.attempt != done.attempt or task.holder != process or task.state is State.WAITING:
             # Of an attempt that was given up only what its handler did is worth having, and not
             # an exception that another attempt, already under way, would have answered.
@@ -349,8 +378,8 @@ class TaskQueue:
             stop_on = task.holder
         elif event is Event.RESCHEDULE:
             return self._reschedule(task)
-        elif event is Event.CRASH:
-            return self._crash(task, done.detail)
+        elif event in (Event.CRASH, Event.OUT_OF_MEMORY):
+            return self._crash(task, done.detail, Outcome(done.outcome))
         elif event is Event.EXCEPTION and self._may_retry(task):
             task.failures += 1
             task.history.append(f"attempt {done.attempt}: {done.detail}")
@@ -369,15 +398,18 @@ class TaskQueue:
         if not guilty:
             guilty = {task.id for task in held[:could_run]}
         effects = []
+        blamed = self._blamed[process] = []
         for task in reversed(held):  # each goes to the head of its line: keep their order
             if task.id in guilty:
                 effects.append(self._crash(task, story))
+                blamed.append((task.id, task.history[-1]))
             else:
                 effects.append(self._reschedule(task))
         return effects
 
     def release(self, process: int) -> list[Effect]:
         """A slave leaves in good order: whatever it still holds goes back, at no task's cost."""
+        self._blamed.pop(process, None)
         held = list(self._held.pop(process, {}).values())
         return [self._reschedule(task) for task in reversed(held)]
 
@@ -483,16 +515,24 @@ class TaskQueue:
             self._lines.join_at_head(task, task.tag, task.options.priority)
         return Effect("rescheduled", task, None, setback)
 
-    def _crash(self, task: Task, story: str) -> Effect:
+    def _crash(self, task: Task, story: str, outcome: Outcome = Outcome.CRASHED) -> Effect:
         task.crashes += 1
         task.history.append(f"attempt {task.attempt}: {story}")
         if task.crashes < task.options.crash_limit:
-            return self._reschedule(task, Outcome.CRASHED.value)
-        self._finish(task, Event.CRASH, [], "\n".join(task.history))
+            return self._reschedule(task, outcome.value)
+        self._finish(task, _OUTCOME_EVENTS[outcome.value], [], "\n".join(task.history))
         return Effect("finished", task)
+
+    def _take_back_blame(self, process: int) -> None:
+        for task_id, story in self._blamed.pop(process, ()):
+            task = self.tasks.get(task_id)
+            if task is not None and task.state in _LIVE:
+                task.crashes -= 1
+                task.history.remove(story)
 
     def _finish(self, task: Task, event: Event, frame: Frame, detail: str) -> None:
         self._unhold(task)
+        task.former = None
         task.detail = detail
         if task.state is State.PARKED:
             task.outcome = TRANSITIONS[State.PARKED, event].value

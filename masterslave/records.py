@@ -19,15 +19,14 @@ from typing import Any, NamedTuple
 
 from masterslave.errors import SettingsError
 
-#: Pickled bytes first, then the large buffers that belong to them, unjoined.
-Frame = list[bytes]
+#: Part of a frame; a view is one of bytes.
+Piece = bytes | bytearray | memoryview
 
+#: A pickled value, in pieces; `payload` says how. Of any size.
+Frame = list[Piece]
 
 #: Stands for a frame that is not in memory: it rests in the journal. Compared with ``is``.
 AT_REST: Frame = []
-
-#: Largest frame that travels: a message is at most 1 GiB, and has a little more in it.
-MAX_FRAME_BYTES = (1 << 30) - (1 << 20)
 
 #: Frames are put into one message until they have this size together. Larger: a message takes long
 #: and much memory on its way. Smaller: more messages for arrays.
@@ -46,6 +45,7 @@ class Outcome(str, Enum):
     EXCEPTION = "exception"  # the handler raised; the frame holds the exception if picklable
     CRASHED = "crashed"  # the worker process died while the task ran
     TIMED_OUT = "timed_out"  # the worker was killed at the task's time limit
+    OUT_OF_MEMORY = "out_of_memory"  # the task needed more than its worker's memory limit
     RETURNED = "returned"  # not started, or stopped on purpose: no fault of the task
 
 

@@ -10,6 +10,7 @@
 | `MASTERSLAVE_GRACE`        | `grace_s`        | seconds that running tasks get at SIGTERM      |
 | `MASTERSLAVE_MEMORY`       | `memory_bytes`   | budget for tasks and results: bytes, or 2G     |
 | `MASTERSLAVE_WHEN_FULL`    | `when_full`      | requests beyond it: "block" or "raise"         |
+| `MASTERSLAVE_CHAOS`        | `chaos`          | what goes wrong in slaves on purpose, `chaos`  |
 
 Pyro's own variables (`PYRO_NS_HOST`, `PYRO_NS_PORT`, `PYRO_SSL...`) are read by Pyro and obeyed.
 """
@@ -18,10 +19,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from masterslave.chaos import Chaos
 from masterslave.errors import SettingsError
 
 DEFAULT_PORT = 7766  # of a task manager that is not registered with a name server
@@ -35,21 +38,6 @@ def _half_of_memory() -> int:
 
 
 _HALF_OF_MEMORY = _half_of_memory()
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_bytes(text: str, what: str) -> int:
-    """A number of bytes, with K, M, G or T for powers of 1024. `SettingsError` names `what`."""
-    number, unit = text.strip(), ""
-    if number[-1:].upper() in _UNITS and number[-1:]:
-        number, unit = number[:-1], number[-1].upper()
-    try:
-        value = float(number) * _UNITS[unit]
-    except ValueError:
-        value = 0.0
-    if not math.isfinite(value) or value < 1:
-        raise SettingsError(f"{what}={text!r}: must be a number of bytes such as 500M or 2G")
-    return int(value)
 
 
 @dataclass(frozen=True)
@@ -65,6 +53,7 @@ class Settings:
     memory_bytes: int = _HALF_OF_MEMORY  # of frames in a task manager; then they go to its journal
     when_full: str = "block"  # what a request does that finds no room: "block" or "raise"
     resume_s: float = 10.0  # longest time a restarted master waits for its slaves of before
+    chaos: Chaos | None = None  # of the slaves started; None: nothing goes wrong on purpose
     handshake_s: float = 10.0  # then a connection that has not proved itself is closed
     poll_s: float = 20.0  # longest time that a call waits in the task manager for a task
     stall_s: float = 5.0  # then a job that does not move says why in the log
@@ -91,16 +80,15 @@ class Settings:
         broadcast = env.get("MASTERSLAVE_BROADCAST", "1")
         if broadcast not in ("0", "1"):
             raise SettingsError(f"MASTERSLAVE_BROADCAST={broadcast!r}: must be 0 or 1")
-        memory = env.get("MASTERSLAVE_MEMORY")
+        memory = _size(env, "MASTERSLAVE_MEMORY")
         when_full = env.get("MASTERSLAVE_WHEN_FULL") or cls.when_full
         if when_full not in ("block", "raise"):
             raise SettingsError(f"MASTERSLAVE_WHEN_FULL={when_full!r}: must be block or raise")
         return replace(
             settings,
-            memory_bytes=(
-                parse_bytes(memory, "MASTERSLAVE_MEMORY") if memory else settings.memory_bytes
-            ),
+            memory_bytes=settings.memory_bytes if memory is None else memory,
             when_full=when_full,
+            chaos=Chaos.parse(env.get("MASTERSLAVE_CHAOS", "")),
             port=settings.port if port is None else int(port),
             master_gone_s=settings.master_gone_s if gone is None else gone,
             grace_s=settings.grace_s if grace is None else grace,
@@ -124,6 +112,41 @@ def _number(
         kind = "a whole number" if whole else "a number"
         raise SettingsError(f"{name}={text!r}: must be {kind} {bound}")
     return value
+
+
+def _size(env: Mapping[str, str], name: str) -> int | None:
+    text = env.get(name)
+    try:
+        return parse_bytes(text) if text else None
+    except SettingsError as error:
+        raise SettingsError(f"{name}: {error}") from error
+
+
+#: Factors of the letters after a size.
+_SIZE_UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_bytes(size: int | str) -> int:
+    """A size in bytes: a number, or a text such as ``512M`` or ``1.5G`` (powers of 1024).
+
+    Raises `SettingsError` unless it is at least one byte.
+    """
+    text = str(size).strip().upper()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([BKMGT]?)(?:I?B)?", text)
+    value = 0 if match is None else int(float(match[1]) * _SIZE_UNITS[match[2]])
+    if isinstance(size, bool) or value < 1:
+        raise SettingsError(f"size {size!r}: must be a number of bytes, such as 2147483648 or 2G")
+    return value
+
+
+def format_bytes(size: float) -> str:
+    """A size for people, such as ``1.5G``."""
+    units = iter("KMGT")
+    unit = ""
+    while size >= 1000 and unit != "T":
+        size /= 1024
+        unit = next(units)
+    return f"{size:.3g}{unit}"
 
 
 def split_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from typing import Any
 from masterslave import slavecode, worker
 from masterslave.errors import SettingsError, SlaveError
 from masterslave.keyfile import load_key
+from masterslave.memory import check_supported
 from masterslave.settings import Settings, check_label, split_address
 from masterslave.transports.base import Link
 
@@ -132,16 +133,19 @@ def run_slave(
     record: slavecode.Record | None = None,
     settings: Settings | None = None,
     wait: bool = False,
+    memory: int | None = None,
 ) -> None:
     """Be a slave of `workers` worker processes until the master has ended. Blocks.
 
     `record`: the slave's code, None takes what the master keeps. `wait`: wait for the master to
-    come. Raises as `SlaveProcess.start`.
+    come. `memory`: bytes of private memory that each worker may have, None for no limit. Raises as
+    `SlaveProcess.start`, and `SettingsError` where the system cannot limit memory.
     """
     # Workers import this module too, and need neither: they take time to load.
     from masterslave import naming
     from masterslave.supervisor import Supervisor
 
+    check_supported(memory)
     chosen = settings or Settings.from_environment()
     key = load_key(chosen.key_file)
     if wait:
@@ -150,4 +154,4 @@ def run_slave(
     def connect() -> Link:
         return naming.connect(label, master_host, chosen, key)
 
-    Supervisor(label, connect, workers, chosen, record).run()
+    Supervisor(label, connect, workers, chosen, record, memory=memory).run()

@@ -32,11 +32,14 @@ from typing import Any
 
 from masterslave import slavecode
 from masterslave.dispatch import Action, Dispatch, Kill, Send, Skip
+from masterslave.disturbance import Blow, Disturbance
 from masterslave.errors import SlaveError
+from masterslave.memory import check_supported
 from masterslave.pipe import PipeClosed
-from masterslave.records import ProcessInfo, as_completion, getMachineInfo
+from masterslave.records import Outcome, ProcessInfo, as_completion, getMachineInfo
 from masterslave.settings import Settings
 from masterslave.transports.base import Link
+from masterslave.transports.disturbed import Disturbed
 from masterslave.uplink import News, Uplink
 from masterslave.workerprocess import WorkerProcess
 
@@ -51,6 +54,10 @@ _LEAVE_S = 2.0
 #: A started task is told to the task manager when it has run for so long; shorter ones would
 #: double the messages. Larger: a task that kills its whole slave early is blamed late.
 _TELL_STARTED_S = 0.05
+
+#: Between two looks at the memory of busy workers that have a limit. Larger: a worker that dies is
+#: less surely known to have died of it. Smaller: the supervisor takes time from its workers.
+_MEMORY_LOOK_S = 0.1
 
 #: Between two looks for dead workers where the system does not tell of them by itself.
 _POLL_S = 0.02
@@ -69,12 +76,21 @@ class Supervisor:
         workers: int,
         settings: Settings,
         record: slavecode.Record | None = None,
+        *,
+        memory: int | None = None,
     ) -> None:
-        """`record`: the slave's code; None takes what the master keeps."""
+        """`record`: the slave's code; None takes what the master keeps.
+
+        `memory`: bytes that each worker may have, None for no limit; `SettingsError` where the
+        system cannot keep to it.
+        """
+        check_supported(memory)
         self._label = label
         self._settings = settings
         self._count = workers
         self._record = record
+        self._memory = memory
+        self._memory_look_at = 0.0
         self._dispatch = Dispatch()
         self._workers: dict[int, WorkerProcess] = {}
         self._next_worker = 0
@@ -93,6 +109,12 @@ class Supervisor:
         self._failure = ""  # more lines of that
         self._data: dict[str, Any] = {}  # data items by name, oldest use first
         self._askers: dict[str, list[int]] = {}  # workers that wait for a data item
+        self._disturbance: Disturbance | None = None
+        if settings.chaos is not None:
+            chaos = settings.chaos.seeded(secrets.randbits(32))
+            log.warning("chaos is on: %s", chaos, extra={"action": "chaos"})
+            self._disturbance = Disturbance(chaos)
+            connect = Disturbed(connect, chaos)
         info = ProcessInfo(
             getMachineInfo(), os.getpid(), platform.node(), workers, secrets.token_hex(8)
         )
@@ -134,7 +156,9 @@ class Supervisor:
         while not self._ending:
             now = time.monotonic()
             self._carry_out(self._dispatch.tick(now))
+            self._disturb(now)
             self._tell(now)
+            self._look_at_memory(now)
             if self._dispatch.draining and not self._dispatch.busy():
                 self._ending = "drained"
                 return
@@ -149,6 +173,8 @@ class Supervisor:
         if self._ending != "terminated":
             self._carry_out(self._dispatch.interrupt("its slave was stopped"))
         for worker in list(self._workers.values()):
+            if self._disturbance is not None:
+                worker.pause(False)
             worker.ask_to_leave()
         deadline = time.monotonic() + (_LEAVE_S if not self._dispatch.busy() else 0.2)
         for worker in list(self._workers.values()):
@@ -174,7 +200,7 @@ class Supervisor:
         number = self._next_worker
         self._next_worker += 1
         assert self._record is not None
-        worker = WorkerProcess(number, self._label, self._record)
+        worker = WorkerProcess(number, self._label, self._record, self._memory)
         self._workers[number] = worker
         self._watch(worker)
 
@@ -272,7 +298,17 @@ class Supervisor:
         story = worker.story()
         if self._dispatch.running(worker.number) is not None or not worker.left_by_itself():
             log.info("a worker has ended: %s", story, extra={"action": "worker_ended"})
-        self._dispatch.died(worker.number, story)
+        outcome = Outcome.OUT_OF_MEMORY if worker.ran_out_of_memory() else Outcome.CRASHED
+        self._dispatch.died(worker.number, story, outcome)
+
+    def _look_at_memory(self, now: float) -> None:
+        """Once a worker is dead, nobody can tell how much memory it had."""
+        if self._memory is None or now < self._memory_look_at:
+            return
+        self._memory_look_at = now + _MEMORY_LOOK_S
+        for worker in self._workers.values():
+            if self._dispatch.running(worker.number) is not None:
+                worker.look_at_memory()
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
@@ -280,6 +316,8 @@ class Supervisor:
             if worker is None:
                 continue
             if isinstance(action, Send):
+                if self._disturbance is not None:
+                    self._disturbance.gave(worker.number, len(action.tasks), time.monotonic())
                 worker.pipe.send(["tasks", action.tasks])
                 self._update_mask(worker)
             elif isinstance(action, Skip):
@@ -287,6 +325,20 @@ class Supervisor:
                 self._update_mask(worker)
             elif isinstance(action, Kill):
                 worker.kill()
+
+    def _disturb(self, now: float) -> None:
+        """Have go wrong among the workers what is to go wrong on purpose by now."""
+        if self._disturbance is None:
+            return
+        for number, blow in self._disturbance.blows(now):
+            worker = self._workers.get(number)
+            if worker is None:
+                continue
+            log.debug("chaos: %s for worker %d", blow.value, number)
+            if blow is Blow.KILL:
+                worker.kill()
+            else:
+                worker.pause(blow is Blow.STOP)
 
     # --- data items -------------------------------------------------------------------------
 
@@ -339,6 +391,8 @@ class Supervisor:
         waiting = [(t.task_id, t.attempt) for news in list(self._inbox) for t in news.tasks]
         self._dispatch.untell()
         self._wake()
+        if self._disturbance is not None:
+            waiting += [(done.task_id, done.attempt) for done in self._disturbance.held_back()]
         return self._dispatch.holds() + waiting
 
     def _read_inbox(self) -> None:
@@ -358,6 +412,8 @@ class Supervisor:
     def _tell(self, now: float, *, everything: bool = False) -> None:
         """Hand in what has ended, and what runs for long enough to be worth telling."""
         completions, self._dispatch.completions = self._dispatch.completions, []
+        if self._disturbance is not None:
+            completions = self._disturbance.hold_back(completions, now, none=everything)
         started = self._dispatch.newly_started(now - (0.0 if everything else _TELL_STARTED_S))
         self._uplink.hand_in(completions, started, room=self._dispatch.room(now))
 
@@ -365,10 +421,14 @@ class Supervisor:
 
     def _wait_s(self, now: float) -> float | None:
         waits = [self._dispatch.next_deadline(now, _TELL_STARTED_S)]
+        if self._disturbance is not None:
+            waits.append(self._disturbance.wait_s(now))
         if self._deadline is not None:
             waits.append(max(0.0, self._deadline - now))
         if any(worker.exit_descriptor is None for worker in self._workers.values()):
             waits.append(_POLL_S)
+        if self._memory is not None and self._dispatch.busy():
+            waits.append(max(0.0, self._memory_look_at - now))
         if self._inbox:
             waits.append(0.0)
         return min((wait for wait in waits if wait is not None), default=None)

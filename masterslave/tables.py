@@ -104,6 +104,7 @@ _STATES = {
     Outcome.RESULT.value: "finished",
     Outcome.EXCEPTION.value: "raised",
     Outcome.CRASHED.value: "crashed",
+    Outcome.OUT_OF_MEMORY.value: "out of memory",
     Outcome.TIMED_OUT.value: "timed out",
 }
 

@@ -25,7 +25,13 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any, NamedTuple
 
-from masterslave.errors import ConnectionFailed, MasterSlaveError, TaskManagerTermination
+from masterslave.errors import (
+    ConnectionFailed,
+    JournalError,
+    MasterSlaveError,
+    TaskManagerTermination,
+    UnknownProcess,
+)
 from masterslave.records import (
     BATCH_BYTES,
     Assignment,
@@ -42,6 +48,9 @@ log = logging.getLogger(__name__)
 #: Pause between two attempts to find the master again, growing from the first to the second.
 _RETRY_FROM_S, _RETRY_TO_S = 0.05, 1.0
 
+
+#: Pause before handing in again what the task manager could not put on record.
+_JOURNAL_PAUSE_S = 1.0
 
 #: Says in an exchange that there is room for as many tasks as the sender has said. Only the sender
 #: says a number: two threads that did might overtake each other.
@@ -195,11 +204,15 @@ class Uplink:
                 self._retrieve(link, name)
             room = self._room_told = self._current_room()
             reply = self._exchange(link, completions, started, room, 0.0)
-        except ConnectionFailed as error:
+        except (ConnectionFailed, JournalError) as error:
             with self._changed:
                 self._started = started + self._started
                 self._needed.extendleft(reversed(needed))
-            self._lost(error)
+            if isinstance(error, ConnectionFailed):
+                self._lost(error)
+            else:
+                log.info("the master cannot put results on record, they are kept here: %s", error)
+                time.sleep(_JOURNAL_PAUSE_S)
             return True
         with self._changed:
             for _ in completions:
@@ -278,9 +291,12 @@ class Uplink:
         with self._changed:
             self.process_id, self._generation = process_id, generation
             self._changed.notify_all()
-        link.call("announceSlave", process_id)
-        if self._tags is not None:
-            link.call("announceTags", process_id, self._tags)
+        try:
+            link.call("announceSlave", process_id)
+            if self._tags is not None:
+                link.call("announceTags", process_id, self._tags)
+        except UnknownProcess:  # taken for dead since, if this process was stopped for so long
+            self._registration_due = True
         unsent = {completion.task_id for completion in list(self._completions)}
         stop = [task_id for task_id in obsolete if task_id not in unsent]
         if stop:
@@ -326,6 +342,9 @@ class Uplink:
                 if link is None:
                     link = self._connect()
                 tasks, notices = self._exchange(link, [], [], _AS_TOLD, self._poll_s())
+            except JournalError:
+                time.sleep(_JOURNAL_PAUSE_S)
+                continue
             except MasterSlaveError as error:
                 # Tasks may have been in the answer that did not come: registering again tells the
                 # task manager what is really held here, and the rest is run elsewhere.
@@ -337,6 +356,7 @@ class Uplink:
                 continue
             stop, forget = notices.get("stop", []), notices.get("forget", [])
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
+            tasks = []  # may be gigabytes, and the next call waits
             if notices.get("terminate"):
                 self._deliver(News([], [], [], end="terminated"))
                 break

@@ -7,6 +7,7 @@ the slave's code; the call in there that starts a slave (`runJob`, `startSlavePr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import inspect
@@ -26,6 +27,7 @@ from typing import Any
 
 from masterslave import slavecode
 from masterslave.errors import DataNotFound, PayloadError
+from masterslave.memory import limit_memory
 from masterslave.payload import Codec, clean
 from masterslave.pipe import PipeClosed, WorkerEnd
 from masterslave.records import (
@@ -35,7 +37,9 @@ from masterslave.records import (
     GlobalStateValue,
     Outcome,
     as_assignment,
+    getMachineInfo,
 )
+from masterslave.settings import format_bytes
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -60,6 +64,10 @@ class Role(ABC):
         self._values: dict[str, Any] = {}  # global state, unpickled
 
     @abstractmethod
+    def prepare(self) -> None:
+        """Called before the code is loaded; what it raises keeps the code from being loaded."""
+
+    @abstractmethod
     def loop(
         self,
         handlers: Mapping[str, Callable[..., Any]],
@@ -76,22 +84,31 @@ class Role(ABC):
         """What a handler is called with: global state values in their place."""
         return [
             self._global_value(value.label) if type(value) is GlobalStateValue else value
-            for value in self.codec.decode(frame)
+            for value in self.codec.decode(frame, owned=True)
         ]
 
     def _global_value(self, name: str) -> Any:
         if name not in self._values:
-            self._values[name] = self.codec.decode(self.fetch(name))
+            self._values[name] = self.codec.decode(self.fetch(name), owned=True)
         return self._values[name]
 
 
 class _Worker(Role):
     """A worker of a supervisor."""
 
-    def __init__(self, pipe: WorkerEnd, label: str, record: slavecode.Record) -> None:
+    def __init__(
+        self, pipe: WorkerEnd, label: str, record: slavecode.Record, memory: int | None = None
+    ) -> None:
         super().__init__(label, record)
         self.pipe = pipe
+        self.memory = memory  # bytes that this process may have
+        self.lift_limit: Callable[[], None] = lambda: None
         self._tasks: deque[Assignment] = deque()
+
+    def prepare(self) -> None:
+        """See `Role.prepare`."""
+        if self.memory is not None:
+            self.lift_limit = limit_memory(self.memory)
 
     def loop(
         self,
@@ -111,7 +128,10 @@ class _Worker(Role):
                 if not self._handle(self.pipe.receive()):
                     return
             task = self._tasks.popleft()
-            self.pipe.send(["done", self._run(task, handlers[task.tag])])
+            done = self._run(task, handlers[task.tag])
+            self.pipe.send(["done", done])
+            if done.outcome == Outcome.OUT_OF_MEMORY:
+                self._end_now()  # what tasks have left behind here may be what took the memory
             if termination_test():
                 self.pipe.send(["leaving"])  # what it has not begun is given to others
                 while self._handle(self.pipe.receive()):
@@ -142,18 +162,16 @@ class _Worker(Role):
             result = handler(*values)
             duration_s = time.perf_counter() - begin
             try:
-                frame = self.codec.encode(result)
+                frame = self.codec.encode(result, "result", copy=False)  # is sent at once
             except PayloadError as error:
                 raise PayloadError(f"the result of task {task.task_id}: {error}") from error
         except (_Leave, PipeClosed):
             raise
+        except MemoryError as error:
+            self.lift_limit()  # before anything that needs memory, of which there may be none
+            return self._failed(task, error, begin)
         except BaseException as error:  # SystemExit and KeyboardInterrupt are the task's too
-            duration_s = time.perf_counter() - begin
-            text = _format(error)
-            frame = self.codec.encode_exception(error)
-            return Completion(
-                task.task_id, task.attempt, Outcome.EXCEPTION.value, frame, duration_s, text
-            )
+            return self._failed(task, error, begin)
         return Completion(task.task_id, task.attempt, Outcome.RESULT.value, frame, duration_s, "")
 
     def fetch(self, name: str) -> Frame:
@@ -169,6 +187,28 @@ class _Worker(Role):
         if frame is None:
             raise DataNotFound(f"global state: {message[3]}")
         return frame
+
+    def _failed(self, task: Assignment, error: BaseException, begin: float) -> Completion:
+        duration_s = time.perf_counter() - begin
+        if self.memory is not None and _is_out_of_memory(error):
+            self.lift_limit()
+            limit = format_bytes(self.memory)
+            text = f"{getMachineInfo()} ran out of the {limit} of memory that it may have"
+            text += f":\n{_format(error)}"
+            outcome = Outcome.OUT_OF_MEMORY.value
+            return Completion(task.task_id, task.attempt, outcome, [], 0.0, text)
+        text = _format(error)
+        frame = self.codec.encode_exception(error)
+        return Completion(
+            task.task_id, task.attempt, Outcome.EXCEPTION.value, frame, duration_s, text
+        )
+
+    def _end_now(self) -> None:
+        """End without the interpreter's clearing up, for which there may be no memory."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # whatever the user's code put there
+                stream.flush()
+        os._exit(0)
 
 
 _active: Role | None = None
@@ -218,8 +258,8 @@ def main(descriptor: int, supervisor_pid: int) -> None:
         sys.stdout.reconfigure(line_buffering=True)  # a handler's prints show when they are made
     pipe = WorkerEnd(socket.socket(fileno=descriptor))
     try:
-        _, label, record = pipe.receive()
-        problem = load(_Worker(pipe, label, record), record)
+        _, label, record, memory = pipe.receive()
+        problem = load(_Worker(pipe, label, record, memory), record)
         if problem:
             pipe.send(["failed", does_not_load(record, problem), problem])
     except PipeClosed:
@@ -237,6 +277,7 @@ def load(role: Role, record: slavecode.Record) -> str:
     _active = role
     problem = "it ended without starting a slave: call runJob or startSlaveProcess in it"
     try:
+        role.prepare()
         slavecode.load(record, start_loaded)
     except SystemExit as error:
         if role.started:
@@ -259,6 +300,13 @@ def does_not_load(record: slavecode.Record, problem: str) -> str:
 
 def _name(record: slavecode.Record) -> str:
     return str(record.get("path") or record.get("module") or "a class of an interactive session")
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether it is a `MemoryError`, of the handler or of packing and unpacking its values."""
+    while isinstance(error, PayloadError):
+        error = error.__cause__
+    return isinstance(error, MemoryError)
 
 
 def _format(error: BaseException) -> str:

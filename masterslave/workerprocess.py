@@ -12,8 +12,10 @@ import sys
 from collections import deque
 from pathlib import Path
 
+from masterslave.memory import died_of_memory, private_bytes
 from masterslave.pipe import SupervisorEnd
 from masterslave.records import getMachineInfo
+from masterslave.settings import format_bytes
 from masterslave.slavecode import Record
 
 #: Numerical libraries that would otherwise start as many threads as there are cores, in each
@@ -51,9 +53,12 @@ def worker_environment(environ: dict[str, str]) -> dict[str, str]:
 class WorkerProcess:
     """Starts a worker at once; everything else is for the supervisor's loop."""
 
-    def __init__(self, number: int, label: str, record: Record) -> None:
+    def __init__(self, number: int, label: str, record: Record, memory: int | None = None) -> None:
+        """`memory`: bytes that it may have; None: no limit."""
         ours, theirs = socket.socketpair()
         self.number = number
+        self.memory = memory
+        self.memory_used = 0  # when last looked at
         self.ready = False
         self.pipe = SupervisorEnd(ours)
         self.pipe_closed = False
@@ -73,7 +78,7 @@ class WorkerProcess:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._partial = ""
         self.exit_descriptor = _pidfd(self._process.pid)
-        self.pipe.send(["code", label, record])
+        self.pipe.send(["code", label, record, memory])
 
     # --- its standard error -----------------------------------------------------------------
 
@@ -98,6 +103,19 @@ class WorkerProcess:
         self._tail.extend(line[:1000] for line in lines)
         return True
 
+    # --- its memory -------------------------------------------------------------------------
+
+    def look_at_memory(self) -> None:
+        """Note how much it uses now, for the story of its death."""
+        self.memory_used = private_bytes(self._process.pid) or self.memory_used
+
+    def ran_out_of_memory(self) -> bool:
+        """Whether it died, as far as can be told from outside, of its memory limit."""
+        status = self._process.returncode
+        if self.memory is None or status is None:
+            return False
+        return died_of_memory(status, self.memory_used, self.memory, self._last_lines())
+
     # --- its end ----------------------------------------------------------------------------
 
     def has_ended(self) -> bool:
@@ -116,6 +134,11 @@ class WorkerProcess:
         """Kill it, and what its handlers have started in its process group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def pause(self, paused: bool) -> None:
+        """Stop it and what its handlers have started, or let them go on; for chaos."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGSTOP if paused else signal.SIGCONT)
 
     def ask_to_leave(self) -> None:
         """Tell it to end when it has nothing to do."""
@@ -156,11 +179,17 @@ class WorkerProcess:
             end = f"ended with exit status {status}"
         else:
             end = f"was killed by {_signal_name(-status)}"
-        tail = [*self._tail, *([self._partial] if self._partial else [])]
+        tail = self._last_lines()
         text = f"{getMachineInfo(self._process.pid)} {end}"
+        if self.memory is not None:
+            used, limit = format_bytes(self.memory_used), format_bytes(self.memory)
+            text += f", using {used} of the {limit} of memory that it may have"
         if tail:
             text += "; last lines of standard error:\n" + "\n".join("    " + line for line in tail)
         return text
+
+    def _last_lines(self) -> list[str]:
+        return [*self._tail, *([self._partial] if self._partial else [])]
 
 
 def _signal_name(number: int) -> str:

@@ -7,6 +7,7 @@ server port, loopback only. What it started is ended by process id when the test
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -14,13 +15,20 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+# Modules with fixtures and helpers, and the check of what is left behind.
+pytest_plugins = [
+    "leftovers", "attacks", "channels", "command", "dispatching", "failing_job", "labels",
+    "managing", "mastering", "scripts",
+]  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 60.0  # until a condition that must come true is given up; no test asserts a time
 
@@ -119,13 +127,82 @@ class World:
         """Start ``task_manager ARGUMENTS``."""
         return self.start("-m", "masterslave", *arguments)
 
+    def start_name_server(self) -> Program:
+        """Start Pyro's own, return when it is there."""
+        where = ("-n", "127.0.0.1", "-p", self.ns_port)
+        program = self.start("-m", "Pyro5.nameserver", *where, "-x")
+        wait_until(lambda: _answers(self.ns_port), "the name server is there")
+        return program
+
+    def names(self) -> Any:
+        """The name server, spoken to as any program may."""
+        import Pyro5.client
+
+        return Pyro5.client.Proxy(f"PYRO:Pyro.NameServer@127.0.0.1:{self.ns_port}")
+
+    def enter(self, label: str, address: str) -> None:
+        """Put an entry into the name server, as anyone can."""
+        with self.names() as names:
+            name = f"TaskManager.{label}"
+            names.register(name, f"PYRO:{name}@{address}", metadata={address})
+
+    def processes(self) -> list[psutil.Process]:
+        """All that lives of what was started here; they know each other by their home."""
+        from leftovers import live_processes
+
+        return live_processes(lambda environment: environment.get("HOME") == str(self.path))
+
     def end(self) -> None:
-        """End what still runs, and everything it has started."""
-        for program in self.programs:
-            for process in family(program.pid):
+        """End what still runs, orphans as well, and what it starts meanwhile."""
+
+        def kill() -> bool:
+            processes = self.processes()
+            for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
+            return not processes
+
+        wait_until(kill, "everything is ended")
+        for program in self.programs:
             program.wait()
+
+
+class Impostor(threading.Thread):
+    """Some other program that has a port: answers each connection by `answer(socket)`."""
+
+    def __init__(self, answer: Callable[[socket.socket], object]) -> None:
+        super().__init__(daemon=True)
+        self._answer = answer
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            with client, contextlib.suppress(OSError):
+                client.settimeout(PATIENCE_S)
+                self._answer(client)
+
+    def __enter__(self) -> Impostor:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self.join()
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _ours(name: str) -> bool:
@@ -141,10 +218,30 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
+def shut_down_masters() -> list[str]:
+    """Shut down the masters in this process that nobody has shut down; give their labels."""
+    from masterslave import MasterProcess
+
+    masters = [found for found in gc.get_objects() if isinstance(found, MasterProcess)]
+    left = [m for m in masters if vars(m).get("_down") is False]  # it has been started
+    for master in left:
+        master.shutdown()
+    return [master.label for master in left]
+
+
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A world of its own; this process lives in it as well."""
+def world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> Iterator[World]:
+    """A world of its own; this process lives in it as well, and must have left it at the end."""
+    from leftovers import SESSION, library_threads  # only pytest may be the first to import it
+
     world = World(tmp_path)
+    threads = set(library_threads())
+
+    def left() -> list[str]:
+        return sorted(thread.name for thread in set(library_threads()) - threads)
+
     for name in [name for name in os.environ if _ours(name)]:
         monkeypatch.delenv(name)
     for name in ("HOME", "PYRO_NS_PORT", "MASTERSLAVE_BROADCAST"):
@@ -156,3 +253,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield world
     finally:
         world.end()
+        if names := left():
+            labels = shut_down_masters()
+            ended = pytestconfig.stash[SESSION].wait_for_end(left)
+            if labels or not ended:
+                pytest.fail(
+                    "the test has left threads of the library in this process: "
+                    f"{', '.join(names)}; masters that it has not shut down: {labels}",
+                    pytrace=False,
+                )

@@ -161,8 +161,8 @@ def test_check_of_a_sound_journal(path: Path, run: Run) -> None:
 def test_show(path: Path, run: Run) -> None:
     status, out, err = run("show", path)
     assert (status, err) == (0, "")
-    assert re.search(r"^sqrt +1 +1 +1 +1 +0$", out, re.MULTILINE)
-    assert re.search(r"^tan +0 +0 +0 +0 +1$", out, re.MULTILINE)
+    assert re.search(r"^sqrt +1 +1 +1 +1 +0 +0$", out, re.MULTILINE)
+    assert re.search(r"^tan +0 +0 +0 +0 +0 +1$", out, re.MULTILINE)
     assert "slave PID 11 on node (x86_64)\n" in out
     assert "slave PID 22 on node (x86_64)\n" in out
     assert "replayed" not in out

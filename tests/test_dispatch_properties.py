@@ -33,6 +33,7 @@ class _Worker:
         self.unread: deque[Send | Skip] = deque()
         self.tasks: deque[Assignment] = deque()
         self.running: Assignment | None = None
+        self.ended = False  # by itself
         self.said: deque[Completion | str] = deque()
         self.unanswered = 0  # Skips whose answer was not heard
         # as seen from the supervisor:
@@ -205,6 +206,7 @@ class Slave(RuleBasedStateMachine):
         looks=st.booleans(),
         heard=st.integers(0, 4),
         leaves=st.integers(0, 20),
+        runs_out=st.integers(0, 8),
     )
     def a_worker_works(
         self,
@@ -215,8 +217,11 @@ class Slave(RuleBasedStateMachine):
         looks: bool,
         heard: int,
         leaves: int,
+        runs_out: int,
     ) -> None:
         number = pick.choice(list(self.workers))
+        if runs_out == 8:
+            self.run_out_of_memory(self.workers[number])
         for _ in range(steps):
             self.step(self.workers[number], long_s, raises=raises, looks=looks, leaves=leaves == 20)
         if heard:
@@ -246,6 +251,8 @@ class Slave(RuleBasedStateMachine):
         leaves: bool = False,
     ) -> None:
         """It ends what it runs and begins the next; before that it may look at its messages."""
+        if worker.ended:
+            return
         if worker.running is not None:
             tiny = worker.running.tag == "tiny"
             done = result(worker.running, TINY_S if tiny else long_s)
@@ -259,6 +266,14 @@ class Slave(RuleBasedStateMachine):
         worker.read(everything=looks)
         if worker.tasks:
             worker.running = worker.tasks.popleft()
+
+    def run_out_of_memory(self, worker: _Worker) -> None:
+        """It tells of its task, and ends."""
+        if worker.running is not None:
+            done = result(worker.running, 0.0)
+            worker.said.append(done._replace(outcome=Outcome.OUT_OF_MEMORY.value))
+            worker.running = None
+            worker.ended = True
 
     def hear(self, number: int, count: int) -> None:
         worker = self.workers[number]
@@ -279,6 +294,10 @@ class Slave(RuleBasedStateMachine):
                 worker.since = self.now
                 self.expected.append((key(said), said.outcome))
             self.dispatch.finished(number, said, self.now)
+            if said.outcome == Outcome.OUT_OF_MEMORY:
+                del self.workers[number]
+                self.dispatch.died(number, "has ended by itself")
+                return
 
     @precondition(lambda self: len(self.workers) > 1)
     @rule(pick=pick)
@@ -295,7 +314,8 @@ class Slave(RuleBasedStateMachine):
     def a_worker_dies(self, number: int) -> None:
         worker = self.workers[number]
         self.hear(number, len(worker.said))
-        del self.workers[number]
+        if self.workers.pop(number, None) is None:
+            return
         if worker.line:
             first = key(worker.line[0])
             if worker.killed is None:

@@ -46,6 +46,20 @@ def make_slave(manager: TaskManager, name: str = "slave") -> int:
     return int(process_id)
 
 
+def observed() -> tuple[Recorder, TaskManager, int]:
+    """A recorder, the task manager that it observes, and a slave of that."""
+    seen = Recorder()
+    manager = make_manager(seen)
+    return seen, manager, make_slave(manager)
+
+
+def hand_out(manager: TaskManager, slave: int, crash_limit: int = 5) -> str:
+    """Have the slave run a new task."""
+    task_id = manager.addTaskRequest("sqrt", [b"x"], 0, TaskOptions(crash_limit=crash_limit))
+    manager.exchange(slave)
+    return task_id
+
+
 def hand_in(
     manager: TaskManager, slave: int, task_id: str, outcome: Outcome, detail: str = ""
 ) -> None:
@@ -60,11 +74,8 @@ def test_the_base_class_takes_every_call_and_does_nothing() -> None:
 
 
 def test_the_life_of_a_task_and_its_slave_is_told_in_order() -> None:
-    seen = Recorder()
-    manager = make_manager(seen)
-    slave = make_slave(manager)
-    task_id = manager.addTaskRequest("sqrt", [b"x"])
-    manager.exchange(slave)
+    seen, manager, slave = observed()
+    task_id = hand_out(manager, slave)
     hand_in(manager, slave, task_id, Outcome.RESULT)
     manager.unregisterProcess(slave)
     assert seen.calls == [
@@ -82,11 +93,8 @@ def test_every_request_of_a_batch_is_told() -> None:
 
 
 def test_a_lost_slave_and_its_rescheduled_task_are_told() -> None:
-    seen = Recorder()
-    manager = make_manager(seen)
-    slave = make_slave(manager)
-    task_id = manager.addTaskRequest("sqrt", [b"x"])
-    manager.exchange(slave)
+    seen, manager, slave = observed()
+    task_id = hand_out(manager, slave)
     seen.calls.clear()
     manager.lostProcess(slave, "its connection closed")
     assert seen.calls == [
@@ -111,11 +119,8 @@ def test_a_silent_slave_is_told_when_the_clock_says_so() -> None:
      (Outcome.TIMED_OUT, "timed_out")],
 )  # fmt: skip
 def test_each_way_to_fail_is_told(outcome: Outcome, told: str) -> None:
-    seen = Recorder()
-    manager = make_manager(seen)
-    slave = make_slave(manager)
-    task_id = manager.addTaskRequest("sqrt", [b"x"], 0, TaskOptions(crash_limit=1))
-    manager.exchange(slave)
+    seen, manager, slave = observed()
+    task_id = hand_out(manager, slave, crash_limit=1)
     hand_in(manager, slave, task_id, outcome, "why")
     assert seen.calls[-1] == ("task_finished", task_id, "sqrt", told, 0.5)
 
@@ -129,11 +134,8 @@ def test_a_cancelled_task_is_told_once() -> None:
 
 
 def test_a_dropped_result_is_not_told() -> None:
-    seen = Recorder()
-    manager = make_manager(seen)
-    slave = make_slave(manager)
-    task_id = manager.addTaskRequest("sqrt", [b"x"])
-    manager.exchange(slave)
+    seen, manager, slave = observed()
+    task_id = hand_out(manager, slave)
     hand_in(manager, slave, task_id, Outcome.RESULT)
     before = list(seen.calls)
     hand_in(manager, slave, task_id, Outcome.RESULT)
@@ -141,11 +143,8 @@ def test_a_dropped_result_is_not_told() -> None:
 
 
 def test_a_slave_that_comes_back_with_its_task_does_not_count_as_rescheduled() -> None:
-    seen = Recorder()
-    manager = make_manager(seen)
-    slave = make_slave(manager)
-    task_id = manager.addTaskRequest("sqrt", [b"x"])
-    manager.exchange(slave)
+    seen, manager, slave = observed()
+    task_id = hand_out(manager, slave)
     seen.calls.clear()
     # Its old connection is not missed yet; the task was never given up.
     manager.registerProcess(None, ("slave", 1, "host", 1, "token"), slave, [(task_id, 1)])
@@ -184,11 +183,8 @@ def test_observers_are_called_without_the_lock() -> None:
     curious = Curious()
     manager = make_manager(curious)
     slave = make_slave(manager)
-    first = manager.addTaskRequest("sqrt", [b"x"])
-    manager.exchange(slave)
-    hand_in(manager, slave, first, Outcome.RESULT)
-    manager.addTaskRequest("sqrt", [b"x"])
-    manager.exchange(slave)
+    hand_in(manager, slave, hand_out(manager, slave), Outcome.RESULT)
+    hand_out(manager, slave)
     manager.lostProcess(slave, "gone")
     assert curious.asked == ["joined", "requested", "finished", "requested", "rescheduled", "left"]
 

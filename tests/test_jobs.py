@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 from conftest import Program, World, free_port
+from scripts import SEPARATE_MASTER, SEPARATE_SLAVE, await_master, job
 
 DEMO = """
     import math
@@ -51,54 +50,9 @@ BY_ROLE = """
         process.start()
 """
 
-SEPARATE_MASTER = """
-    from masterslave import initializeMasterProcess
-
-    master = initializeMasterProcess("demo"{options})
-    {launch}
-    for i in range(3):
-        master.requestTask("square", i)
-    print(sorted(master.retrieveResult("square")[2] for i in range(3)))
-"""
-SEPARATE_SLAVE = """
-    from masterslave import startSlaveProcess
-
-    def do_square(x):
-        return x * x
-
-    startSlaveProcess({arguments})
-"""
-
 
 def lines(program: Program) -> set[str]:
     return set(program.finish().splitlines())
-
-
-def await_master(world: World, *options: str) -> None:
-    """Return when the master of "demo" answers."""
-    world.task_manager("-w", *options, "demo").finish()
-
-
-def job(run: str, slave: str, *, launch: int = 1, before: str = "", after: str = "") -> str:
-    """A script whose master's `run` and whose slave class have these bodies."""
-
-    def indented(text: str, by: int) -> str:
-        return textwrap.indent(textwrap.dedent(text).strip("\n"), " " * by)
-
-    return "\n".join(
-        [
-            "from masterslave import *",
-            indented(before, 0),
-            "class Master(MasterProcess):",
-            "    def run(self):",
-            indented(run, 8),
-            "class Slave(SlaveProcess):",
-            indented(slave, 4),
-            f'runJob("demo", Master, Slave, launch_slaves={launch})',
-            indented(after, 0),
-            "",
-        ]
-    )
 
 
 # --- scripts of the original library -------------------------------------------------------
@@ -341,238 +295,9 @@ def test_a_failing_master_ends_the_job(world: World) -> None:
 
 def test_sys_exit_in_the_master_is_the_scripts_exit_status(world: World) -> None:
     text = job("raise SystemExit(7)", "def do_word(self): return 1")
-    world.script(text).finish(7)
-
-
-# --- classes of the script --------------------------------------------------------------------
-
-POINTS = """
-    from dataclasses import dataclass
-    from enum import Enum
-
-    class Colour(Enum):
-        RED = 1
-
-    @dataclass
-    class Point:
-        x: int
-        colour: Colour = Colour.RED
-
-        class Error(Exception):
-            pass
-"""
-
-
-def test_classes_of_the_script_are_the_same_in_handlers_and_when_they_come_back(
-    world: World,
-) -> None:
-    text = job(
-        """
-        self.requestTask("move", Point(1))
-        point = self.retrieveResult()[2]
-        print(type(point) is Point, point.colour is Colour.RED, point.x)
-        self.requestTask("fail", Point(5))
-        try:
-            self.retrieveResult()
-        except TaskRaisedException as error:
-            print(type(error.exception) is Point.Error, error.exception.args[0] == Point(5))
-        """,
-        """
-        def do_move(self, point):
-            assert isinstance(point, Point) and point.colour is Colour.RED
-            return Point(point.x + 1)
-
-        def do_fail(self, point):
-            raise Point.Error(point)
-        """,
-        before=POINTS,
-    )
-    assert world.script(text).finish() == "True True 2\nTrue True\n"
-
-
-def test_the_same_when_master_and_slave_are_started_apart(world: World) -> None:
-    text = textwrap.dedent(POINTS) + textwrap.dedent("""
-        import sys
-        from masterslave import MasterProcess, SlaveProcess
-
-        class Master(MasterProcess):
-            def run(self):
-                self.requestTask("move", Point(1), lambda: Point)
-                point = self.retrieveResult()[2]
-                print(type(point) is Point, point.colour is Colour.RED, point.x)
-
-        class Slave(SlaveProcess):
-            def do_move(self, point, function):
-                assert isinstance(point, Point) and function() is Point
-                return Point(point.x + 1)
-
-        (Master if sys.argv[1] == "master" else Slave)("demo").start()
-    """)
-    path = world.write("script.py", text)
-    master = world.start(path, "master")
-    await_master(world)
-    slave = world.start(path, "slave")
-    assert master.finish() == "True True 2\n"
-    slave.finish()
-
-
-def test_classes_of_the_masters_script_travel_to_another_script(world: World) -> None:
-    world.write(
-        "slave.py",
-        """
-        from masterslave import startSlaveProcess
-
-        class Point:  # has only its name in common with the master's
-            pass
-
-        def do_move(point):
-            assert type(point) is not Point
-            return type(point)(point.x + 1)
-
-        startSlaveProcess()
-        """,
-    )
-    text = textwrap.dedent(POINTS) + textwrap.dedent("""
-        from masterslave import initializeMasterProcess
-
-        master = initializeMasterProcess("demo", slave_script="slave.py")
-        master.launchSlaveJobs()
-        master.requestTask("move", Point(1))
-        point = master.retrieveResult()[2]
-        print(type(point) is Point, point.colour is Colour.RED, point.x)
-    """)
-    assert world.script(text, name="master.py").finish() == "True True 2\n"
-
-
-def test_lambdas_and_closures_are_parameters_and_results(world: World) -> None:
-    text = job(
-        """
-        offset = 10
-        self.requestTask("twice", lambda x: x + offset)
-        print(self.retrieveResult()[2](1))
-        """,
-        "def do_twice(self, f): return lambda x: f(f(x))",
-    )
-    assert world.script(text).finish() == "21\n"
-
-
-# --- without a script -------------------------------------------------------------------------
-
-SESSION = """\
-from masterslave import MasterProcess, SlaveProcess, runJob
-
-class Point:
-    def __init__(self, x):
-        self.x = x
-
-factor = 3
-
-def scaled(x):
-    return factor * x
-
-class Master(MasterProcess):
-    def run(self):
-        self.requestTask("apply", lambda p: Point(scaled(p.x)), Point(2))
-        point = self.retrieveResult()[2]
-        print("result", type(point) is Point, point.x)
-
-class Slave(SlaveProcess):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.calls = 0
-    def do_apply(self, f, point):
-        assert isinstance(point, Point)
-        self.calls += 1
-        point = f(point)
-        assert isinstance(point, Point)
-        point.x += 100 * self.calls
-        return point
-
-runJob("demo", Master, Slave, launch_slaves=1)
-factor = 4
-runJob("demo", Master, Slave, launch_slaves=1)
-"""
-SESSION_OUTPUT = ["result True 106", "result True 108"]
-
-
-def typed(world: World, text: str, *arguments: str) -> Program:
-    """Start Python with `arguments` and this text on its standard input."""
-    path = world.path / "typed"
-    path.write_text(text)
-    program = (
-        f"import os, sys; os.dup2(os.open({str(path)!r}, os.O_RDONLY), 0); "
-        f"os.execv(sys.executable, {[sys.executable, *arguments]!r})"
-    )
-    return world.start("-c", program)
-
-
-def results(program: Program) -> list[str]:
-    return re.findall("result .*", program.finish())
-
-
-def test_a_program_on_standard_input(world: World) -> None:
-    assert results(typed(world, SESSION, "-")) == SESSION_OUTPUT
-
-
-def test_an_interactive_session(world: World) -> None:
-    # PYTHON_BASIC_REPL: what is typed is no terminal, and all versions should read it alike.
-    world.env["PYTHON_BASIC_REPL"] = "1"
-    program = typed(world, SESSION, "-i")
-    assert results(program) == SESSION_OUTPUT
-    assert "Error" not in program.err
-
-
-def test_a_program_on_the_command_line(world: World) -> None:
-    assert results(world.start("-c", SESSION)) == SESSION_OUTPUT
-
-
-def test_an_interactive_console_without_a_script(world: World) -> None:
-    world.write("session", SESSION)
-    console = """
-        import code
-        typed = iter(open("session").read().splitlines())
-        def read(prompt):
-            try:
-                return next(typed)
-            except StopIteration:
-                raise EOFError
-        console = code.InteractiveConsole()  # its names live in a __console__ of their own
-        console.raw_input = read
-        console.interact("", "")
-    """
-    program = world.start("-c", textwrap.dedent(console))
-    assert results(program) == SESSION_OUTPUT
-    assert "Error" not in program.err
-
-
-def test_a_notebook(world: World) -> None:
-    cells = SESSION.replace("class Master", "#CELL\nclass Master").replace(
-        "\nrunJob", "\n#CELL\nrunJob"
-    )
-    world.write("cells", cells)
-    kernel = """
-        import sys, types
-        sys.modules["__main__"] = main = types.ModuleType("__main__")
-        for number, cell in enumerate(open("cells").read().split("#CELL\\n")):
-            exec(compile(cell, f"<cell {number}>", "exec"), main.__dict__)
-    """
-    assert results(world.script(kernel, name="kernel.py")) == SESSION_OUTPUT
-
-
-def test_a_slave_of_a_session_works_for_another_master(world: World) -> None:
-    master = world.script(SEPARATE_MASTER.format(options="", launch=""), name="master.py")
-    await_master(world)
-    slave = typed(world, textwrap.dedent(SEPARATE_SLAVE).format(arguments='"demo"'), "-")
-    assert master.finish() == "[0, 1, 4]\n"
-    slave.finish()
-
-
-def test_slaves_of_a_session_start_anywhere(world: World) -> None:
-    session = SESSION.replace("launch_slaves=1", "launch_slaves=0", 1).partition("factor = 4")[0]
-    master = typed(world, session, "-")
-    slave = world.task_manager("slave", "-w", "demo")
-    assert results(master) == SESSION_OUTPUT[:1]
-    slave.finish()
+    program = world.script(text)
+    assert program.finish(7) == ""
+    assert program.err == ""
 
 
 # --- wrong use --------------------------------------------------------------------------------

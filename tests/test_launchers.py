@@ -13,7 +13,7 @@ import pytest
 from conftest import PATIENCE_S, World, is_running, wait_until
 
 from masterslave import MasterProcess, Settings
-from masterslave.launchers.local import LocalSlaves, slave_command
+from masterslave.launchers.local import LocalSlaves, SlaveOptions, slave_command
 from masterslave.slavecode import script_record
 
 ECHO = """
@@ -43,7 +43,7 @@ def start_master(world: World, masters: list[MasterProcess], label: str = "job")
 
 
 def test_the_command_of_a_slave() -> None:
-    python, option, boot, *rest = slave_command("demo", "127.0.0.1:7766", workers=3)
+    python, option, boot, *rest = slave_command("demo", "127.0.0.1:7766", SlaveOptions(3))
     assert (python, option) == (sys.executable, "-c")
     assert rest == ["slave", "-m", "127.0.0.1:7766", "-n", "3", "--", "demo"]
     compile(boot, "boot", "exec")

@@ -14,10 +14,11 @@ from conftest import ROOT, World
 PACKAGE = "masterslave"
 
 LAYERS = {
-    0: "errors settings records hooks entries",
-    1: "queue lines liveness pace payload proofs diagnosis dispatch roster attempts",
+    0: "errors settings records hooks entries chaos",
+    1: "queue lines liveness pace payload pieces unpicklable proofs diagnosis dispatch disturbance "
+    "roster stragglers attempts",
     2: "manager waiters watchdog journal ledger stores.*",
-    3: "transports.* launchers.* naming keyfile pipe slavecode tables",
+    3: "transports.* launchers.* naming keyfile pipe slavecode tables memory",
     4: "worker workerprocess uplink supervisor slave master service",
     5: "jobs cli commands.* __init__ __main__",
 }
@@ -30,6 +31,7 @@ IMPURE = """
     threading time uuid urllib xmlrpc
 """
 ALLOWED = {
+    "disturbance": {"random"},  # seeded
     "settings": {"os", "pathlib"},  # reads the environment
     "records": {"os", "platform"},  # getMachineInfo
 }

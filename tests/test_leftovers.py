@@ -7,12 +7,11 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 from conftest import Program, World, wait_until
+from leftovers import shared_memory
 
 JOB = """
     import os, signal, time
@@ -42,38 +41,26 @@ JOB = """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
     runJob("job", Master, Slave)
 """
-SHARED_MEMORY = Path("/dev/shm")
 
 
 class Traces:
-    """What could be left of the processes of one world; they know each other by their home."""
+    """What could be left of the processes of one world, beside themselves."""
 
     def __init__(self, world: World) -> None:
+        self.world = world
         self.home = world.path
         self.temporary = world.path / "tmp"
         self.temporary.mkdir()
         world.env["TMPDIR"] = str(self.temporary)
-        self.shared_before = self.shared()
-
-    def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                ended = process.status() == psutil.STATUS_ZOMBIE
-                if not ended and process.environ().get("HOME") == str(self.home):
-                    found.append(process)
-        return found
+        self.shared_before = shared_memory()
 
     def listening(self) -> set[tuple[str, int]]:
         found = set()
-        for process in self.processes():
+        for process in self.world.processes():
             with contextlib.suppress(psutil.Error):
                 sockets = process.net_connections(kind="tcp")
                 found |= {tuple(s.laddr) for s in sockets if s.status == psutil.CONN_LISTEN}
         return found
-
-    def shared(self) -> set[str]:
-        return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
 
     def files(self) -> set[str]:
         """Files in the home that no test has put there."""
@@ -83,11 +70,8 @@ class Traces:
 
 
 @pytest.fixture
-def traces(world: World) -> Iterator[Traces]:
-    traces = Traces(world)
-    yield traces
-    for process in traces.processes():
-        process.kill()
+def traces(world: World) -> Traces:
+    return Traces(world)
 
 
 def start_job(world: World, traces: Traces) -> tuple[Program, set[tuple[str, int]]]:
@@ -96,18 +80,18 @@ def start_job(world: World, traces: Traces) -> tuple[Program, set[tuple[str, int
     job = world.script(JOB, name="job.py")
     wait_until(lambda: "waits" in job.out, "the tasks are done")
     assert "failed die_40" in job.out
-    assert len(traces.processes()) >= 4  # the master, two slaves, their workers
+    assert len(world.processes()) >= 4  # the master, two slaves, their workers
     ports = traces.listening()
     assert len(ports) == 2  # the task manager, the name server
     return job, ports
 
 
 def check_nothing_is_left(traces: Traces, ports: set[tuple[str, int]]) -> None:
-    assert traces.processes() == []
+    assert traces.world.processes() == []
     for address in ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address).close()
-    wait_until(lambda: not traces.shared() - traces.shared_before, "shared memory is free again")
+    wait_until(lambda: not shared_memory() - traces.shared_before, "shared memory is free again")
     assert traces.files() == {".masterslave/key"}
     key = traces.home / ".masterslave" / "key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
@@ -127,7 +111,7 @@ def test_a_job_with_a_killed_slave_leaves_nothing_behind(world: World, traces: T
     os.kill(slave, signal.SIGKILL)
     (world.path / "wait").unlink()
     job.finish()
-    wait_until(lambda: not traces.processes(), "the worker of the killed slave ends")
+    wait_until(lambda: not world.processes(), "the worker of the killed slave ends")
     check_nothing_is_left(traces, ports)
 
 
@@ -143,7 +127,7 @@ def test_a_killed_master_leaves_nothing_behind(world: World, traces: Traces) -> 
     job, ports = start_job(world, traces)
     job.kill()
     job.wait()
-    wait_until(lambda: not traces.processes(), "its slaves end")
+    wait_until(lambda: not world.processes(), "its slaves end")
     check_nothing_is_left(traces, ports)
 
 
@@ -151,9 +135,9 @@ def test_a_job_that_is_killed_altogether_leaves_nothing_behind(
     world: World, traces: Traces
 ) -> None:
     job, ports = start_job(world, traces)
-    for process in traces.processes():
+    for process in world.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     job.wait()
-    wait_until(lambda: not traces.processes())
+    wait_until(lambda: not world.processes())
     check_nothing_is_left(traces, ports)

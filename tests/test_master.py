@@ -4,128 +4,25 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import World, wait_until
+from mastering import failure, running_worker
 
 from masterslave import (
     MasterProcess,
     Observer,
-    PayloadError,
-    RemoteException,
     ResultTimeout,
     SettingsError,
-    TaskManagerTermination,
     TaskRaisedException,
     TaskTimedOut,
     UnknownTask,
     WorkerCrashed,
     getMachineInfo,
-    initializeMasterProcess,
 )
-
-HANDLERS = """
-    import os
-    import signal
-    import sys
-    import time
-    from masterslave import startSlaveProcess
-
-    class Unpicklable(Exception):
-        def __reduce__(self):
-            raise TypeError("stays where it is")
-
-    class TwoArguments(Exception):
-        def __init__(self, a, b):
-            super().__init__(f"{a} and {b}")
-
-    class Silent(Exception):
-        def __str__(self):
-            raise RuntimeError("has no text")
-
-    def do_square(x):
-        return x * x
-
-    def do_order(x):
-        with open("order", "a") as file:
-            file.write(f"{x}\\n")
-        return x
-
-    def do_divide(a, b):
-        return a / b
-
-    def do_raise(name):
-        if name == "SystemExit":
-            sys.exit("leaves")
-        if name == "KeyboardInterrupt":
-            raise KeyboardInterrupt("interrupted")
-        if name == "Silent":
-            raise Silent("one")
-        raise {"Unpicklable": Unpicklable, "TwoArguments": TwoArguments}[name]("one", "two")
-
-    def do_lock():
-        import threading
-        return threading.Lock()
-
-    def do_wait():
-        with open("pid", "w") as file:
-            file.write(f"{os.getpid()} ")
-        time.sleep(1000)
-
-    def do_die():
-        print("the last words", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), signal.SIGSEGV)
-
-    def do_count(name):
-        with open(name, "a") as file:
-            file.write(".")
-        return os.path.getsize(name)
-
-    def do_third_time(name):
-        if do_count(name) < 3:
-            raise ValueError("not yet")
-        return "done"
-
-    startSlaveProcess()
-"""
-
-
-@pytest.fixture
-def master(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[MasterProcess]:
-    """A master on a free port, without slaves; it knows code for them."""
-    monkeypatch.chdir(world.path)
-    monkeypatch.setenv("MASTERSLAVE_PORT", "0")
-    world.write("slave.py", HANDLERS)
-    master = initializeMasterProcess("demo", slave_script="slave.py", use_name_server=False)
-    try:
-        yield master
-    finally:
-        master.shutdown()
-
-
-@pytest.fixture
-def served(master: MasterProcess) -> MasterProcess:
-    """The same with a slave of one worker."""
-    master.launchSlaveJobs()
-    return master
-
-
-def failure(master: MasterProcess) -> TaskRaisedException:
-    """The next result, which must be a failure."""
-    with pytest.raises(TaskRaisedException) as caught:
-        master.retrieveResult()
-    return caught.value
-
-
-def running_worker(folder: Path) -> int:
-    """Wait until ``do_wait`` runs; the id of its process."""
-    file = folder / "pid"
-    wait_until(lambda: file.exists() and file.read_text().endswith(" "), "the task runs")
-    return int(file.read_text())
-
 
 # --- results ----------------------------------------------------------------------------------
 
@@ -303,127 +200,6 @@ def test_an_unknown_task_cannot_be_cancelled(master: MasterProcess) -> None:
     for wrong in ("square_0", "nonsense", ""):
         with pytest.raises(UnknownTask, match="was ever requested"):
             master.cancelTask(wrong)
-
-
-# --- failures ---------------------------------------------------------------------------------
-
-
-def test_what_a_handler_raises_arrives_with_its_remote_traceback(served: MasterProcess) -> None:
-    task_id = served.requestTask("divide", 1, 0)
-    error = failure(served)
-    assert (error.task_id, error.tag) == (task_id, "divide")
-    assert type(error.exception) is ZeroDivisionError
-    assert str(error) == f"task {task_id} raised ZeroDivisionError: division by zero"
-    assert "in do_divide" in error.traceback
-    assert "return a / b" in error.traceback  # the line of the script, not only its number
-    assert "masterslave" not in error.traceback.partition("do_divide")[0]
-    assert error.traceback in str(error.__cause__)
-
-
-def test_leaving_the_interpreter_is_an_exception_like_others(served: MasterProcess) -> None:
-    served.requestTasks("raise", [("SystemExit",), ("KeyboardInterrupt",)])
-    assert isinstance(failure(served).exception, SystemExit)
-    assert isinstance(failure(served).exception, KeyboardInterrupt)
-    served.requestTask("square", 2)
-    assert served.retrieveResult()[2] == 4
-
-
-def test_exceptions_that_cannot_travel_arrive_as_text(served: MasterProcess) -> None:
-    served.requestTasks("raise", [("Unpicklable",), ("TwoArguments",), ("Silent",)])
-    first, second, third = (failure(served).exception for _ in range(3))
-    assert isinstance(first, RemoteException)
-    assert first.type_name.endswith("Unpicklable")
-    assert first.text == "('one', 'two')"
-    assert isinstance(second, RemoteException)
-    assert str(second).endswith("TwoArguments: one and two")
-    assert "Silent" in repr(third)
-
-
-def test_a_result_that_cannot_be_pickled_is_a_failure_of_its_task(served: MasterProcess) -> None:
-    task_id = served.requestTask("lock")
-    error = failure(served)
-    assert isinstance(error.exception, PayloadError)
-    assert f"the result of task {task_id}: lock" in str(error.exception)
-    assert "cannot pickle" in error.traceback
-
-
-def test_wrong_parameters_for_a_handler_are_a_failure_of_the_task(served: MasterProcess) -> None:
-    served.requestTask("square", 1, 2)
-    error = failure(served)
-    assert isinstance(error.exception, TypeError)
-    assert "do_square() takes 1 positional argument" in str(error.exception)
-
-
-def test_a_parameter_that_cannot_be_pickled_fails_at_the_request(master: MasterProcess) -> None:
-    with pytest.raises(PayloadError, match=r"parameters of a task 'square': .*lock") as caught:
-        master.requestTask("square", threading.Lock())
-    assert isinstance(caught.value.__cause__, TypeError)
-    with pytest.raises(PayloadError, match="parameters of a task 'square'"):
-        master.requestTasks("square", [(1,), (threading.Lock(),)])
-    assert master.task_manager.outstandingTasks(master.process_id) == 0
-
-
-# --- the end ----------------------------------------------------------------------------------
-
-
-def test_after_shutdown_no_results_and_no_requests(master: MasterProcess) -> None:
-    master.requestTask("square", 2)
-    master.shutdown()
-    master.shutdown()
-    assert master.retrieveResult() == (None, None, None)
-    assert master.retrieveResult("square", timeout=1) == (None, None, None)
-    assert list(master.results()) == []
-    with pytest.raises(TaskManagerTermination):
-        master.requestTask("square", 2)
-    with pytest.raises(TaskManagerTermination):
-        master.requestTasks("square", [(2,)])
-
-
-def test_results_that_came_before_shutdown_can_be_retrieved_after_it(
-    served: MasterProcess,
-) -> None:
-    served.requestTask("square", 3)
-    wait_until(lambda: served.task_manager.numberOfTasks()[2], "the task has finished")
-    served.shutdown()
-    assert served.retrieveResult() == ("square_0", "square", 9)
-    assert served.retrieveResult() == (None, None, None)
-
-
-def test_shutdown_ends_a_wait_in_another_thread(master: MasterProcess) -> None:
-    got: list[object] = []
-    thread = threading.Thread(target=lambda: got.append(master.retrieveResult()))
-    thread.start()
-    wait_until(lambda: master.task_manager.status()["client_waits"], "the thread waits")
-    master.shutdown()
-    thread.join()
-    assert got == [(None, None, None)]
-
-
-def test_shutdown_ends_slaves_and_a_running_task(served: MasterProcess, world: World) -> None:
-    served.requestTask("wait")
-    pid = running_worker(world.path)
-    slaves = [slave["pid"] for slave in served.task_manager.status()["slaves"]]
-    served.shutdown()
-    assert len(slaves) == 1
-    assert not psutil.pid_exists(slaves[0])
-    wait_until(lambda: not psutil.pid_exists(pid), "the worker has ended")
-
-
-def test_start_runs_and_shuts_down(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASTERSLAVE_PORT", "0")
-    ran = []
-
-    class Master(MasterProcess):
-        def run(self) -> None:
-            ran.append(self.requestTask("square", 1))
-
-    master = Master("demo", use_name_server=False)
-    master.start()
-    assert ran == ["square_0"]
-    assert master.retrieveResult() == (None, None, None)
-    bare = MasterProcess("demo", use_name_server=False)
-    with pytest.raises(NotImplementedError, match="must override run"):
-        bare.start()
 
 
 # --- wrong use --------------------------------------------------------------------------------

@@ -1,167 +1,37 @@
-"""Labels: one living master each, found by name through whatever name server there is."""
+"""Labels: one living master each, and how it is found."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
 import re
-import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import Pyro5.client
-import Pyro5.errors
 import pytest
-from conftest import PATIENCE_S, Program, World, free_port, wait_until
+from conftest import PATIENCE_S, Impostor, World, free_port, wait_until
+from labels import (
+    find,
+    leave,
+    master,
+    settings_here,
+    speak_at_once_and_leave,
+    speak_http,
+    speak_the_next_version,
+    start_master,
+    wait_for_end,
+)
 
 from masterslave.errors import ConnectionFailed, LabelInUse, LabelUnknown, SettingsError
 from masterslave.keyfile import load_key
 from masterslave.master import MasterProcess
-from masterslave.naming import connect, is_alive, survey
-from masterslave.settings import Settings, split_address
+from masterslave.naming import is_alive
+from masterslave.settings import split_address
 from masterslave.transports.pyro import NameServerGone
-
-# A master on its own: says where it is, and ends when it is told to by a file.
-MASTER = """
-    import os, sys, time
-    from dataclasses import replace
-    from masterslave import MasterProcess, Settings
-
-    label, port = sys.argv[1], int(sys.argv[2])
-    settings = replace(Settings.from_environment(), renewal_s=0.1, port=port)
-    master = MasterProcess(label, settings=settings)
-    print(master.address, flush=True)
-    while not os.path.exists("end " + label):
-        time.sleep(0.01)
-    master.shutdown()
-"""
-
-
-def start_master(world: World, label: str, port: int = 0) -> Program:
-    program = world.script(MASTER, label, port, name="master.py")
-    wait_until(lambda: "\n" in program.out or program.poll() is not None, "the master is there")
-    return program
-
-
-def end_master(world: World, program: Program, label: str) -> None:
-    world.write(f"end {label}", "")
-    program.finish()
-
-
-def start_name_server(world: World) -> Program:
-    program = world.start("-m", "Pyro5.nameserver", "-n", "127.0.0.1", "-p", world.ns_port, "-x")
-    wait_until(lambda: answers(world.ns_port), "the name server is there")
-    return program
-
-
-def answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
-    except OSError:
-        return False
-    return True
-
-
-def names(world: World) -> Any:
-    """The name server, spoken to as any program may."""
-    return Pyro5.client.Proxy(f"PYRO:Pyro.NameServer@127.0.0.1:{world.ns_port}")
-
-
-def enter(world: World, label: str, address: str) -> None:
-    with names(world) as proxy:
-        name = f"TaskManager.{label}"
-        proxy.register(name, f"PYRO:{name}@{address}", metadata={address})
-
-
-def settings_here(**changes: Any) -> Settings:
-    return replace(Settings.from_environment(), renewal_s=0.1, **changes)
-
-
-@contextlib.contextmanager
-def master(label: str, *, use_name_server: bool = True, **changes: Any) -> Iterator[MasterProcess]:
-    """A master in this process."""
-    process = MasterProcess(label, use_name_server, settings=settings_here(**changes))
-    try:
-        yield process
-    finally:
-        process.shutdown()
-
-
-def find(label: str, master_host: str | None = None) -> str:
-    """Look a label up as a slave does; gives the label that the task manager says it has."""
-    settings = Settings.from_environment()
-    link = connect(label, master_host, settings, load_key(settings.key_file))
-    try:
-        return str(link.call("status")["label"])
-    finally:
-        link.close()
-
-
-def can_be_found(label: str) -> bool:
-    try:
-        return find(label) == label
-    except ConnectionFailed:
-        return False
-
-
-class Other(threading.Thread):
-    """Some other program that has a port."""
-
-    def __init__(self, answer: Callable[[socket.socket], object]) -> None:
-        super().__init__(daemon=True)
-        self._answer = answer
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            try:
-                client, _ = self._server.accept()
-            except OSError:
-                return
-            with client, contextlib.suppress(OSError):
-                client.settimeout(PATIENCE_S)
-                self._answer(client)
-
-    def __enter__(self) -> Other:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        self.join()
-
-
-def wait_for_end(sock: socket.socket) -> None:
-    while sock.recv(1000):
-        pass
-
-
-def speak_http(sock: socket.socket) -> None:
-    sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" + b" " * 100)
-    wait_for_end(sock)
-
-
-def speak_at_once_and_leave(sock: socket.socket) -> None:
-    sock.sendall(b"220 ready\r\n")
-
-
-def leave(sock: socket.socket) -> None:
-    pass
-
-
-def speak_the_next_version(sock: socket.socket) -> None:
-    sock.sendall(b"MSL\x02" + b"x" * 64)
-    wait_for_end(sock)
-
 
 # --- one label, one master ------------------------------------------------------------------
 
@@ -199,10 +69,10 @@ def test_the_entry_of_a_killed_master_is_replaced(world: World) -> None:
         assert find("job") == "job"
         killed.kill()
         killed.wait()
-        with names(world) as proxy:
+        with world.names() as proxy:
             before = str(proxy.lookup("TaskManager.job"))
         with master("job") as second:
-            with names(world) as proxy:
+            with world.names() as proxy:
                 after = str(proxy.lookup("TaskManager.job"))
             assert before != after and after.endswith(second.address)
             assert find("job") == "job"
@@ -223,7 +93,7 @@ def test_a_master_with_another_key_keeps_its_label(world: World, tmp_path: Path)
     with master("job", key_file=key_file) as first:
         with pytest.raises(LabelInUse, match=re.escape(first.address)):
             MasterProcess("job", settings=settings_here())
-        with names(world) as proxy:
+        with world.names() as proxy:
             assert str(proxy.lookup("TaskManager.job")).endswith(first.address)
 
 
@@ -231,22 +101,22 @@ def test_a_master_with_another_key_keeps_its_label(world: World, tmp_path: Path)
 def test_an_entry_whose_port_some_other_program_has_is_replaced(
     world: World, answer: Callable[[socket.socket], object]
 ) -> None:
-    with master("keeps the name server"), Other(answer) as other:
-        enter(world, "job", other.address)
+    with master("keeps the name server"), Impostor(answer) as other:
+        world.enter("job", other.address)
         with master("job"):
             assert find("job") == "job"
 
 
 def test_an_entry_whose_port_is_silent_is_replaced(world: World) -> None:
-    with master("keeps the name server"), Other(wait_for_end) as other:
-        enter(world, "job", other.address)
+    with master("keeps the name server"), Impostor(wait_for_end) as other:
+        world.enter("job", other.address)
         with master("job", handshake_s=0.3):
             assert find("job") == "job"
 
 
 def test_an_entry_whose_port_another_master_has_is_replaced(world: World) -> None:
     with master("another") as other:
-        enter(world, "job", other.address)
+        world.enter("job", other.address)
         with pytest.raises(LabelUnknown, match="another label"):
             find("job")
         with master("job"):
@@ -254,8 +124,8 @@ def test_an_entry_whose_port_another_master_has_is_replaced(world: World) -> Non
 
 
 def test_a_master_of_another_version_keeps_its_label(world: World) -> None:
-    with master("keeps the name server"), Other(speak_the_next_version) as other:
-        enter(world, "job", other.address)
+    with master("keeps the name server"), Impostor(speak_the_next_version) as other:
+        world.enter("job", other.address)
         with pytest.raises(LabelInUse):
             MasterProcess("job", settings=settings_here()).shutdown()
 
@@ -263,7 +133,7 @@ def test_a_master_of_another_version_keeps_its_label(world: World) -> None:
 @pytest.mark.parametrize("address", ["./u:no-socket", "127.0.0.1:99999", "no.such.invalid:7"])
 def test_a_nonsense_entry_is_replaced(world: World, address: str) -> None:
     with master("keeps the name server"):
-        enter(world, "job", address)
+        world.enter("job", address)
         with master("job"):
             assert find("job") == "job"
 
@@ -271,8 +141,8 @@ def test_a_nonsense_entry_is_replaced(world: World, address: str) -> None:
 def test_a_stopped_master_does_not_remove_the_entry_of_another(world: World) -> None:
     with master("keeps the name server"):
         with master("job"):
-            enter(world, "job", "127.0.0.1:7")  # someone has taken it over meanwhile
-        with names(world) as proxy:
+            world.enter("job", "127.0.0.1:7")  # someone has taken it over meanwhile
+        with world.names() as proxy:
             assert str(proxy.lookup("TaskManager.job")).endswith("@127.0.0.1:7")
 
 
@@ -351,169 +221,6 @@ def test_a_busy_port_is_a_clear_error(world: World, use_name_server: bool) -> No
             MasterProcess("job", use_name_server, settings=settings_here(port=port))
 
 
-# --- the name server ------------------------------------------------------------------------
-
-
-def test_without_a_name_server_there_is_a_clear_error(world: World) -> None:
-    with pytest.raises(NameServerGone, match=f"localhost:{world.ns_port}"):
-        find("job")
-
-
-def test_a_name_server_that_runs_is_used(world: World) -> None:
-    start_name_server(world)
-    with master("job"):
-        with names(world) as proxy:
-            assert "TaskManager.job" in proxy.list()
-        assert find("job") == "job"
-    with names(world) as proxy:  # it has outlived the master, the label has not
-        assert "TaskManager.job" not in proxy.list()
-
-
-def test_the_label_is_entered_again_when_the_name_server_has_restarted(world: World) -> None:
-    server = start_name_server(world)
-    process = start_master(world, "job")
-    assert find("job") == "job"
-    process.send_signal(signal.SIGSTOP)  # or it would start a name server itself
-    server.kill()
-    server.wait()
-    start_name_server(world)
-    assert not can_be_found("job")
-    process.send_signal(signal.SIGCONT)
-    wait_until(lambda: can_be_found("job"), "the label is entered again")
-    end_master(world, process, "job")
-
-
-def test_a_name_server_that_has_gone_is_replaced_by_a_master(world: World) -> None:
-    server = start_name_server(world)
-    with master("job"):
-        server.kill()
-        server.wait()
-        wait_until(lambda: can_be_found("job"), "the label can be looked up again")
-
-
-@pytest.mark.parametrize("end", ["in order", "killed"])
-def test_the_name_server_of_one_master_is_taken_over_by_another(world: World, end: str) -> None:
-    first = start_master(world, "first")
-    with master("second"):
-        assert find("second") == "second"
-        if end == "killed":
-            first.kill()
-            first.wait()
-        else:
-            end_master(world, first, "first")
-        wait_until(lambda: can_be_found("second"), "the label can be looked up again")
-
-
-def test_several_masters_take_over_from_one(world: World) -> None:
-    first = start_master(world, "first")
-    with master("second"), master("third"), master("fourth"):
-        first.kill()
-        first.wait()
-        for label in ("second", "third", "fourth"):
-            wait_until(lambda label=label: can_be_found(label), f"{label} can be looked up")
-
-
-def test_masters_that_start_at_the_same_time_share_one_name_server(world: World) -> None:
-    script = world.write("master.py", MASTER)
-    programs = [world.start(script, f"m{i}", 0) for i in range(4)]
-    for number, program in enumerate(programs):
-        wait_until(lambda p=program: "\n" in p.out or p.poll() is not None)
-        assert program.poll() is None, program.err
-        assert find(f"m{number}") == f"m{number}"
-    for number, program in enumerate(programs):
-        end_master(world, program, f"m{number}")
-
-
-def test_an_entry_that_was_removed_or_leads_astray_is_made_again(world: World) -> None:
-    with master("keeps the name server"), master("job") as first:
-        with names(world) as proxy:
-            proxy.remove("TaskManager.job")
-        wait_until(lambda: can_be_found("job"), "an entry that was removed comes back")
-        enter(world, "job", "127.0.0.1:7")  # leads nowhere
-        wait_until(lambda: can_be_found("job"), "an entry that leads astray is replaced")
-        assert find("job", first.address) == "job"
-
-
-def test_the_registration_survives_nonsense_in_the_name_server(world: World) -> None:
-    with master("keeps the name server"), master("job"):
-        for address in ("./u:no-socket", "127.0.0.1:99999"):
-            enter(world, "job", address)
-            wait_until(lambda: can_be_found_or_nonsense("job"), "it is replaced")
-
-
-def can_be_found_or_nonsense(label: str) -> bool:
-    try:
-        return can_be_found(label)
-    except SettingsError:
-        return False
-
-
-def test_a_foreign_program_at_the_name_servers_port_is_a_clear_error(world: World) -> None:
-    with Other(speak_http) as other:
-        port = split_address(other.address)[1]
-        world.env["PYRO_NS_PORT"] = str(port)
-        program = world.task_manager("list")
-        program.finish(1)
-        (line,) = program.err.strip().splitlines()
-        assert f"localhost:{port}" in line
-
-
-# --- task_manager list ----------------------------------------------------------------------
-
-
-def test_dead_entries_are_marked_and_removed(world: World) -> None:
-    with master("alive"):
-        killed = start_master(world, "dead")
-        killed.kill()
-        killed.wait()
-        first = world.task_manager("list").finish()
-        assert re.search(r"^dead .*gone", first, re.MULTILINE)
-        assert re.search(r"^alive .*alive", first, re.MULTILINE)
-        second = world.task_manager("list").finish()
-        assert "dead" not in second and re.search(r"^alive .*alive", second, re.MULTILINE)
-
-
-def test_an_entry_whose_port_some_other_program_has_is_dead(world: World) -> None:
-    with master("alive"), Other(speak_http) as other:
-        enter(world, "dead", other.address)
-        settings = Settings.from_environment()
-        rows = survey(settings, load_key(settings.key_file), with_counts=False)
-        assert {row["label"]: str(row["state"]).split()[0] for row in rows} == {
-            "alive": "alive",
-            "dead": "gone",
-        }
-
-
-def test_list_counts_processes(world: World) -> None:
-    with master("job") as process:
-        rows = json.loads(world.task_manager("list", "-v", "--json").finish())
-        assert rows == [
-            {
-                "label": "job", "address": process.address, "state": "alive",
-                "processes": 1, "workers": 0,
-            }
-        ]  # fmt: skip
-
-
-def test_list_without_a_name_server_is_an_error_of_one_line(world: World) -> None:
-    program = world.task_manager("list")
-    assert program.finish(1) == ""
-    assert f"localhost:{world.ns_port}" in program.err and len(program.err.splitlines()) == 1
-
-
-def test_list_with_nothing_to_list(world: World) -> None:
-    start_name_server(world)
-    assert "no task managers" in world.task_manager("list").finish()
-
-
-def test_entries_of_other_programs_are_left_alone(world: World) -> None:
-    start_name_server(world)
-    with names(world) as proxy:
-        proxy.register("Some.Other.object", "PYRO:x@127.0.0.1:7")
-        world.task_manager("list").finish()
-        assert "Some.Other.object" in proxy.list()
-
-
 # --- looking for who is alive ---------------------------------------------------------------
 
 
@@ -539,7 +246,28 @@ def test_nothing_is_left_of_a_master_in_this_process(world: World) -> None:
         return len(os.listdir("/proc/self/fd"))
 
     threads, open_before = set(threading.enumerate()), descriptors()
-    with master("job"):
-        find("job")
+    with master("job") as process:
+        assert find("job") == "job"
+    for address in (split_address(process.address), ("127.0.0.1", world.ns_port)):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
     wait_until(lambda: set(threading.enumerate()) <= threads, "its threads end")
     wait_until(lambda: descriptors() <= open_before, "its files are closed")
+
+
+def test_a_master_on_one_address_of_several_has_its_name_server_there(world: World) -> None:
+    world.env["MASTERSLAVE_HOST"] = "127.0.0.2"
+    job = world.script("""
+        from masterslave import MasterProcess
+        master = MasterProcess("job")
+        print(master.address)
+        master.shutdown()
+    """)
+    assert job.finish().startswith("127.0.0.2:")
+
+
+def test_pyro_must_serve_each_connection_with_a_thread(world: World) -> None:
+    world.env["PYRO_SERVERTYPE"] = "multiplex"
+    job = world.script("from masterslave import MasterProcess; MasterProcess('job')")
+    job.finish(1)
+    assert "PYRO_SERVERTYPE='multiplex': must be 'thread'" in job.err

@@ -120,7 +120,7 @@ def test_a_worker_takes_what_is_there_without_waiting(pipe: Pipe) -> None:
 
 
 def test_the_beginning_of_a_message_is_kept_until_the_rest_is_there(pipe: Pipe) -> None:
-    packed = pack(["skip", ["a_1"]])
+    packed = b"".join(pack(["skip", ["a_1"]]))
     ours = pipe.supervisor._sock
     ours.sendall(packed[:-1])
     assert pipe.worker.receive_available() == []
@@ -138,7 +138,7 @@ def test_a_worker_that_looks_for_more_sees_the_end(pipe: Pipe) -> None:
 
 def test_a_message_may_come_in_pieces(pipe: Pipe) -> None:
     message = ["done", ["a_0", 1, "result", [b"frame"], 0.5, ""]]
-    packed = pack(message)
+    packed = b"".join(pack(message))
     for i in range(len(packed) - 1):
         pipe.theirs.sendall(packed[i : i + 1])
         assert pipe.supervisor.receive() == []
@@ -190,7 +190,7 @@ def test_what_a_dead_worker_had_still_sent_is_found(pipe: Pipe, tasks_unread: bo
 
 def test_half_a_message_of_a_dead_worker_is_dropped(pipe: Pipe) -> None:
     pipe.worker.send(["done", 1])
-    pipe.theirs.sendall(pack(["done", LARGE[:1000]])[:-1])
+    pipe.theirs.sendall(b"".join(pack(["done", LARGE[:1000]]))[:-1])
     pipe.theirs.close()
     assert pipe.supervisor.receive_all() == [["done", 1]]
 

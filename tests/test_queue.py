@@ -148,6 +148,7 @@ def test_each_transition_of_the_table_is_made(before: State, event: Event) -> No
         Event.RESULT: Outcome.RESULT,
         Event.EXCEPTION: Outcome.EXCEPTION,
         Event.CRASH: Outcome.CRASHED,
+        Event.OUT_OF_MEMORY: Outcome.OUT_OF_MEMORY,
         Event.TIME_OUT: Outcome.TIMED_OUT,
         Event.RESCHEDULE: Outcome.RETURNED,
     }

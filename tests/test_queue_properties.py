@@ -63,6 +63,7 @@ class History(RuleBasedStateMachine):
         self.held: dict[int, list[str]] = {SLAVE: [], OTHER_SLAVE: []}
         self.finished: list[str] = []  # in order of completion, not delivered
         self.handed_out: list[tuple[int, Assignment]] = []
+        self.blamed: dict[int, list[str]] = {SLAVE: [], OTHER_SLAVE: []}  # by the last loss
         self.dropped = 0
 
     def reschedule(self, task_id: str) -> None:
@@ -71,13 +72,13 @@ class History(RuleBasedStateMachine):
         known.state, known.holder, known.started = State.WAITING, None, False
         self.line.insert(0, task_id)
 
-    def crash(self, task_id: str) -> None:
+    def crash(self, task_id: str, state: State = State.CRASHED) -> None:
         known = self.known[task_id]
         known.crashes += 1
         if known.crashes < known.options.crash_limit:
             self.reschedule(task_id)
         else:
-            self.finish(task_id, State.CRASHED, [])
+            self.finish(task_id, state, [])
 
     def finish(self, task_id: str, state: State, frame: list[bytes]) -> None:
         known = self.known[task_id]
@@ -162,9 +163,9 @@ class History(RuleBasedStateMachine):
             kind = "rescheduled"
             known.failures += retried
             self.reschedule(task_id)
-        elif outcome is Outcome.CRASHED:
-            self.crash(task_id)
-            kind = "finished" if known.state is State.CRASHED else "rescheduled"
+        elif outcome in (Outcome.CRASHED, Outcome.OUT_OF_MEMORY):
+            self.crash(task_id, State(outcome.value))
+            kind = "rescheduled" if known.live else "finished"
         else:
             self.finish(task_id, State(outcome.value), frame)
         assert (effect.kind, effect.stop_on) == (kind, stop_on)
@@ -177,8 +178,10 @@ class History(RuleBasedStateMachine):
         held = list(self.held[slave])
         guilty = [task_id for task_id in held if self.known[task_id].started]
         effects = self.queue.lose(slave, "lost", could_run)
+        self.blamed[slave] = []
         for task_id in reversed(held):
             if task_id in (guilty or held[:could_run]):
+                self.blamed[slave].append(task_id)
                 self.crash(task_id)
             else:
                 self.reschedule(task_id)
@@ -190,6 +193,7 @@ class History(RuleBasedStateMachine):
     @rule(slave=slaves)
     def release(self, slave: int) -> None:
         held = list(self.held[slave])
+        self.blamed[slave] = []  # it has left for good
         assert len(self.queue.release(slave)) == len(held)
         for task_id in reversed(held):
             self.reschedule(task_id)
@@ -222,6 +226,9 @@ class History(RuleBasedStateMachine):
         has += [pick.choice(self.handed_out)[1] for _ in range(2)]
         said = [(one.task_id, one.attempt) for one in has]
         missing = [i for i in self.held[slave] if (i, self.known[i].attempt) not in said]
+        for task_id in self.blamed[slave]:
+            self.known[task_id].crashes -= self.known[task_id].live
+        self.blamed[slave] = []
         effects, obsolete = self.queue.reconcile(slave, said)
         assert [(e.kind, e.task and e.task.id) for e in effects] == [
             ("rescheduled", i) for i in reversed(missing)

@@ -287,6 +287,30 @@ def test_a_lost_slave_goes_on_with_what_nobody_else_got() -> None:
     assert take_all(queue, OTHER_SLAVE) == ["a_3"]
 
 
+def test_a_slave_that_comes_back_was_not_killed_by_its_task() -> None:
+    queue = queue_of(2, crash_limit=2)
+    take_all(queue)
+    for _ in range(3):
+        queue.started(SLAVE, ["a_0"])
+        queue.lose(SLAVE, "cut off", 1)
+        come_back(queue, ("a_0", 1), ("a_1", 1))
+    assert queue.tasks["a_0"].history == []
+    assert {task.crashes for task in queue.tasks.values()} == {0}
+    queue.started(SLAVE, ["a_0"])
+    queue.lose(SLAVE, "killed", 1)
+    assert queue.tasks["a_0"].history == ["attempt 1: killed"]
+
+
+def test_a_task_that_another_slave_runs_by_now_is_cleared_as_well_of_this_loss_only() -> None:
+    queue = queue_of(1, crash_limit=3)
+    for slave in (SLAVE, OTHER_SLAVE):
+        take(queue, slave)
+        queue.lose(slave, f"slave {slave} was lost", 1)
+    assert come_back(queue) == ([], [])
+    assert queue.tasks["a_0"].crashes == 1
+    assert queue.tasks["a_0"].history == [f"attempt 2: slave {OTHER_SLAVE} was lost"]
+
+
 def test_a_slave_lets_go_of_what_has_ended_and_of_what_never_was() -> None:
     queue = queue_of(3)
     finished = take(queue)

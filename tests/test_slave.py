@@ -2,36 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import pytest
 from conftest import Program, World, wait_until
+from scripts import job
 
 from masterslave import SettingsError, SlaveProcess
-
-
-def job(run: str, slave: str, *, launch: int = 1, before: str = "") -> str:
-    """A script whose master's `run` and whose slave class have these bodies."""
-
-    def indented(text: str, by: int) -> str:
-        return textwrap.indent(textwrap.dedent(text).strip("\n"), " " * by)
-
-    return "\n".join(
-        [
-            "import os, sys, time",
-            "from masterslave import *",
-            indented(before, 0),
-            "class Master(MasterProcess):",
-            "    def run(self):",
-            indented(run, 8),
-            "class Slave(SlaveProcess):",
-            indented(slave, 4),
-            'if __name__ == "__main__":',
-            f'    runJob("demo", Master, Slave, launch_slaves={launch})',
-            "",
-        ]
-    )
-
 
 ONE = 'self.requestTask("one"); print(self.retrieveResult()[2])'
 
@@ -102,7 +77,7 @@ def test_handlers_use_multiprocessing(world: World) -> None:
             return results
         """,
         before="import multiprocessing\ndef double(x):\n    return 2 * x",
-    )
+    ).replace("runJob(", 'if __name__ == "__main__": runJob(')  # as spawned processes need it
     assert world.script(text).finish() == "[0, 2, 4, 0, 2, 4]\n"
 
 
@@ -213,13 +188,12 @@ def test_handlers_are_inherited_and_may_be_any_callable(world: World) -> None:
         """,
         before="import functools",
     ).replace(
-        'if __name__ == "__main__":',
+        'runJob("demo", Master, Slave',
         "class Derived(Slave):\n"
         "    def do_overridden(self, x):\n"
         "        return super().do_overridden(x)[4:]\n"
-        'if __name__ == "__main__":',
+        'runJob("demo", Master, Derived',
     )
-    text = text.replace("Master, Slave, launch", "Master, Derived, launch")
     assert world.script(text).finish() == (
         "base 1\nstatic 2\nof_class Derived\npartial 5\noverridden called\n"
     )
@@ -324,8 +298,9 @@ def test_a_slave_started_by_hand_leaves_by_itself(world: World) -> None:
         def terminationTest(self): return True
         """,
         launch=0,
+        after='print("the end")',
     )
-    master = world.script(text + 'print("the end")\n')
+    master = world.script(text)
     slave = world.task_manager("slave", "-w", "demo")
     slave.finish()
     assert master.finish() == "result\nthe end\n"

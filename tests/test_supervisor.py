@@ -373,6 +373,7 @@ def test_standard_error_is_passed_on(job: Job, capsys: pytest.CaptureFixture[str
         return "it is warm in here\n" in "".join(seen)
 
     wait_until(passed_on)
+    assert "".join(seen).count("it is warm") == 1
 
 
 def test_a_slave_takes_no_tasks_for_a_worker_that_still_loads(job: Job) -> None:

@@ -362,6 +362,38 @@ def test_many_threads_with_a_link_each(hub: Hub) -> None:
 # --- the network ----------------------------------------------------------------------------
 
 
+class SlowToLose(TaskManager):
+    """Takes in the loss of a process only when it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__("job", Settings(key_file=Path("unused")))
+        self.losing, self.go_on, self.done = (threading.Event() for _ in range(3))
+
+    def lostProcess(self, process_id: int, reason: str, generation: int | None = None) -> None:
+        self.losing.set()
+        assert self.go_on.wait(PATIENCE_S)
+        super().lostProcess(process_id, reason, generation)
+        self.done.set()
+
+
+def test_who_registers_while_its_old_connection_is_being_noticed_to_close_is_not_lost() -> None:
+    manager = SlowToLose()
+    server = PyroServer(manager, "127.0.0.1", 0, KEY, PATIENCE_S)
+    server.start()
+    old, new = (PyroLink(address(server), "job", KEY, PATIENCE_S) for _ in range(2))
+    process_id, _ = join(old, "token")
+    old.close()
+    assert manager.losing.wait(PATIENCE_S)
+    assert join(new, "token", process_id) == (process_id, [])
+    manager.go_on.set()
+    assert manager.done.wait(PATIENCE_S)
+    new.call("ping", process_id)
+    new.close()  # this one counts
+    wait_until(lambda: manager.activeProcesses() == [])
+    manager.terminate()
+    server.stop()
+
+
 def test_a_link_may_be_used_by_one_thread_after_another(server: PyroServer) -> None:
     link = PyroLink(address(server), "job", KEY, PATIENCE_S)
     assert link.call("numberOfActiveProcesses") == 0
@@ -456,7 +488,7 @@ def test_a_result_too_large_for_the_wire_is_an_error_of_that_call_only(
     link = PyroLink(address(server), "job", KEY, PATIENCE_S)
     monkeypatch.setattr(config, "MAX_MESSAGE_SIZE", 100_000)
     with pytest.raises(MasterSlaveError):
-        link.call("storeData", item=[bytes(200_000)])
+        link.call("storeData", item=["x" * 200_000])  # bytes would travel in pieces
     link.close()
     link = PyroLink(address(server), "job", KEY, PATIENCE_S)
     assert link.call("numberOfActiveProcesses") == 0

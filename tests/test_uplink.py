@@ -28,7 +28,8 @@ class Line:
         self.manager = manager
         self.calls: list[str] = []
         self.refused = 0  # connections to be refused from now on
-        self.plan: list[tuple[str, str]] = []  # breaks to come: in which call, before or after it
+        self.plan: list[tuple[str, str]] = []  # breaks to come: in which call, before or after it,
+        # or "lost": the slave is taken for dead just before it
         self._lock = threading.Lock()
 
     def connect(self) -> _BreakingLink:
@@ -39,7 +40,7 @@ class Line:
         return _BreakingLink(self)
 
     def breaks(self, method: str) -> str:
-        """Whether this call breaks "before" or "after" it was carried out; "" if neither."""
+        """What is planned for this call; "" if nothing."""
         with self._lock:
             self.calls.append(method)
             if self.plan and self.plan[0][0] == method:
@@ -58,6 +59,8 @@ class _BreakingLink:
         if breaks == "before":
             self.close()
             raise ConnectionFailed("it broke on the way there")
+        if breaks == "lost":
+            self._line.manager.lostProcess(args[0], "a test")
         answer = self._link.call(method, *args, **kwargs)
         if breaks == "after":
             self.close()
@@ -296,13 +299,28 @@ def test_started_tasks_are_told(manager: TaskManager, start: Callable[..., Slave
     assert list(manager._queue.tasks) == [first]  # waits, or runs again: the slave comes back
 
 
+@pytest.mark.parametrize("method", ["announceSlave", "announceTags"])
+def test_a_slave_taken_for_dead_while_it_registers_does_so_again(
+    manager: TaskManager, line: Line, start: Callable[..., Slave], method: str
+) -> None:
+    slave = start(works=True)
+    process_id = slave.uplink.process_id
+    line.plan = [("exchange", "before"), (method, "lost")]
+    request(manager, 3)
+    assert sorted(results(manager, 3)) == [0, 1, 2]
+    assert line.plan == []
+    assert slave.ends() == []
+    wait_until(lambda: process_id in manager.activeProcesses())
+
+
 def test_cancelled_tasks_are_told(manager: TaskManager, start: Callable[..., Slave]) -> None:
     slave = start()
     (task_id,) = request(manager, 1)
     wait_until(lambda: slave.tasks)
     slave.uplink.hand_in([], [], room=1)  # one of two workers is idle: the slave listens
-    manager.cancelTask(task_id)
-    wait_until(lambda: [task_id] in [news.stop for news in slave.news])
+    assert manager.cancelTask(task_id)
+    wait_until(lambda: any(news.stop for news in slave.news))
+    assert [news.stop for news in slave.news if news.stop] == [[task_id]]
 
 
 def test_data_items_come_as_news(manager: TaskManager, start: Callable[..., Slave]) -> None:
@@ -322,7 +340,8 @@ def test_deleted_data_items_are_told(manager: TaskManager, start: Callable[..., 
     slave = start()
     wait_until(lambda: manager.status()["slaves"][0]["tags"])
     manager.deleteData("state_1_x")
-    wait_until(lambda: ["state_1_x"] in [news.forget for news in slave.news])
+    wait_until(lambda: any(news.forget for news in slave.news))
+    assert [news.forget for news in slave.news if news.forget] == [["state_1_x"]]
 
 
 def test_the_end_of_the_job_is_told(manager: TaskManager, start: Callable[..., Slave]) -> None:

@@ -140,3 +140,5 @@ def test_who_gave_up_waiting_is_not_woken_in_place_of_another(room: Room) -> Non
     room.enter("b", "sqrt")
     room.wake("sqrt")
     room.heard("a", "b")
+    assert room.woken == ["a", "b"]
+    assert len(room.waiters) == 0

@@ -163,6 +163,7 @@ def test_a_worker_whose_supervisor_closes_the_pipe_leaves(seat: Callable[[], Sea
     worker.wait_for("ready")
     worker.process.pipe.close()
     wait_until(worker.process.has_ended)
+    assert worker.process.story().endswith(" ended with exit status 0")
 
 
 def test_a_pid_descriptor_tells_of_the_end(seat: Callable[[], Seat]) -> None:
@@ -258,8 +259,9 @@ def test_what_it_started_is_killed_with_it(seat: Callable[[], Seat]) -> None:
 def test_what_it_started_is_killed_when_it_ends_by_itself(seat: Callable[[], Seat]) -> None:
     worker = seat()
     child = worker.run("child")
+    assert is_running(child)
     worker.process.ask_to_leave()
-    worker.wait_for_end()
+    assert worker.wait_for_end().endswith(" ended with exit status 0")
     wait_until(lambda: not is_running(child))
 
 

@@ -47,8 +47,6 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             request = journal.request(options.task_id)
             record = _slave_code(journal)
             label = journal.note("label")
-        os.environ.update(worker_environment(dict(os.environ)))
-        faulthandler.enable()
         rerun = _Rerun(label, record, request, journal, stack.close, debug=options.pdb)
         try:
             problem = worker.load(rerun, record)
@@ -100,6 +98,11 @@ class _Rerun(worker.Role):
         self._journal = journal
         self._release = release
         self._debug = debug
+
+    def prepare(self) -> None:
+        """See `Role.prepare`."""
+        os.environ.update(worker_environment(dict(os.environ)))
+        faulthandler.enable()
 
     def loop(
         self,

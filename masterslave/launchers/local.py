@@ -10,20 +10,43 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+from masterslave.chaos import Chaos
 
 log = logging.getLogger(__name__)
 
 _PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent.parent)
 
 
-def slave_command(label: str, address: str, workers: int = 1) -> list[str]:
+class SlaveOptions(NamedTuple):
+    """What a slave is started with."""
+
+    workers: int = 1
+    memory: int | None = None  # bytes that each of its workers may have; None: no limit
+    chaos: Chaos | None = None  # what goes wrong on purpose; None leaves it to the environment
+
+    def arguments(self) -> list[str]:
+        """As arguments of ``task_manager slave``."""
+        arguments = ["-n", str(self.workers)]
+        if self.memory is not None:
+            arguments += ["--memory", str(self.memory)]
+        if self.chaos is not None:
+            arguments.append(f"--chaos={self.chaos}")
+        return arguments
+
+
+_PLAIN = SlaveOptions()
+
+
+def slave_command(label: str, address: str, options: SlaveOptions = _PLAIN) -> list[str]:
     """The command that starts a slave for the master of `label` at ``host:port``."""
     boot = (
         f"import sys; sys.path.insert(0, {_PACKAGE_PARENT!r}); "
         f"from masterslave.cli import main; sys.path.remove({_PACKAGE_PARENT!r}); sys.exit(main())"
     )
     return [
-        sys.executable, "-c", boot, "slave", "-m", address, "-n", str(workers), "--", label,
+        sys.executable, "-c", boot, "slave", "-m", address, *options.arguments(), "--", label,
     ]  # fmt: skip
 
 
@@ -32,19 +55,25 @@ class LocalSlaves:
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._launched = 0
 
-    def launch(self, label: str, address: str, count: int) -> list[int]:
+    def launch(
+        self, label: str, address: str, count: int, options: SlaveOptions = _PLAIN
+    ) -> list[int]:
         """Start `count` slaves; gives their process ids.
 
         They get a session of their own: a terminal's ^C reaches the master only, which ends them
-        in order.
+        in order. With chaos, each has a share of its own.
         """
-        started = [
-            subprocess.Popen(
-                slave_command(label, address), stdin=subprocess.DEVNULL, start_new_session=True
+        started = []
+        for _ in range(count):
+            chaos = options.chaos
+            own = options._replace(chaos=chaos.of_slave(self._launched) if chaos else None)
+            command = slave_command(label, address, own)
+            started.append(
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
             )
-            for _ in range(count)
-        ]
+            self._launched += 1
         self._processes += started
         return [process.pid for process in started]
 

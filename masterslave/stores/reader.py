@@ -277,7 +277,7 @@ class Slaves:
 
 def _attempt(slaves: Slaves, seq: int, entry: Setback | Ended) -> Attempt:
     story = entry.story
-    if isinstance(entry, Ended) and entry.outcome == Outcome.CRASHED:
-        story = own_story(entry.attempt, story)
+    if isinstance(entry, Ended):
+        story = own_story(entry.attempt, entry.outcome, story)
     where = slaves.who(entry.process, seq)
     return Attempt(entry.attempt, where, entry.outcome, entry.at, story)

@@ -482,7 +482,7 @@ class SqliteStore:
                 if not isinstance(data, bytes):
                     raise self._damaged(f"{kind} {number} is not what was written")
                 buffers.setdefault(index, bytearray()).extend(data)
-        return list(buffers.values())  # type: ignore[arg-type]  # as good as bytes to all readers
+        return list(buffers.values())
 
     def _mac(self, values: _Row, frame: Frame = AT_REST) -> bytes:
         """The signature of a row: over its table's name, its values and its frame."""
@@ -540,7 +540,9 @@ class SqliteStore:
 
 
 def _is_frame(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(b, (bytes, bytearray)) for b in value)
+    return isinstance(value, list) and all(
+        isinstance(part, (bytes, bytearray, memoryview)) for part in value
+    )
 
 
 def _same(kept: Any, right: bytes) -> bool:

@@ -4,17 +4,32 @@
 (see `proofs`); above it, Pyro sees the bytes only after they were verified and after their header
 was found harmless: Pyro's own message, of a plain type, in msgpack. Pyro would otherwise decode
 the very first message of anyone with any serializer the sender names.
+
+Where Pyro is configured for TLS, that is one more layer, below the records.
+
+The large buffers of a message (see `pieces`) do not go through Pyro, which would copy each of them
+several times. They precede it in records of their own, which the signature covers like any other:
+
+| record       | data                                                                     |
+|--------------|--------------------------------------------------------------------------|
+| announcement | ``MSLP``, then the length of each piece, 8 bytes, big-endian             |
+| one piece    | the piece; nothing else is accepted until as many came as were announced |
+| message      | Pyro's; the pieces belong to it                                          |
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import socket
+import ssl
 import struct
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from masterslave.errors import AuthenticationError
+from masterslave.errors import AuthenticationError, SettingsError
 from masterslave.proofs import (
     GREETING,
     HELLO_BYTES,
@@ -29,9 +44,13 @@ from masterslave.proofs import (
     server_proof,
     signers,
 )
+from masterslave.records import Piece
 
 #: A record is one Pyro message, of which Pyro itself allows 1 GiB.
 MAX_RECORD_BYTES = 1 << 30
+
+#: Begins the record that announces pieces.
+_ANNOUNCEMENT = b"MSLP"
 
 #: Sign and send small messages joined, large ones as two pieces that are not copied.
 _JOIN_BYTES = 65536
@@ -49,7 +68,7 @@ class ChannelError(OSError):
     """The peer broke the protocol; an OSError so that Pyro ends the connection."""
 
 
-def check_message(header: bytes, serializer_id: int, types: tuple[int, ...], limit: int) -> None:
+def check_message(header: Piece, serializer_id: int, types: tuple[int, ...], limit: int) -> None:
     """Raise `ChannelError` unless this is the header of a plain Pyro message.
 
     Refused: other serializers (marshal can crash the interpreter), compression (it could unpack
@@ -108,6 +127,76 @@ def client_handshake(sock: socket.socket, key: bytes, timeout_s: float) -> Seale
     return SealedSocket(sock, outgoing, incoming, (_RESULT, _PING))
 
 
+# --- TLS ------------------------------------------------------------------------------------
+
+
+@functools.cache  # of what was found good
+def check_certificates(
+    role: str, certificate: str, key: str, password: str, authorities: str
+) -> None:
+    """Raise `SettingsError` unless these files can be used by a "SERVER" or "CLIENT".
+
+    To be asked before Pyro loads them: that would ask for a missing password at the terminal, and
+    keep a context that failed half way, to use it at the next attempt.
+    """
+    names = {f"{role}CERT": certificate, f"{role}KEY": key, "CACERTS": authorities}
+    for name, path in names.items():
+        if path and not os.path.exists(path):
+            raise SettingsError(f"PYRO_SSL_{name}={path!r}: there is no such file")
+    context = ssl.SSLContext(
+        ssl.PROTOCOL_TLS_SERVER if role == "SERVER" else ssl.PROTOCOL_TLS_CLIENT
+    )
+    culprit = f"PYRO_SSL_{role}CERT={certificate!r} with PYRO_SSL_{role}KEY={key!r}"
+    hint = ", or the key has another password" if password else ", or the key needs a password"
+    try:
+        if certificate:
+            context.load_cert_chain(certificate, key or None, lambda: password)
+        culprit, hint = f"PYRO_SSL_CACERTS={authorities!r}", ""
+        if os.path.isdir(authorities):
+            context.load_verify_locations(capath=authorities)
+        elif authorities:
+            context.load_verify_locations(cafile=authorities)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{culprit} cannot be used: {tls_reason(error)}{hint}") from error
+
+
+def tls_reason(error: Exception) -> str:
+    """What went wrong, in OpenSSL's words without its decoration."""
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, str):
+        return reason.lower().replace("_", " ")
+    return getattr(error, "strerror", None) or str(error)
+
+
+def server_tls(sock: socket.socket, timeout_s: float) -> None:
+    """The TLS handshake that was left out when `sock` was accepted; nothing without TLS.
+
+    Blocks for `timeout_s` seconds at most. Raises `OSError`.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        sock.settimeout(timeout_s)
+        try:
+            sock.do_handshake()
+        except ssl.SSLError as error:
+            raise ChannelError(f"no TLS: {tls_reason(error)}") from error
+
+
+def end_connection(sock: Any) -> None:
+    """Shut a connection down, from any thread.
+
+    A TLS socket's own `shutdown` forgets its TLS first: what another thread is about to send would
+    go out in the clear.
+    """
+    with contextlib.suppress(OSError):
+        if isinstance(sock, ssl.SSLSocket):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+# --- sockets --------------------------------------------------------------------------------
+
+
 def keep_alive(sock: socket.socket) -> None:
     """Have the system find out within a minute that the other host has gone without a word."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -134,9 +223,30 @@ class SealedSocket:
         self._incoming = incoming
         self._types = types
         self._record = memoryview(b"")  # verified, not yet taken by Pyro
+        self._attached: Sequence[Piece] = ()
+        self._pieces: list[Piece] = []  # verified, of the message that came last
+        self.on_piece: Callable[[], None] = lambda: None  # called for each piece sent or received
+
+    def attach(self, pieces: Sequence[Piece]) -> None:
+        """Have these pieces sent with the next message, and no others. Nothing is copied."""
+        self._attached = pieces
+
+    def take_pieces(self) -> list[Piece]:
+        """The pieces that came with the last message; they are given once."""
+        taken, self._pieces = self._pieces, []
+        return taken
 
     def sendall(self, data: bytes) -> None:
-        """Send one message of Pyro's as one record."""
+        """Send one message of Pyro's as one record, and before it the pieces attached to it."""
+        if self._attached:
+            pieces, self._attached = self._attached, ()
+            self._send_record(_ANNOUNCEMENT + struct.pack(f"!{len(pieces)}Q", *map(len, pieces)))
+            for piece in pieces:
+                self._send_record(piece)
+                self.on_piece()
+        self._send_record(data)
+
+    def _send_record(self, data: Piece) -> None:
         header = self._outgoing.header(data)
         if len(data) < _JOIN_BYTES:
             self._sock.sendall(header + data)
@@ -160,19 +270,54 @@ class SealedSocket:
         return bytes(piece)
 
     def _next_record(self) -> memoryview | None:
+        """The next message; the pieces before it are put aside."""
+        self._pieces = []
+        data = self._verified()
+        if data is not None and data[: len(_ANNOUNCEMENT)] == _ANNOUNCEMENT:
+            try:
+                self._receive_pieces(data)
+            except BaseException:
+                self._pieces = []  # of no use without the message
+                raise
+            data = self._verified()
+            if data is None:
+                raise ChannelError("the peer closed the connection before a message's end")
+        if data is None:
+            return None
+        check_message(data[:_PYRO_HEADER_BYTES], MSGPACK_ID, self._types, MAX_RECORD_BYTES)
+        return memoryview(data)
+
+    def _receive_pieces(self, announcement: Piece) -> None:
+        lengths = memoryview(announcement)[len(_ANNOUNCEMENT) :]
+        if len(lengths) % 8 or not lengths:
+            raise ChannelError("an announcement of pieces is damaged")
+        for (length,) in struct.iter_unpack("!Q", lengths):
+            piece = self._verified(length)
+            if piece is None:
+                raise ChannelError("the peer closed the connection before a message's end")
+            self._pieces.append(piece)
+            self.on_piece()
+
+    def _verified(self, announced: int | None = None) -> Piece | None:
+        """The data of the next record, of the announced length if one was; None at the end."""
         header = _receive(self._sock, RECORD_HEADER.size, may_end=True)
         if not header:
             return None
         length, mac = RECORD_HEADER.unpack(header)
         if length > MAX_RECORD_BYTES:
             raise ChannelError(f"a message of {length} bytes is too long")
+        if announced is not None and length != announced:
+            raise ChannelError(f"a piece of {length} bytes is not the announced one")
         data = _receive(self._sock, length)
         try:
             self._incoming.verify(mac, data)
         except AuthenticationError as error:
             raise ChannelError(str(error)) from error
-        check_message(data[:_PYRO_HEADER_BYTES], MSGPACK_ID, self._types, MAX_RECORD_BYTES)
-        return memoryview(data)
+        return data
+
+    def shutdown(self, how: int) -> None:
+        """End the connection, in both directions whatever `how` says."""
+        end_connection(self._sock)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

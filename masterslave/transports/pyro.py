@@ -6,7 +6,8 @@ decoded; a process whose connection closes is lost at once; errors arrive as the
 
 Pyro's configuration is global to the process. Here only the size of its thread pool is set, which
 would otherwise refuse the 81st connection, and compression switched off; everything else, TLS
-included, is the user's.
+included, is the user's. TLS is for every connection of the process or for none: to task managers
+and to the name server.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +34,7 @@ from Pyro5 import config
 from Pyro5.callcontext import current_context
 from Pyro5.serializers import SerializerBase
 
+from masterslave import pieces
 from masterslave.errors import (
     REMOTE_ERRORS,
     AuthenticationError,
@@ -39,15 +43,22 @@ from masterslave.errors import (
     LabelInUse,
     LabelUnknown,
     MasterSlaveError,
+    SettingsError,
+    UnknownProcess,
     remote_error,
 )
 from masterslave.manager import TaskManager
 from masterslave.settings import join_address
 from masterslave.transports.channel import (
     GuardedSocket,
+    SealedSocket,
+    check_certificates,
     client_handshake,
+    end_connection,
     keep_alive,
     server_handshake,
+    server_tls,
+    tls_reason,
 )
 from masterslave.transports.remote import REMOTE_METHODS
 
@@ -84,6 +95,66 @@ for _name, _cls in REMOTE_ERRORS.items():
     SerializerBase.register_dict_to_class(f"masterslave.{_name}", _dict_to_error)
 
 
+# --- TLS, as Pyro is configured -------------------------------------------------------------
+
+_tls_lock = threading.Lock()  # Pyro shows its context to other threads before it is complete
+
+
+def _tls_context(role: str) -> ssl.SSLContext:
+    """Pyro's TLS context for a "SERVER" or "CLIENT"; `SettingsError` if it cannot be made."""
+    certificate, key, password = (
+        getattr(config, f"SSL_{role}{name}") for name in ("CERT", "KEY", "KEYPASSWD")
+    )
+    if role == "SERVER" and not certificate:
+        raise SettingsError("PYRO_SSL is on, and a master then needs PYRO_SSL_SERVERCERT")
+    if role == "SERVER" and config.SSL_REQUIRECLIENTCERT and not config.SSL_CACERTS:
+        raise SettingsError("PYRO_SSL_REQUIRECLIENTCERT is on, and needs PYRO_SSL_CACERTS")
+    with _tls_lock:
+        check_certificates(role, certificate, key, password, config.SSL_CACERTS)
+        files = {f"{role.lower()}cert": certificate, f"{role.lower()}key": key}
+        context: ssl.SSLContext = Pyro5.socketutil.get_ssl_context(
+            **files, keypassword=password, cacerts=config.SSL_CACERTS
+        )
+    return context
+
+
+def _accept_at_once(daemon: Pyro5.server.Daemon) -> None:
+    """Have the one thread that accepts connections leave TLS handshakes to `server_tls`."""
+    if config.SSL:
+        daemon.sock.do_handshake_on_connect = False  # inherited by what is accepted
+
+
+def _connect(address: tuple[str, int], who: str, timeout_s: float) -> socket.socket:
+    """A connected socket, within TLS if Pyro's configuration says so. `who`: should answer there.
+
+    Raises `AuthenticationError` for a certificate that is not trusted, `ConnectionFailed` if TLS
+    fails otherwise, `SettingsError` if it cannot be tried, `OSError` when nothing answers.
+    """
+    context = _tls_context("CLIENT") if config.SSL else None
+    try:
+        sock = socket.create_connection(address, timeout=_CONNECT_S)
+    except UnicodeError as error:
+        raise OSError(f"{address[0]!r} is not a host name") from error
+    keep_alive(sock)
+    if context is None:
+        return sock
+    sock.settimeout(timeout_s)
+    where = join_address(*address)
+    try:
+        return context.wrap_socket(sock, server_hostname=address[0])
+    except ssl.SSLCertVerificationError as error:
+        raise AuthenticationError(
+            f"{who} at {where} was refused: its certificate is not accepted: "
+            f"{error.verify_message.rstrip('.')}; PYRO_SSL_CACERTS must name the authority that "
+            "signed it, and it must be valid for this address"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConnectionFailed(
+            f"{who} at {where} does not answer in TLS: {tls_reason(error)}; "
+            "set PYRO_SSL on both sides, or on neither"
+        ) from error
+
+
 # --- the server -----------------------------------------------------------------------------
 
 
@@ -93,11 +164,15 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
     def __init__(self, host: str, port: int, key: bytes, handshake_s: float) -> None:
         self._key = key
         self._handshake_s = handshake_s
-        self._lifelines: dict[int, Any] = {}  # process id -> the connection it registered through
+        # process id -> the connection it registered through last, and the number of that time
+        self._lifelines: dict[int, tuple[Any, int]] = {}
+        self._binding = threading.Lock()
         self._connections: set[Any] = set()
         self._dropped = False
-        self.on_loss: Callable[[int], None] = lambda process_id: None
+        self.on_loss: Callable[[int, int], None] = lambda process_id, generation: None
+        self.on_sign_of_life: Callable[[int], None] = lambda process_id: None
         super().__init__(host=host, port=port)
+        _accept_at_once(self)
 
     def _handshake(self, conn: Any, denied_reason: str | None = None) -> bool:
         """Replaces Pyro's handshake, which decodes before it asks who is there."""
@@ -110,7 +185,10 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
             return False
         try:
             keep_alive(conn.sock)
-            conn.sock = server_handshake(conn.sock, self._key, self._handshake_s)
+            deadline = time.monotonic() + self._handshake_s
+            server_tls(conn.sock, self._handshake_s)
+            conn.sock = server_handshake(conn.sock, self._key, deadline - time.monotonic())
+            conn.sock.on_piece = lambda: self._hear(conn)
         except (ConnectionFailed, OSError) as error:
             self._connections.discard(conn)
             log.warning("connection from %s refused: %s", peer, error, extra={"action": "refused"})
@@ -120,25 +198,34 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
     def clientDisconnect(self, conn: Any) -> None:
         """A connection has closed: what registered through it is lost, as of now."""
         self._connections.discard(conn)
-        for process_id, lifeline in list(self._lifelines.items()):
-            if lifeline is conn:
+        with self._binding:  # the process may be registering through its next one at this moment
+            hung = {i: g for i, (lifeline, g) in self._lifelines.items() if lifeline is conn}
+            for process_id in hung:
                 del self._lifelines[process_id]
-                self.on_loss(process_id)
+        for process_id, generation in hung.items():
+            self.on_loss(process_id, generation)
 
-    def bind_process(self, process_id: int) -> None:
+    def _hear(self, conn: Any) -> None:
+        """A large message makes progress: the processes of its connection live."""
+        for process_id, (lifeline, _) in list(self._lifelines.items()):
+            if lifeline is conn:
+                self.on_sign_of_life(process_id)
+
+    def bind_process(self, process_id: int, generation: int) -> None:
         """The process that registers in the current call hangs on the current connection."""
-        self._lifelines[process_id] = current_context.client
+        with self._binding:
+            self._lifelines[process_id] = current_context.client, generation
 
     def free_process(self, process_id: int) -> None:
         """The process has left in good order; its connection may close."""
-        self._lifelines.pop(process_id, None)
+        with self._binding:
+            self._lifelines.pop(process_id, None)
 
     def drop_connections(self) -> None:
         """Close all connections, so that the threads that serve them end."""
         self._dropped = True
         for conn in list(self._connections):
-            with contextlib.suppress(OSError):
-                conn.sock.shutdown(socket.SHUT_RDWR)
+            end_connection(conn.sock)
 
 
 def _peer(conn: Any) -> str:
@@ -155,18 +242,29 @@ def _exported(manager: TaskManager, daemon: _Daemon) -> Any:
         method = getattr(manager, name)
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            sealed = current_context.client.sock
+            if parts := sealed.take_pieces():
+                left, places = args
+                args, kwargs = pieces.restore(left, places, parts)
             result = method(*args, **kwargs)
             if name == "registerProcess":
-                daemon.bind_process(result[0])
+                daemon.bind_process(result[0], result[2])
             elif name == "unregisterProcess":
                 daemon.free_process(args[0])
-            return result
+            return _lifted(sealed, result)
 
         call.__name__ = name
         return call
 
     methods = {name: forward(name) for name in REMOTE_METHODS}
     return Pyro5.server.expose(type("TaskManager", (), methods))()
+
+
+def _lifted(sealed: SealedSocket, value: Any) -> Any:
+    """What is left of a value for Pyro's message, beside which its large buffers will travel."""
+    left, places, parts = pieces.lift([value])
+    sealed.attach(parts)
+    return (left, places) if parts else value
 
 
 def object_name(label: str) -> str:
@@ -184,7 +282,15 @@ class PyroServer:
     def __init__(
         self, manager: TaskManager, host: str, port: int, key: bytes, handshake_s: float
     ) -> None:
-        """Listen on `host`:`port` (0: any free port). Raises `ConnectionFailed` if that fails."""
+        """Listen on `host`:`port` (0: any free port).
+
+        Raises `ConnectionFailed` if that fails, `SettingsError` if TLS is asked for and its files
+        cannot be used, or if Pyro is told to serve all connections with one thread.
+        """
+        if config.SERVERTYPE != "thread":  # calls wait in here, each in the thread of its peer
+            raise SettingsError(f"PYRO_SERVERTYPE={config.SERVERTYPE!r}: must be 'thread'")
+        if config.SSL:
+            _tls_context("SERVER")
         try:
             self._daemon = _Daemon(host, port, key, handshake_s)
         except OSError as error:
@@ -192,9 +298,10 @@ class PyroServer:
                 f"cannot listen on {join_address(host, port)}: {error.strerror or error}; "
                 "another master may be using the port (MASTERSLAVE_PORT chooses another)"
             ) from error
-        self._daemon.on_loss = lambda process_id: manager.lostProcess(
-            process_id, "its connection closed"
+        self._daemon.on_loss = lambda process_id, generation: manager.lostProcess(
+            process_id, "its connection closed", generation
         )
+        self._daemon.on_sign_of_life = lambda process_id: _ping(manager, process_id)
         self._daemon.register(_exported(manager, self._daemon), _object_id(manager.label))
         self.port: int = self._daemon.sock.getsockname()[1]
         self.addresses = [join_address(name, self.port) for name in _announced(host)]
@@ -209,10 +316,15 @@ class PyroServer:
 
     def stop(self) -> None:
         """Close the port and all connections; returns when the threads have ended."""
-        self._daemon.on_loss = lambda process_id: None
+        self._daemon.on_loss = lambda process_id, generation: None
         self._daemon.drop_connections()
         self._daemon.shutdown()
         self._thread.join()
+
+
+def _ping(manager: TaskManager, process_id: int) -> None:
+    with contextlib.suppress(UnknownProcess):  # taken for dead already: it will find out
+        manager.ping(process_id)
 
 
 def _announced(host: str) -> list[str]:
@@ -241,11 +353,12 @@ class PyroLink:
         """Connect and prove the key both ways.
 
         Raises `ConnectionFailed` when nothing answers at the address within the time-out,
-        `AuthenticationError` when what answers does not hold the key.
+        `AuthenticationError` when what answers does not hold the key, or in TLS no certificate
+        that is trusted, `SettingsError` when TLS is asked for and its files cannot be used.
         """
         where = join_address(*address)
         try:
-            sock = _connect(address)
+            sock = _connect(address, "the task manager", timeout_s)
         except OSError as error:
             raise ConnectionFailed(
                 f"cannot reach a task manager at {where}: {error.strerror or error}; "
@@ -262,17 +375,22 @@ class PyroLink:
         except (ForeignProtocol, OSError) as error:
             sock.close()
             kind = ForeignProtocol if isinstance(error, ForeignProtocol) else ConnectionFailed
-            raise kind(f"no task manager answers at {where}: {error}; check the port") from error
+            raise kind(f"no task manager answers at {where}: {_what_to_check(error)}") from error
         self._where = where
         self._label = label
         self._sock = sock
+        self._sealed = sealed
         self._proxy = _proxy(_object_id(label), sealed)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """See `Link.call`."""
         self._proxy._pyroClaimOwnership()
+        left, places, parts = pieces.lift([args, kwargs])
+        self._sealed.attach(parts)
+        if parts:
+            args, kwargs = (left, places), {}
         try:
-            return self._proxy._pyroInvoke(method, args, kwargs)
+            result = self._proxy._pyroInvoke(method, args, kwargs)
         except Pyro5.errors.CommunicationError as error:
             self.close()
             raise ConnectionFailed(f"the connection to {self._where} broke: {error}") from error
@@ -281,29 +399,24 @@ class PyroLink:
                 f"the task manager at {self._where} has another label than {self._label!r}; "
                 "check the label and the port"
             ) from error
+        if parts := self._sealed.take_pieces():
+            left, places = result
+            (result,) = pieces.restore(left, places, parts)
+        return result
 
     def close(self) -> None:
         """See `Link.close`."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+        end_connection(self._sock)
         self._sock.close()
 
 
-def _connect(address: tuple[str, int]) -> socket.socket:
-    """A connected socket, within Pyro's TLS if its configuration says so."""
-    context = None
-    if config.SSL:
-        context = Pyro5.socketutil.get_ssl_context(
-            clientcert=config.SSL_CLIENTCERT,
-            clientkey=config.SSL_CLIENTKEY,
-            keypassword=config.SSL_CLIENTKEYPASSWD,
-            cacerts=config.SSL_CACERTS,
-        )
-    sock: socket.socket = socket.create_connection(address, timeout=_CONNECT_S)
-    if context is not None:
-        sock = context.wrap_socket(sock, server_hostname=address[0])
-    keep_alive(sock)
-    return sock
+def _what_to_check(error: Exception) -> str:
+    """What went wrong with a connection before it was in use, and what to do about it."""
+    if isinstance(error, ssl.SSLError):  # the server looks at the client's certificate last of all
+        return f"it ended TLS: {tls_reason(error)}; check PYRO_SSL_CLIENTCERT if it wants one"
+    if isinstance(error, TimeoutError):
+        return f"{error}; check the port"
+    return f"{error}; check the port, and that PYRO_SSL is on for both sides or for neither"
 
 
 def _proxy(object_id: str, sealed: Any) -> Any:
@@ -332,6 +445,11 @@ class _NameServerDaemon(Pyro5.nameserver.NameServerDaemon):  # type: ignore[misc
     def _handshake(self, conn: Any, denied_reason: str | None = None) -> bool:
         if denied_reason:
             return False
+        try:
+            server_tls(conn.sock, _NAME_SERVER_S)
+        except OSError as error:
+            log.info("name server: connection from %s refused: %s", _peer(conn), error)
+            return False
         conn.sock = GuardedSocket(conn.sock, server=True)
         conn.timeout = _NAME_SERVER_S
         accepted: bool = super()._handshake(conn)
@@ -345,6 +463,7 @@ class EmbeddedNameServer:
     def __init__(self, host: str, port: int) -> None:
         """Raises `OSError` when the port is taken, by another name server most likely."""
         self._daemon = _NameServerDaemon(host=host, port=port)
+        _accept_at_once(self._daemon)
         self._broadcast = None
         if not host.startswith("127."):
             with contextlib.suppress(OSError):  # without it, PYRO_NS_HOST still leads here
@@ -371,11 +490,12 @@ def name_server_address() -> tuple[str, int]:
 
 
 def _name_server_proxy(address: tuple[str, int]) -> Any:
-    """A connected proxy of the name server there; `OSError` when none answers.
+    """A connected proxy of the name server there; `OSError` when none answers, else as `_connect`.
 
     Pyro's own way to connect would decode the first answer with whatever serializer that names.
     """
-    sock = socket.create_connection(address, timeout=_NAME_SERVER_S)
+    sock = _connect(address, "the name server", _NAME_SERVER_S)
+    sock.settimeout(_NAME_SERVER_S)
     name = Pyro5.core.NAMESERVER_NAME
     connection = Pyro5.socketutil.SocketConnection(GuardedSocket(sock, server=False), name)
     serializer = Pyro5.serializers.serializers["serpent"]
@@ -388,7 +508,9 @@ def _name_server_proxy(address: tuple[str, int]) -> Any:
         methods = serializer.loads(answer.data)["meta"]["methods"]
     except Exception as error:  # a stranger may answer anything
         connection.close()
-        raise ConnectionError(f"it is not a name server: {error}") from error
+        under = error.__context__  # of Pyro's error, which has its text only
+        cause = under if isinstance(under, ssl.SSLError) else error
+        raise ConnectionError(f"it is not a name server: {_what_to_check(cause)}") from error
     proxy = Pyro5.client.Proxy(f"PYRO:{name}@{join_address(*address)}")
     proxy._pyroSerializer = "serpent"
     proxy._pyroMethods = set(methods)
@@ -412,23 +534,32 @@ def _ask_all() -> tuple[str, int] | None:
 class NameServer:
     """The name server that answers now; used by one thread, within a ``with``."""
 
-    def __init__(self, *, broadcast: bool) -> None:
-        """Find it: at `PYRO_NS_HOST` (this machine by default), else by broadcast if allowed.
+    def __init__(self, *, broadcast: bool, address: tuple[str, int] | None = None) -> None:
+        """Find it: at `address`, else at `PYRO_NS_HOST` (default: this machine), else by broadcast
+        if allowed.
 
-        Raises `NameServerGone` when none answers.
+        Raises `NameServerGone` when none answers, `AuthenticationError` when its certificate is
+        not trusted, `SettingsError` when TLS is asked for and its files cannot be used.
         """
-        address = name_server_address()
+        address = address or name_server_address()
         where = join_address(*address)
         try:
             self._proxy = _name_server_proxy(address)
-        except OSError as error:
+        except (OSError, ConnectionFailed) as error:
             found = _ask_all() if broadcast else None
             if found is None:
+                if isinstance(error, AuthenticationError):
+                    raise
                 also = " or to a broadcast" if broadcast else ""
-                raise NameServerGone(f"no name server answers at {where}{also}") from error
+                reason = getattr(error, "strerror", None) or error
+                raise NameServerGone(
+                    f"no name server answers at {where}{also}: {reason}"
+                ) from error
             try:
                 self._proxy = _name_server_proxy(found)
-            except OSError as again:
+            except AuthenticationError:
+                raise
+            except (OSError, ConnectionFailed) as again:
                 raise NameServerGone(
                     f"the name server at {join_address(*found)} does not answer: {again}"
                 ) from again

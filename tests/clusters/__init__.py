@@ -1,0 +1,1 @@
+"""Real surroundings for tests: what a test starts here, it ends."""
