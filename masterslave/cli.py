@@ -30,13 +30,13 @@ from masterslave import naming
 from masterslave.chaos import Chaos
 from masterslave.errors import MasterSlaveError, SettingsError
 from masterslave.keyfile import load_key
-from masterslave.settings import Settings, parse_bytes
+from masterslave.settings import Settings, parse_bytes, parse_duration
 
 _COMMANDS = ("show", "list", "slave", "serve", "failures", "journal", "replay")
 
 #: Options that are followed by a value.
 _WITH_VALUE = (
-    "-m", "--master", "-n", "--workers", "--memory", "--chaos", "--to", "--journal", "--port",
+    "-m", "--master", "-n", "--workers", "--memory", "--lifetime", "--chaos", "--to", "--journal", "--port",
 )  # fmt: skip
 
 
@@ -96,6 +96,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     slave.add_argument(
         "--memory", type=_size, metavar="SIZE", help="private memory that each worker may have: 2G"
+    )
+    slave.add_argument(
+        "--lifetime",
+        type=_duration,
+        metavar="TIME",
+        help="leave in order before so much time is over: 3600, 90m or 1:30:00 "
+        "(what Slurm or PBS say)",
     )
     slave.add_argument(
         "--chaos",
@@ -194,6 +201,13 @@ def _chaos(text: str) -> Chaos:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _connect(options: argparse.Namespace, settings: Settings, label: str) -> Any:
     key = load_key(settings.key_file)
     find = naming.wait_and_connect if options.wait else naming.connect
@@ -238,6 +252,7 @@ def _slave(options: argparse.Namespace, settings: Settings) -> int:
         settings=settings,
         wait=options.wait,
         memory=options.memory,
+        lifetime_s=options.lifetime,
     )
     return 0
 

@@ -17,6 +17,7 @@ class Situation(NamedTuple):
     handled_tags: frozenset[str]  # by any slave
     client_waits: bool  # whether a client stands in a call for a result
     failures: list[str]  # of slaves that could not start their workers, newest last
+    too_long_tags: frozenset[str] = frozenset()  # handled, but longer than any slave has time left
 
 
 def explain(now: Situation) -> list[str]:
@@ -31,6 +32,10 @@ def explain(now: Situation) -> list[str]:
         for tag, count in sorted(now.waiting.items()):
             if tag not in now.handled_tags:
                 reasons.append(f"{_tasks_wait(count)}, but no slave handles tag {tag!r}")
+            elif tag in now.too_long_tags:
+                reasons.append(
+                    f"{_tasks_wait(count)}, but no slave has enough time left for tag {tag!r}"
+                )
     if finished and not waiting and not running and not now.client_waits:
         reasons.append(f"everything waits for the master to retrieve {_results(finished)}")
     if now.client_waits and not waiting and not running and not finished:
@@ -51,13 +56,21 @@ def _results(count: int) -> str:
 def situation(status: Mapping[str, Any]) -> Situation:
     """Read the situation out of what `TaskManager.status` gives."""
     slaves = status["slaves"]
+    handled = frozenset(tag for slave in slaves for tag in slave["tags"] or ())
+    timely = {
+        tag
+        for slave in slaves
+        for tag in slave["tags"] or ()
+        if tag not in slave.get("no_time_for", ())
+    }
     return Situation(
         waiting=status["waiting"],
         running=status["running"],
         finished=status["finished"],
         slaves=len(slaves),
         ready_slaves=sum(1 for slave in slaves if slave["tags"] is not None),
-        handled_tags=frozenset(tag for slave in slaves for tag in slave["tags"] or ()),
+        handled_tags=handled,
         client_waits=status["client_waits"],
         failures=status["failures"],
+        too_long_tags=handled - timely,
     )

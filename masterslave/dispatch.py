@@ -20,7 +20,14 @@ from itertools import islice
 from typing import NamedTuple
 
 from masterslave.pace import HORIZON_S, Pace
-from masterslave.records import Assignment, Completion, Frame, Outcome, frame_bytes
+from masterslave.records import (
+    NO_TIME_LEFT,
+    Assignment,
+    Completion,
+    Frame,
+    Outcome,
+    frame_bytes,
+)
 
 #: Work in a worker's own line beyond the running task. Larger: more waits behind a task that turns
 #: out long. Smaller: the worker waits for its supervisor between tiny tasks.
@@ -95,7 +102,9 @@ class _Worker:
 class Dispatch:
     """The tasks of one slave and who runs them."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends_at: float | None = None) -> None:
+        """`ends_at`: begin no task that usually takes longer than until then."""
+        self._ends_at = ends_at
         self.backlog: deque[Assignment] = deque()
         self.completions: list[Completion] = []  # to be handed in; the shell empties it
         self.draining = False  # takes no more tasks, finishes those that run
@@ -163,7 +172,7 @@ class Dispatch:
         if state is not None:
             state.ready = False
             if state.line and state.line[0].frame is _LET_GO:
-                self._give_back(state.line.popleft())
+                self._give_back(state.line.popleft(), "not begun")
             self.backlog.extendleft(reversed(state.line))
             state.line.clear()
 
@@ -282,6 +291,8 @@ class Dispatch:
     # --- moves ------------------------------------------------------------------------------
 
     def _feed(self, now: float) -> list[Action]:
+        if self._ends_at is not None:
+            self._give_back_the_too_long(self._ends_at - now)
         if not self.backlog:
             return []
         actions: list[Action] = []
@@ -332,10 +343,19 @@ class Dispatch:
 
     def _give_back_backlog(self) -> None:
         while self.backlog:
-            self._give_back(self.backlog.popleft())
+            self._give_back(self.backlog.popleft(), "not begun")
 
-    def _give_back(self, task: Assignment) -> None:
-        self._end(Completion(task.task_id, task.attempt, _RETURNED, [], 0.0, "not begun"))
+    def _give_back_the_too_long(self, left_s: float) -> None:
+        kept: deque[Assignment] = deque()
+        for task in self.backlog:
+            if (self._pace.estimate_s(task.tag) or 0.0) <= left_s:
+                kept.append(task)
+            else:
+                self._give_back(task, NO_TIME_LEFT)
+        self.backlog = kept
+
+    def _give_back(self, task: Assignment, why: str) -> None:
+        self._end(Completion(task.task_id, task.attempt, _RETURNED, [], 0.0, why))
 
     def _end(self, done: Completion) -> None:
         self._known.pop((done.task_id, done.attempt), None)

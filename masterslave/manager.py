@@ -40,6 +40,7 @@ from masterslave.pace import Pace
 from masterslave.queue import Effect, State, Task, TaskQueue
 from masterslave.records import (
     BATCH_BYTES,
+    NO_TIME_LEFT,
     Assignment,
     Completion,
     Delivery,
@@ -545,8 +546,13 @@ class TaskManager:
             waiting, running, finished = self._queue.counts()
             slaves: list[dict[str, Any]] = []
             others: list[dict[str, Any]] = []
+            now = self._clock()
             for member in self._roster.present.values():
                 row = member.as_status(len(self._queue.held_by(member.id)))
+                if member.is_slave and member.ends_at is not None:
+                    timely = member.timely_tags(self._pace, now)
+                    row["left_s"] = member.left_s(now)
+                    row["no_time_for"] = sorted((member.tags or frozenset()) - timely)
                 (slaves if member.is_slave else others).append(row)
             return {
                 "label": self.label,
@@ -600,10 +606,7 @@ class TaskManager:
             current = self._waiter_of.get(member.id) is waiter
             if current and not self._terminated and self._is_current(member, generation):
                 tasks = self._hand_out(member)
-            # What this waiter was woken for and did not take is another one's.
-            task = self._queue.peek(member.tags or frozenset())
-            if task is not None and not tasks:
-                self._slaves_wait.wake(task.tag)
+            self._pass_on(waiter, tasks)
             if not current or not self._is_current(member, generation):
                 return tasks
             if self._terminated or member.has_notices():
@@ -612,12 +615,27 @@ class TaskManager:
         self._roster.liveness.heard(member.id, self._clock())
         return tasks
 
+    def _pass_on(self, waiter: Waiter, taken: Iterable[Assignment]) -> None:
+        """What a call was woken for and did not take is another one's.
+
+        It may have been woken for a tag that it has no time left for, or found a task of another
+        tag. Who is woken in vain no longer stands in line for that tag, so this comes to an end.
+        """
+        tag, waiter.called_for = waiter.called_for, None
+        if tag is None or tag in {task.tag for task in taken}:
+            return
+        if self._queue.peek((tag,)) is not None:
+            self._slaves_wait.wake(tag)
+
+    def _timely_tags(self, member: Member) -> frozenset[str]:
+        return member.timely_tags(self._pace, self._clock())
+
     def _line_up(self, member: Member) -> None:
         """Have a member's waiting call stand in line for tasks while a worker of it is idle."""
         waiter = self._waiter_of.get(member.id)
-        tags = member.tags or frozenset()
         if waiter is None or waiter.tags:
             return
+        tags = self._timely_tags(member)
         if member.is_idle(len(self._queue.held_by(member.id))):
             self._slaves_wait.line_up(waiter, tags)
             if self._queue.peek(tags) is not None:
@@ -634,7 +652,7 @@ class TaskManager:
         if self._ledger is not None and self._ledger.trouble:
             return tasks  # nothing can be put on record, so nothing is begun
         size = 0
-        tags = member.tags or frozenset()
+        tags = self._timely_tags(member)
         held = len(self._queue.held_by(member.id))
         while True:
             task = self._queue.peek(tags)
@@ -678,6 +696,8 @@ class TaskManager:
         self._write(effect, process_id, done.attempt, done.duration_s)
         if member is not None:
             member.ended(done.task_id, done.attempt)
+            if done.outcome == Outcome.RETURNED and done.detail == NO_TIME_LEFT:
+                member.too_long.add(done.task_id.rpartition("_")[0])
         if done.outcome in (Outcome.RESULT, Outcome.EXCEPTION):
             self._pace.record(done.task_id.rpartition("_")[0], done.duration_s)
             if member is not None:

@@ -42,7 +42,7 @@ from masterslave.records import (
     getMachineInfo,
 )
 from masterslave.service import Service
-from masterslave.settings import Settings, check_label, parse_bytes
+from masterslave.settings import Settings, check_label, parse_bytes, parse_duration
 
 log = logging.getLogger(__name__)
 
@@ -163,16 +163,19 @@ class MasterProcess:
         *,
         workers: int = 1,
         memory: int | str | None = None,
+        lifetime: float | str | None = None,
         chaos: str | None = None,
     ) -> list[int]:
         """Start `n` slaves on this machine, with the code kept in the task manager.
 
         Gives their process ids. They end with this master. `workers`: worker processes of each
         slave. `memory`: how much private memory each worker may have, in bytes or as ``"2G"``; a
-        task that needs more fails with `TaskOutOfMemory`. `chaos`: what goes wrong in them on
-        purpose, such as ``"kill=0.01,cut=0.02"``, see `masterslave.chaos`; "" for nothing, None for
-        what `MASTERSLAVE_CHAOS` says. Raises `SettingsError` when no code is kept (see `runJob` and
-        `initializeMasterProcess`), or for an argument that cannot be used.
+        task that needs more fails with `TaskOutOfMemory`. `lifetime`: seconds, or a text such as
+        ``"1:30:00"``, in which they must have left; None: what a batch system says, if any.
+        `chaos`: what goes wrong in them on purpose, such as ``"kill=0.01,cut=0.02"``, see
+        `masterslave.chaos`; "" for nothing, None for what `MASTERSLAVE_CHAOS` says. Raises
+        `SettingsError` when no code is kept (see `runJob` and `initializeMasterProcess`), or for
+        an argument that cannot be used.
         """
         for name, value in (("n", n), ("workers", workers)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -184,6 +187,7 @@ class MasterProcess:
         options = SlaveOptions(
             workers,
             None if memory is None else parse_bytes(memory),
+            None if lifetime is None else parse_duration(lifetime),
             self.settings.chaos if chaos is None else Chaos.parse(chaos) or Chaos(),
         )
         check_supported(options.memory)

@@ -49,6 +49,10 @@ class Outcome(str, Enum):
     RETURNED = "returned"  # not started, or stopped on purpose: no fault of the task
 
 
+#: `Completion.detail` of a task that a slave gives back unrun as it would not end in time there.
+NO_TIME_LEFT = "not enough time left"
+
+
 class TaskOptions(NamedTuple):
     """Options of one request; see `MasterProcess.requestTask`."""
 
@@ -119,6 +123,7 @@ class ProcessInfo(NamedTuple):
     host: str
     workers: int  # worker processes it runs
     token: str  # random; lets a slave that was cut off be recognised
+    left_s: float | None = None  # seconds for which it takes tasks, from now; None: no end known
 
 
 class GlobalStateValue:

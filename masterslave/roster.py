@@ -28,6 +28,8 @@ class Member:
         self.room = max(1, info.workers)  # its workers that are ready for tasks; 0: wants none
         self.cancelled: list[str] = []  # tasks that it is to stop, told at its next exchange
         self.dropped_data: list[str] = []  # data items that it is to forget
+        self.ends_at: float | None = None  # when it takes no more tasks; None: no end known
+        self.too_long: set[str] = set()  # tags that it gave back for want of time
         self._load_s = 0.0
         self._estimates: dict[tuple[str, int], float] = {}  # (task, attempt) -> part of the load
 
@@ -38,6 +40,26 @@ class Member:
     def is_idle(self, held: int) -> bool:
         """Whether one of its workers waits for a task, when it holds `held`."""
         return bool(self.tags) and held < self.room
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds for which it takes tasks; None: no end known."""
+        return None if self.ends_at is None else max(0.0, self.ends_at - now)
+
+    def timely_tags(self, pace: Pace, now: float) -> frozenset[str]:
+        """Its tags, without those of tasks that usually take longer than the time it has left.
+
+        Nor does it get again what it knows better to be too long: such tasks would go to and fro.
+        """
+        tags, left_s = self.tags or frozenset(), self.left_s(now)
+        if left_s is None:
+            return tags
+        if left_s == 0:
+            return frozenset()
+        return frozenset(
+            tag
+            for tag in tags - self.too_long
+            if (estimate_s := pace.estimate_s(tag)) is None or estimate_s <= left_s
+        )
 
     def took(self, task_id: str, attempt: int, estimate_s: float | None) -> None:
         """It got a task that will take about so long; None: nobody knows."""
@@ -115,6 +137,7 @@ class Roster:
             self._next_id += 1
         self._generation += 1
         member.generation = self._generation
+        member.ends_at = None if info.left_s is None else now + info.left_s
         self._lost.pop(member.id, None)
         self.present[member.id] = member
         self.liveness.register(member.id, period_s, now)

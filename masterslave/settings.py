@@ -11,6 +11,8 @@
 | `MASTERSLAVE_MEMORY`       | `memory_bytes`   | budget for tasks and results: bytes, or 2G     |
 | `MASTERSLAVE_WHEN_FULL`    | `when_full`      | requests beyond it: "block" or "raise"         |
 | `MASTERSLAVE_CHAOS`        | `chaos`          | what goes wrong in slaves on purpose, `chaos`  |
+| `SLURM_JOB_END_TIME`       | `lifetime_s`     | set by Slurm: when the job ends, in Unix time  |
+| `PBS_WALLTIME`             | `lifetime_s`     | set by PBS: seconds that the job may run       |
 
 Pyro's own variables (`PYRO_NS_HOST`, `PYRO_NS_PORT`, `PYRO_SSL...`) are read by Pyro and obeyed.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,12 +62,16 @@ class Settings:
     stall_s: float = 5.0  # then a job that does not move says why in the log
     renewal_s: float = 2.0  # between two looks at the name server
     shutdown_s: float = 10.0  # longest time a master waits for its slaves to leave
+    lifetime_s: float | None = None  # what a batch job may still run, when this was read
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
+    def from_environment(
+        cls, environ: Mapping[str, str] | None = None, unix_time: float | None = None
+    ) -> Settings:
         """Read the settings from `environ` (default: this process's environment).
 
-        Raises `SettingsError` naming the variable that cannot be used.
+        `unix_time`: what time it is (default: the system's). Raises `SettingsError` naming the
+        variable that cannot be used.
         """
         env = os.environ if environ is None else environ
         key_file = env.get("MASTERSLAVE_KEY_FILE")
@@ -93,7 +100,23 @@ class Settings:
             master_gone_s=settings.master_gone_s if gone is None else gone,
             grace_s=settings.grace_s if grace is None else grace,
             broadcast=broadcast == "1",
+            lifetime_s=_batch_lifetime(env, time.time() if unix_time is None else unix_time),
         )
+
+
+def _batch_lifetime(env: Mapping[str, str], unix_time: float) -> float | None:
+    """Seconds until the batch system ends this job; None: it does not, or says nothing usable.
+
+    The variables are not ours: a value that makes no sense, or an end that is past, is left over
+    from something else, and no reason to fail.
+    """
+    end, walltime = env.get("SLURM_JOB_END_TIME", ""), env.get("PBS_WALLTIME", "")
+    left = []
+    if end.isdecimal() and int(end) > unix_time:
+        left.append(int(end) - unix_time)
+    if walltime.isdecimal() and int(walltime):
+        left.append(float(walltime))  # slaves start when their job does, or nearly so
+    return min((seconds for seconds in left if seconds < _ENDLESS_S), default=None)
 
 
 def _number(
@@ -120,6 +143,41 @@ def _size(env: Mapping[str, str], name: str) -> int | None:
         return parse_bytes(text) if text else None
     except SettingsError as error:
         raise SettingsError(f"{name}: {error}") from error
+
+
+#: Longer than any job: what batch systems give where there is no limit.
+_ENDLESS_S = 10 * 365 * 86400.0
+
+#: Factors of the letters after a duration.
+_TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(duration: float | str) -> float:
+    """A duration in seconds: a number, or a text such as ``90m``, ``1:30:00`` or ``2-12:00:00``.
+
+    Fields count from the right: seconds, minutes, hours, then days with a hyphen. Raises
+    `SettingsError` unless it is positive.
+    """
+    text = str(duration).strip().lower()
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text)
+    fields = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    value = 0.0
+    if number is not None:
+        value = float(number[1]) * _TIME_UNITS[number[2]]
+    elif fields is not None:
+        days, hours, minutes, seconds = (int(field or 0) for field in fields.groups())
+        value = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if isinstance(duration, bool) or not 0 < value < math.inf:
+        raise SettingsError(
+            f"duration {duration!r}: must be positive seconds, or read like 90m or 1:30:00"
+        )
+    return value
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people: ``1:30:00``."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 #: Factors of the letters after a size.

@@ -8,6 +8,7 @@ interactive session), the slave object itself is sent to the workers by value.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,19 +135,24 @@ def run_slave(
     settings: Settings | None = None,
     wait: bool = False,
     memory: int | None = None,
+    lifetime_s: float | None = None,
 ) -> None:
     """Be a slave of `workers` worker processes until the master has ended. Blocks.
 
     `record`: the slave's code, None takes what the master keeps. `wait`: wait for the master to
-    come. `memory`: bytes of private memory that each worker may have, None for no limit. Raises as
-    `SlaveProcess.start`, and `SettingsError` where the system cannot limit memory.
+    come. `memory`: bytes of private memory that each worker may have, None for no limit.
+    `lifetime_s`: seconds in which the slave must have left, None for what the batch system allows.
+    Raises as `SlaveProcess.start`, and `SettingsError` where the system cannot limit memory.
     """
+    began = time.monotonic()
     # Workers import this module too, and need neither: they take time to load.
     from masterslave import naming
     from masterslave.supervisor import Supervisor
 
     check_supported(memory)
     chosen = settings or Settings.from_environment()
+    if lifetime_s is None:
+        lifetime_s = chosen.lifetime_s
     key = load_key(chosen.key_file)
     if wait:
         naming.wait_and_connect(label, master_host, chosen, key).close()
@@ -154,4 +160,6 @@ def run_slave(
     def connect() -> Link:
         return naming.connect(label, master_host, chosen, key)
 
-    Supervisor(label, connect, workers, chosen, record, memory=memory).run()
+    if lifetime_s is not None:
+        lifetime_s -= time.monotonic() - began  # the wait
+    Supervisor(label, connect, workers, chosen, record, memory=memory, lifetime_s=lifetime_s).run()

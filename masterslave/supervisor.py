@@ -10,6 +10,7 @@ processes, feeds them, and never runs a handler itself, so that pings go on what
 | SIGTERM, SIGINT               | takes no more, finishes what runs within `grace_s`, leaves     |
 | a second SIGTERM or SIGINT    | kills what runs, gives it back, leaves                         |
 | `terminationTest` was true    | as SIGTERM, without a limit of time                            |
+| its time is nearly up         | as SIGTERM, see `lifetime.py`                                  |
 | the master is gone for long   | kills its workers, ends with status 1                          |
 | the slave's code does not load| tells the master and the terminal why, ends with status 1      |
 """
@@ -34,6 +35,7 @@ from masterslave import slavecode
 from masterslave.dispatch import Action, Dispatch, Kill, Send, Skip
 from masterslave.disturbance import Blow, Disturbance
 from masterslave.errors import SlaveError
+from masterslave.lifetime import Lifetime
 from masterslave.memory import check_supported
 from masterslave.pipe import PipeClosed
 from masterslave.records import Outcome, ProcessInfo, as_completion, getMachineInfo
@@ -62,6 +64,11 @@ _MEMORY_LOOK_S = 0.1
 #: Between two looks for dead workers where the system does not tell of them by itself.
 _POLL_S = 0.02
 
+#: When a worker dies of SIGTERM, its supervisor waits so long for one of its own. Larger: the slave
+#: stands still for that time when only the worker was meant. Smaller: a busy node's batch system
+#: ends its jobs and tasks are blamed for it.
+_SIGNALS_APART_S = 0.3
+
 #: Bytes of data items kept for workers to come; the least recently used goes first.
 _CACHE_BYTES = 1 << 30
 
@@ -78,20 +85,26 @@ class Supervisor:
         record: slavecode.Record | None = None,
         *,
         memory: int | None = None,
+        lifetime_s: float | None = None,
     ) -> None:
         """`record`: the slave's code; None takes what the master keeps.
 
         `memory`: bytes that each worker may have, None for no limit; `SettingsError` where the
-        system cannot keep to it.
+        system cannot keep to it. `lifetime_s`: seconds in which the slave must have left.
         """
         check_supported(memory)
+        now = time.monotonic()
+        self._lifetime: Lifetime | None = None
+        if lifetime_s is not None:
+            self._lifetime = Lifetime.until(now + lifetime_s, now, settings.grace_s)
+        self._time_is_up = False
         self._label = label
         self._settings = settings
         self._count = workers
         self._record = record
         self._memory = memory
         self._memory_look_at = 0.0
-        self._dispatch = Dispatch()
+        self._dispatch = Dispatch(None if self._lifetime is None else self._lifetime.drain_at)
         self._workers: dict[int, WorkerProcess] = {}
         self._next_worker = 0
         self._ended: set[WorkerProcess] = set()  # reported dead, not yet buried
@@ -118,7 +131,7 @@ class Supervisor:
         info = ProcessInfo(
             getMachineInfo(), os.getpid(), platform.node(), workers, secrets.token_hex(8)
         )
-        self._uplink = Uplink(connect, info, settings, self._news, self._held)
+        self._uplink = Uplink(connect, info, settings, self._news, self._held, self._left_s)
 
     # --- the life of a slave ----------------------------------------------------------------
 
@@ -159,6 +172,7 @@ class Supervisor:
             self._disturb(now)
             self._tell(now)
             self._look_at_memory(now)
+            self._look_at_lifetime(now)
             if self._dispatch.draining and not self._dispatch.busy():
                 self._ending = "drained"
                 return
@@ -298,8 +312,20 @@ class Supervisor:
         story = worker.story()
         if self._dispatch.running(worker.number) is not None or not worker.left_by_itself():
             log.info("a worker has ended: %s", story, extra={"action": "worker_ended"})
-        outcome = Outcome.OUT_OF_MEMORY if worker.ran_out_of_memory() else Outcome.CRASHED
+        outcome = Outcome.CRASHED
+        if worker.ran_out_of_memory():
+            outcome = Outcome.OUT_OF_MEMORY
+        elif worker.was_told_to_end() and self._is_told_to_end():
+            outcome = Outcome.RETURNED
         self._dispatch.died(worker.number, story, outcome)
+
+    def _is_told_to_end(self) -> bool:
+        """Whether the slave as a whole gets SIGTERM, as batch systems send it: to all processes."""
+        deadline = time.monotonic() + _SIGNALS_APART_S
+        while not self._signals and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        self._look_at_signals()
+        return self._signals > 0
 
     def _look_at_memory(self, now: float) -> None:
         """Once a worker is dead, nobody can tell how much memory it had."""
@@ -425,6 +451,8 @@ class Supervisor:
             waits.append(self._disturbance.wait_s(now))
         if self._deadline is not None:
             waits.append(max(0.0, self._deadline - now))
+        if self._lifetime is not None and not self._time_is_up:
+            waits.append(max(0.0, self._lifetime.drain_at - now))
         if any(worker.exit_descriptor is None for worker in self._workers.values()):
             waits.append(_POLL_S)
         if self._memory is not None and self._dispatch.busy():
@@ -467,11 +495,25 @@ class Supervisor:
             self._start_drain(self._settings.grace_s)
         late = self._deadline is not None and time.monotonic() >= self._deadline
         if self._dispatch.draining and (self._signals > 1 or late):
-            self._carry_out(self._dispatch.interrupt("its slave was stopped"))
+            why = "its slave was stopped" if self._signals else "its slave's time was up"
+            self._carry_out(self._dispatch.interrupt(why))
             self._deadline = None
+
+    def _look_at_lifetime(self, now: float) -> None:
+        if self._lifetime is None or self._time_is_up or now < self._lifetime.drain_at:
+            return
+        self._time_is_up = True
+        limit_s = self._lifetime.kill_at - now
+        log.info("its time is nearly up: finishing what runs, for %.3g s", limit_s)
+        self._start_drain(limit_s)
+
+    def _left_s(self) -> float | None:
+        """Called by the uplink's threads."""
+        return None if self._lifetime is None else self._lifetime.left_s(time.monotonic())
 
     def _start_drain(self, limit_s: float | None) -> None:
         self._uplink.refuse_tasks()
         self._dispatch.drain()
         if limit_s is not None:
-            self._deadline = time.monotonic() + limit_s
+            deadline = time.monotonic() + limit_s
+            self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)

@@ -13,6 +13,7 @@ from rich.text import Text
 from masterslave.attempts import headline
 from masterslave.diagnosis import explain, situation
 from masterslave.records import Outcome
+from masterslave.settings import format_duration
 
 _ENDLESS = 100_000  # columns
 
@@ -69,14 +70,18 @@ def _print_tags(console: Console, status: Mapping[str, Any]) -> None:
 
 
 def _print_processes(console: Console, status: Mapping[str, Any]) -> None:
-    right = ("workers", "holds", "done")
-    table = _table("role", "process", "workers", "holds", "done", "handles", right=right)
+    right = ("workers", "holds", "done", "time left")
+    limited = any("left_s" in slave for slave in status["slaves"])
+    left = ["time left"] if limited else []
+    table = _table("role", "process", "workers", "holds", "done", *left, "handles", right=right)
     for master in status["masters"]:
-        table.add_row("master", Text(master["info"]), "", "", "", "")
+        table.add_row("master", Text(master["info"]))
     for slave in status["slaves"]:
         tags = "(starting)" if slave["tags"] is None else ", ".join(slave["tags"])
-        counts = (slave["workers"], slave["holds"], slave["finished"])
-        table.add_row("slave", Text(slave["info"]), *map(str, counts), Text(tags))
+        cells = [str(slave[name]) for name in ("workers", "holds", "finished")]
+        if limited:
+            cells.append(format_duration(slave["left_s"]) if "left_s" in slave else "")
+        table.add_row("slave", Text(slave["info"]), *cells, Text(tags))
     console.print(table)
 
 

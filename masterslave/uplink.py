@@ -77,13 +77,18 @@ class Uplink:
         settings: Settings,
         deliver: Callable[[News], None],
         holds: Callable[[], list[tuple[str, int]]],
+        left_s: Callable[[], float | None] = lambda: None,
     ) -> None:
-        """`deliver` and `holds` are called from the uplink's threads."""
+        """`deliver`, `holds` and `left_s` are called from the uplink's threads.
+
+        `left_s`: seconds for which the slave takes tasks, None for no end.
+        """
         self._connect = connect
         self._info = info
         self._settings = settings
         self._deliver = deliver
         self._holds = holds
+        self._left_s = left_s
         self._changed = threading.Condition()
         self._completions: deque[Completion] = deque()
         self._started: list[str] = []
@@ -109,7 +114,9 @@ class Uplink:
         Raises `ConnectionFailed` as `connect` does.
         """
         link = self._link = self._connect()
-        self.process_id, _, self._generation = link.call("registerProcess", None, list(self._info))
+        self.process_id, _, self._generation = link.call(
+            "registerProcess", None, self._current_info()
+        )
         link.call("announceSlave", self.process_id)
         try:
             return link.call("retrieveData", "slave_code")
@@ -271,6 +278,10 @@ class Uplink:
         if tasks or stop or forget:
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
 
+    def _current_info(self) -> list[Any]:
+        """As time left, not as a time of day: clocks differ."""
+        return list(self._info._replace(left_s=self._left_s()))
+
     # --- losing and finding the master ------------------------------------------------------
 
     def _live_link(self) -> Link:
@@ -286,7 +297,7 @@ class Uplink:
         self._room_told = _AS_TOLD  # to be told again
         holds = self._holds() + [(c.task_id, c.attempt) for c in list(self._completions)]
         process_id, obsolete, generation = link.call(
-            "registerProcess", self._period_s, list(self._info), self.process_id, holds
+            "registerProcess", self._period_s, self._current_info(), self.process_id, holds
         )
         with self._changed:
             self.process_id, self._generation = process_id, generation

@@ -20,6 +20,7 @@ class Waiter:
     def __init__(self, lock: threading.Lock) -> None:
         self.tags: frozenset[str] = frozenset()  # in whose lines it stands
         self.woken = threading.Condition(lock)
+        self.called_for: str | None = None  # tag of the task that it was woken for
 
 
 class Waiters:
@@ -57,7 +58,9 @@ class Waiters:
         """Wake one waiter that handles `tag`, if there is one; it leaves all its lines."""
         line = self._by_tag.get(tag)
         if line:
-            self.rouse(next(iter(line)))
+            waiter = next(iter(line))
+            waiter.called_for = tag
+            self.rouse(waiter)
 
     def rouse(self, waiter: Waiter) -> None:
         """Wake this waiter."""

@@ -166,6 +166,10 @@ class WorkerProcess:
         if self.exit_descriptor is not None:
             os.close(self.exit_descriptor)
 
+    def was_told_to_end(self) -> bool:
+        """Whether it died of SIGTERM."""
+        return self._process.returncode == -signal.SIGTERM
+
     def left_by_itself(self) -> bool:
         """Whether it ended with status 0."""
         return self._process.returncode == 0

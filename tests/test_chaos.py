@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import World, wait_until
+from conftest import ROOT, World, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -527,3 +527,10 @@ def test_a_slave_started_by_hand_says_that_chaos_is_on(world: World) -> None:
     assert master.finish() == f"{list(range(20))}\n"
     slave.finish()
     assert "chaos is on: duplicate=0.5,seed=" in slave.err  # the seed makes it repeatable
+
+
+def test_a_round_of_the_benchmark_is_clean(world: World) -> None:
+    benchmark = ROOT / "benchmarks" / "chaos.py"
+    heading, row = world.start(benchmark, "--tasks", 300).finish().splitlines()
+    counts = dict(zip(heading.split(), row.split(), strict=True))
+    assert {counts[name] for name in ("lost", "twice", "wrong", "failed")} == {"0"}

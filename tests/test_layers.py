@@ -16,7 +16,7 @@ PACKAGE = "masterslave"
 LAYERS = {
     0: "errors settings records hooks entries chaos",
     1: "queue lines liveness pace payload pieces unpicklable proofs diagnosis dispatch disturbance "
-    "roster stragglers attempts",
+    "lifetime roster stragglers attempts",
     2: "manager waiters watchdog journal ledger stores.*",
     3: "transports.* launchers.* naming keyfile pipe slavecode tables memory",
     4: "worker workerprocess uplink supervisor slave master service",
@@ -32,7 +32,7 @@ IMPURE = """
 """
 ALLOWED = {
     "disturbance": {"random"},  # seeded
-    "settings": {"os", "pathlib"},  # reads the environment
+    "settings": {"os", "pathlib", "time"},  # reads the environment, where an end is in Unix time
     "records": {"os", "platform"},  # getMachineInfo
 }
 

@@ -52,7 +52,7 @@ def test_each_variable_sets_its_field() -> None:
 
 def test_the_documented_variables_are_those_that_are_read() -> None:
     assert module.__doc__ is not None
-    documented = dict(re.findall(r"\| `(MASTERSLAVE_\w+)` +\| `(\w+)`", module.__doc__))
+    documented = dict(re.findall(r"\| `([A-Z_]+)` +\| `(\w+)`", module.__doc__))
     asked: set[str] = set()
 
     class Asked(dict[str, str]):

@@ -24,6 +24,7 @@ class SlaveOptions(NamedTuple):
 
     workers: int = 1
     memory: int | None = None  # bytes that each of its workers may have; None: no limit
+    lifetime_s: float | None = None  # it must have left by then; None: as the batch system says
     chaos: Chaos | None = None  # what goes wrong on purpose; None leaves it to the environment
 
     def arguments(self) -> list[str]:
@@ -31,6 +32,8 @@ class SlaveOptions(NamedTuple):
         arguments = ["-n", str(self.workers)]
         if self.memory is not None:
             arguments += ["--memory", str(self.memory)]
+        if self.lifetime_s is not None:
+            arguments += ["--lifetime", str(self.lifetime_s)]
         if self.chaos is not None:
             arguments.append(f"--chaos={self.chaos}")
         return arguments

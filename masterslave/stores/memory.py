@@ -27,46 +27,46 @@ class MemoryStore:
     """A `Store` that lives as long as its object: close it, and give it to the next run."""
 
     def __init__(self) -> None:
-        self._entries: list[Entry] = []
+        self._processes: dict[int, Joined] = {}
         self._requested: dict[int, Requested] = {}
+        self._attempts: list[HandedOut | Setback] = []
         self._ended: dict[int, Ended] = {}
-        self._cancelled: set[int] = set()
-        self._left: set[int] = set()
         self._notes: dict[str, str] = {}
         self._items: dict[str, Any] = {}
 
     def write(self, entries: Sequence[Entry]) -> None:
         """See `Store.write`."""
-        self._entries += entries
         for entry in entries:
-            if isinstance(entry, Requested):
+            if isinstance(entry, Joined):
+                self._processes[entry.process] = entry
+            elif isinstance(entry, Left):
+                self._processes.pop(entry.process, None)
+            elif isinstance(entry, Requested):
                 self._requested[entry.number] = entry
             elif isinstance(entry, Ended):
                 self._ended[entry.number] = entry
             elif isinstance(entry, Cancelled):
-                self._cancelled.add(entry.number)
-            elif isinstance(entry, Left):
-                self._left.add(entry.process)
+                self._requested.pop(entry.number, None)
+                self._attempts = [
+                    kept
+                    for kept in self._attempts
+                    if isinstance(kept, HandedOut) or kept.number != entry.number
+                ]
             elif isinstance(entry, Stored):
                 self._items[entry.name] = entry.value
             elif isinstance(entry, Dropped):
                 self._items.pop(entry.name, None)
+            else:
+                self._attempts.append(entry)
 
     def entries(self) -> Iterator[Entry]:
         """See `Store.entries`."""
-        for entry in self._entries:
-            if isinstance(entry, Joined) and entry.process not in self._left:
-                yield entry
-        kept = [n for n in self._requested if n not in self._cancelled]
-        for number in kept:
-            yield self._requested[number]._replace(frame=AT_REST)
-        for entry in self._entries:
-            attempt = isinstance(entry, (HandedOut, Setback))
-            if attempt and getattr(entry, "number", None) not in self._cancelled:
-                yield entry
-        for number in kept:
-            if number in self._ended:
-                yield self._ended[number]._replace(frame=AT_REST)
+        yield from self._processes.values()
+        for requested in self._requested.values():
+            yield requested._replace(frame=AT_REST)
+        yield from self._attempts
+        for ended in self._ended.values():
+            yield ended._replace(frame=AT_REST)
 
     def parameters(self, number: int) -> Frame:
         """See `Store.parameters`."""

@@ -209,9 +209,10 @@ class SqliteStore:
         rows: dict[str, list[_Row]] = {}
         for seq, entry in numbered:
             _WRITERS[type(entry)](self, rows, seq, entry)
+        # What is removed again in the very group in which it came must be there first.
+        statements = sorted(rows, key=lambda name: name.startswith("remove_"))
         with self._translated(), self._transaction():
-            # What goes is never added again, so that may be last: it may have come in this group.
-            for name in sorted(rows, key=lambda name: name.startswith("remove_")):
+            for name in statements:
                 self._db.executemany(_queries()[name], rows[name])
         self._seq = max([last, *(seq for seq, _ in numbered)])
 
@@ -243,15 +244,15 @@ class SqliteStore:
     def _add_setback(self, rows: dict[str, list[_Row]], seq: int, entry: Setback) -> None:
         story = _text(entry.story)
         values = (
-            seq, entry.number, entry.attempt, entry.process, entry.outcome, story, entry.at,
+            seq, entry.number, entry.attempt, entry.process, entry.outcome, story, float(entry.at),
         )  # fmt: skip
         rows.setdefault("add_setback", []).append((*values, self._mac(("setback", *values))))
 
     def _add_ending(self, rows: dict[str, list[_Row]], seq: int, entry: Ended) -> None:
         story = _text(entry.story)
         values = (
-            entry.number, seq, entry.attempt, entry.process, entry.outcome, entry.duration_s,
-            story, entry.at,
+            entry.number, seq, entry.attempt, entry.process, entry.outcome,
+            float(entry.duration_s), story, float(entry.at),  # as SQLite gives them back
         )  # fmt: skip
         blob = self._blob(rows, entry.number, "result", entry.frame)
         mac = self._mac(("ending", *values), entry.frame)

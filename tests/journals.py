@@ -1,0 +1,184 @@
+"""Entries as a task manager writes them, and what a store must make of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from hypothesis import strategies as st
+
+from masterslave.entries import (
+    Cancelled,
+    Ended,
+    Entry,
+    HandedOut,
+    Joined,
+    Left,
+    Requested,
+    Setback,
+    identity,
+)
+from masterslave.records import AT_REST, Frame, Outcome, ProcessInfo, TaskOptions
+from masterslave.stores.base import Store
+
+KEY = bytes(range(32))
+INFO = ProcessInfo("PID 7 on node1 (x86_64)", 7, "node1", 2, "token")
+
+
+def requested(number: int, tag: str = "sqrt", frame: Frame | None = None) -> Requested:
+    if frame is None:
+        frame = [b"parameters of %d" % number]
+    return Requested(number, tag, identity(tag, frame, None), TaskOptions(), frame)
+
+
+def ended(number: int, attempt: int = 1, frame: Frame | None = None, story: str = "") -> Ended:
+    if frame is None:
+        frame = [b"result of %d" % number]
+    return Ended(number, attempt, 1, Outcome.RESULT.value, 0.25, story, frame, 1.5e9)
+
+
+def setback(number: int, attempt: int = 1, story: str = "died") -> Setback:
+    return Setback(number, attempt, 1, Outcome.CRASHED.value, story, 1.5e9)
+
+
+# --- what a store must give back ------------------------------------------------------------
+
+
+class Kept(NamedTuple):
+    """What is in a store, in a form that does not depend on how it is ordered there."""
+
+    processes: dict[int, Joined]
+    tasks: list[Requested]  # with their frames
+    attempts: list[HandedOut | Setback]
+    ends: dict[int, Ended]  # with their frames
+
+
+def expected(entries: list[Entry]) -> Kept:
+    """What a store must give back that was given these."""
+    kept = Kept({}, [], [], {})
+    for entry in entries:
+        if isinstance(entry, Joined):
+            kept.processes[entry.process] = entry
+        elif isinstance(entry, Left):
+            kept.processes.pop(entry.process, None)
+        elif isinstance(entry, Requested):
+            kept.tasks.append(_plain(entry))
+        elif isinstance(entry, (HandedOut, Setback)):
+            kept.attempts.append(_plain(entry))
+        elif isinstance(entry, Ended):
+            kept.ends[entry.number] = _plain(entry)
+        elif isinstance(entry, Cancelled):
+            kept.tasks[:] = [t for t in kept.tasks if t.number != entry.number]
+            kept.attempts[:] = [a for a in kept.attempts if not _is_setback_of(a, entry.number)]
+    kept.tasks.sort(key=lambda task: task.number)
+    return kept
+
+
+def found(store: Store) -> Kept:
+    """What a store gives back, frames by number; checks the order in which it does."""
+    kept = Kept({}, [], [], {})
+    stage = 0
+    for entry in list(store.entries()):
+        now = {Joined: 0, Requested: 1, HandedOut: 2, Setback: 2, Ended: 3}[type(entry)]
+        assert now >= stage, "processes, tasks, attempts, ends"
+        stage = now
+        if isinstance(entry, Joined):
+            assert entry.process not in kept.processes
+            kept.processes[entry.process] = entry
+        elif isinstance(entry, Requested):
+            assert entry.frame is AT_REST
+            frame = [*map(bytes, store.parameters(entry.number))]
+            kept.tasks.append(_plain(entry)._replace(frame=frame))
+        elif isinstance(entry, (HandedOut, Setback)):
+            kept.attempts.append(_plain(entry))
+        elif isinstance(entry, Ended):
+            assert entry.frame is AT_REST
+            assert entry.number not in kept.ends
+            frame = [*map(bytes, store.result(entry.number))]
+            kept.ends[entry.number] = _plain(entry)._replace(frame=frame)
+    kept.tasks.sort(key=lambda task: task.number)
+    return kept
+
+
+def _plain(entry: Any) -> Any:
+    """An entry as it may come back: half characters, which no file takes, are written out."""
+    fields = {
+        name: value.encode("utf-8", "backslashreplace").decode()
+        for name, value in entry._asdict().items()
+        if name in ("tag", "story")
+    }
+    return entry._replace(**fields)
+
+
+def _is_setback_of(entry: Entry, number: int) -> bool:
+    return isinstance(entry, Setback) and entry.number == number
+
+
+# --- random histories -----------------------------------------------------------------------
+
+texts = st.text(max_size=8) | st.sampled_from(
+    ["", "\0", "a\0b", "\ud800", "\udcff.txt", "\U0001f600", "'; --", "\r\n", "\\ud800"]
+)
+frames = st.lists(st.binary(max_size=12), max_size=3)
+floats = st.floats(allow_nan=False)
+options = st.builds(
+    TaskOptions,
+    priority=st.integers(),
+    timeout=st.none() | st.integers(1, 9) | st.floats(0.001, 1e9),
+    retries=st.integers(0, 1 << 70),
+    crash_limit=st.integers(1, 9),
+    key=st.none() | texts,
+)
+infos = st.builds(ProcessInfo, texts, st.integers(), texts, st.integers(0, 999), texts)
+
+
+@st.composite
+def histories(draw: st.DrawFn, max_size: int = 12) -> list[list[Entry]]:
+    """Groups of entries, in an order that a task manager may write them in."""
+    entries: list[Entry] = []
+    live: list[int] = []
+    joined: list[int] = []
+    number = draw(st.sampled_from([0, 1, 1 << 40]))
+    process = draw(st.sampled_from([0, 1, 1 << 40]))
+    for _ in range(draw(st.integers(0, max_size))):
+        kinds = ["request", "join"] + ["hand out", "setback", "end", "cancel"] * bool(live)
+        kind = draw(st.sampled_from(kinds + ["leave", "join again"] * bool(joined)))
+        if kind == "request":
+            tag, frame, chosen = draw(texts), draw(frames), draw(options)
+            entries.append(Requested(number, tag, identity(tag, frame, chosen.key), chosen, frame))
+            live.append(number)
+            number += draw(st.integers(1, 2))
+        elif kind == "join":
+            entries.append(Joined(process, draw(infos)))
+            joined.append(process)
+            process += draw(st.integers(1, 2))
+        elif kind == "join again":
+            entries.append(Joined(draw(st.sampled_from(joined)), draw(infos)))
+        elif kind == "leave":
+            entries.append(Left(joined.pop(draw(st.integers(0, len(joined) - 1)))))
+        elif kind == "hand out":
+            chosen_ones = draw(st.lists(st.sampled_from(live), max_size=3))
+            pairs = tuple((one, draw(st.integers(1, 99))) for one in chosen_ones)
+            entries.append(HandedOut(process, pairs))
+        else:
+            one = draw(st.sampled_from(live))
+            if kind == "setback":
+                outcome = draw(st.sampled_from(Outcome)).value
+                entries.append(Setback(one, 1, process, outcome, draw(texts), draw(floats)))
+                continue
+            live.remove(one)
+            if kind == "cancel":
+                entries.append(Cancelled(one))
+            else:
+                outcome = draw(st.sampled_from(Outcome)).value
+                entries.append(
+                    Ended(
+                        one, 1, process, outcome, draw(floats), draw(texts), draw(frames),
+                        draw(floats),
+                    )
+                )  # fmt: skip
+    groups: list[list[Entry]] = [[]]
+    for entry in entries:
+        groups[-1].append(entry)
+        if draw(st.booleans()):
+            groups.append([])
+    return groups
