@@ -36,7 +36,8 @@ _COMMANDS = ("show", "list", "slave", "serve", "failures", "journal", "replay")
 
 #: Options that are followed by a value.
 _WITH_VALUE = (
-    "-m", "--master", "-n", "--workers", "--memory", "--lifetime", "--chaos", "--to", "--journal", "--port",
+    "-m", "--master", "-n", "--workers", "--memory", "--lifetime", "--chaos",
+    "--to", "--journal", "--port",
 )  # fmt: skip
 
 
