@@ -1,10 +1,14 @@
-"""The command ``task_manager``: look at jobs, start slaves for them.
+"""The command ``task_manager``: look at jobs and journals, start slaves and task managers.
 
 | command                | does                                                            |
 |------------------------|-----------------------------------------------------------------|
 | `LABEL`, `show LABEL`  | processes, waiting and running tasks, results to be retrieved   |
 | `list`                 | the labels known to the name server                             |
 | `slave LABEL`          | a slave on this machine, with the code kept by the master       |
+| `serve LABEL`          | a task manager on its own                                       |
+| `failures LABEL`       | the tasks that failed, of a living job or (`FILE`) of a journal |
+| `journal ... FILE`     | looks at a journal, saves it, mends it                          |
+| `replay FILE TASK_ID`  | runs one task of a journal again, here                          |
 
 Exit status: 0 when all is well, 1 with one line on standard error when a label, host or key is
 refused, 2 for wrong usage.
@@ -13,11 +17,12 @@ refused, 2 for wrong usage.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +32,13 @@ from masterslave.errors import MasterSlaveError, SettingsError
 from masterslave.keyfile import load_key
 from masterslave.settings import Settings, parse_bytes, parse_duration
 
-_COMMANDS = ("show", "list", "slave")
+_COMMANDS = ("show", "list", "slave", "serve", "failures", "journal", "replay")
+
+#: Options that are followed by a value.
+_WITH_VALUE = (
+    "-m", "--master", "-n", "--workers", "--memory", "--lifetime", "--chaos",
+    "--to", "--journal", "--port",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         stream=sys.stderr,
     )
     logging.getLogger("Pyro5").setLevel(logging.CRITICAL)  # says the same in more words
-    run = {"show": _show, "list": _list, "slave": _slave}[options.command]
+    run = _HERE.get(options.command) or _elsewhere(options.command)
     try:
-        run(options, Settings.from_environment())
+        return run(options, Settings.from_environment())
     except MasterSlaveError as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         print(f"task_manager: {lines[0]}", file=sys.stderr)
@@ -51,7 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has enough
         sys.stderr.close()
         return 1
-    return 0
+
+
+def _elsewhere(command: str) -> Callable[[argparse.Namespace, Settings], int]:
+    """A command of a module of its own, which is loaded only for that."""
+    module = importlib.import_module(f"masterslave.commands.{command}")
+    run: Callable[[argparse.Namespace, Settings], int] = module.run
+    return run
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -64,7 +81,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="task_manager",
         parents=[common],
-        description="Look at master-slave jobs and start slaves for them.",
+        description="Look at master-slave jobs and their journals, start slaves for them.",
         epilog="task_manager LABEL is the same as task_manager show LABEL.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -94,6 +111,22 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="SPEC",
         help="let things go wrong on purpose, such as kill=0.01,cut=0.02; see the README",
     )
+    serve = commands.add_parser("serve", parents=[common], help="be a task manager, until SIGTERM")
+    serve.add_argument("label", metavar="LABEL")
+    serve.add_argument("--journal", metavar="FILE", help="keep all tasks and results in this file")
+    serve.add_argument("--port", type=_port, metavar="N", help="listen on this port")
+    failures = commands.add_parser(
+        "failures", parents=[common], help="list the tasks that failed; -v: with tracebacks"
+    )
+    failures.add_argument("where", metavar="LABEL|JOURNAL")
+    failures.add_argument("--json", action="store_true", help="for programs")
+    _add_journal(commands, common)
+    replay = commands.add_parser(
+        "replay", parents=[common], help="run one task of a journal again, in this process"
+    )
+    replay.add_argument("file", metavar="JOURNAL")
+    replay.add_argument("task_id", metavar="TASK_ID")
+    replay.add_argument("--pdb", action="store_true", help="debug the exception that it raises")
     options = parser.parse_args(_with_command(argv))
     for name, default in (("master", None), ("wait", False), ("verbose", False)):
         if not hasattr(options, name):
@@ -101,12 +134,35 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
+def _add_journal(commands: Any, common: argparse.ArgumentParser) -> None:
+    journal = commands.add_parser(
+        "journal", parents=[common], help="look at a journal, save it, mend it"
+    )
+    actions = journal.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in (
+        ("check", "verify everything, tell of each problem"),
+        ("show", "show what it holds"),
+        ("export", "print all tasks as JSON lines, or save what is sound"),
+        ("retry", "have failed tasks run again by the next run"),
+    ):
+        action = actions.add_parser(name, parents=[common], help=text)
+        action.add_argument("file", metavar="FILE")
+        if name in ("check", "show"):
+            action.add_argument("--json", action="store_true", help="for programs")
+        elif name == "export":
+            action.add_argument("--to", metavar="NEW", help="write a new journal instead")
+        else:
+            action.add_argument(
+                "task_id", metavar="TASK_ID", nargs="*", help="these only; default: all failed ones"
+            )
+
+
 def _with_command(argv: list[str]) -> list[str]:
     """Put the command first, whatever options stand before it; ``show`` where there is none."""
     position = 0
     while position < len(argv):
         word = argv[position]
-        if word in ("-m", "--master", "-n", "--workers", "--memory", "--lifetime", "--chaos"):
+        if word in _WITH_VALUE:
             position += 2
         elif word.startswith("-") and word != "--":
             position += 1
@@ -124,6 +180,12 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return value
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 <= int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
 
 
 def _size(text: str) -> int:
@@ -153,7 +215,7 @@ def _connect(options: argparse.Namespace, settings: Settings, label: str) -> Any
     return find(label, options.master, settings, key)
 
 
-def _show(options: argparse.Namespace, settings: Settings) -> None:
+def _show(options: argparse.Namespace, settings: Settings) -> int:
     link = _connect(options, settings, options.label)
     try:
         status = link.call("status")
@@ -161,23 +223,25 @@ def _show(options: argparse.Namespace, settings: Settings) -> None:
         link.close()
     if options.json:
         print(json.dumps(status, indent=2, sort_keys=True))
-        return
+        return 0
     from masterslave import tables  # takes time to import
 
     tables.print_status(status, verbose=options.verbose)
+    return 0
 
 
-def _list(options: argparse.Namespace, settings: Settings) -> None:
+def _list(options: argparse.Namespace, settings: Settings) -> int:
     rows = naming.survey(settings, load_key(settings.key_file), with_counts=options.verbose)
     if options.json:
         print(json.dumps(rows, indent=2, sort_keys=True))
-        return
+        return 0
     from masterslave import tables
 
     tables.print_labels(rows, verbose=options.verbose)
+    return 0
 
 
-def _slave(options: argparse.Namespace, settings: Settings) -> None:
+def _slave(options: argparse.Namespace, settings: Settings) -> int:
     from masterslave.slave import run_slave
 
     if options.chaos is not None:
@@ -191,3 +255,11 @@ def _slave(options: argparse.Namespace, settings: Settings) -> None:
         memory=options.memory,
         lifetime_s=options.lifetime,
     )
+    return 0
+
+
+_HERE: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
+    "show": _show,
+    "list": _list,
+    "slave": _slave,
+}

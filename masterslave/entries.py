@@ -10,7 +10,7 @@ Tasks go by their number here: the task ``sqrt_7`` is number 7.
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from masterslave.records import Frame, Piece, ProcessInfo, TaskOptions
 
@@ -75,7 +75,23 @@ class Cancelled(NamedTuple):
     number: int
 
 
-Entry = Requested | Joined | Left | HandedOut | Setback | Ended | Cancelled
+class Stored(NamedTuple):
+    """A data item was stored, in the place of an earlier one of its name.
+
+    Kept so that a task can be replayed; no run takes items over from the one before.
+    """
+
+    name: str
+    value: Any  # a frame, or plain types
+
+
+class Dropped(NamedTuple):
+    """A data item was deleted."""
+
+    name: str
+
+
+Entry = Requested | Joined | Left | HandedOut | Setback | Ended | Cancelled | Stored | Dropped
 
 
 def identity(tag: str, frame: Frame, key: str | None) -> bytes:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
+from masterslave.attempts import Attempt, FailureLog, own_story
 from masterslave.entries import (
     Cancelled,
+    Dropped,
     Ended,
     HandedOut,
     Joined,
     Left,
     Requested,
     Setback,
+    Stored,
     identity,
 )
 from masterslave.errors import JournalError
@@ -33,6 +37,7 @@ from masterslave.records import (
     Outcome,
     ProcessInfo,
     TaskOptions,
+    frame_bytes,
 )
 
 
@@ -48,8 +53,11 @@ class Ledger:
 
     # --- at the start -----------------------------------------------------------------------
 
-    def restore(self) -> dict[int, ProcessInfo]:
-        """Park the tasks of earlier runs; gives the slaves that may still be at some of them."""
+    def restore(self, failures: FailureLog) -> dict[int, ProcessInfo]:
+        """Park the tasks of earlier runs; gives the slaves that may still be at some of them.
+
+        `failures` is told of what failed then.
+        """
         processes: dict[int, ProcessInfo] = {}
         tags: dict[int, str] = {}
         queue = self._queue
@@ -63,19 +71,38 @@ class Ledger:
                 for number, attempt in entry.tasks:
                     if number in tags:
                         queue.adopt(entry.process, f"{tags[number]}_{number}", attempt)
-            elif isinstance(entry, Setback):
-                if entry.number in tags:
-                    task_id = f"{tags[entry.number]}_{entry.number}"
-                    story = entry.story
-                    done = Completion(task_id, entry.attempt, entry.outcome, [], 0.0, story)
-                    queue.complete(entry.process, done)
-            elif isinstance(entry, Ended) and entry.number in tags:
-                task_id = f"{tags[entry.number]}_{entry.number}"
-                queue.finished_before(task_id, entry.outcome, entry.story)
+                    else:  # cancelled: a slave may still hand it in, so nobody gets its number
+                        queue.number_used(number)
+            elif isinstance(entry, (Setback, Ended)):
+                tag = tags.get(entry.number)
+                if tag is None:
+                    queue.number_used(entry.number)
+                    continue
+                info = processes.get(entry.process)
+                unknown = f"slave {entry.process} of an earlier run"
+                self._ended_before(entry, tag, info.machine if info else unknown, failures)
         for process in queue.holders():
             if process not in processes:  # it has left, or was never a slave of ours
                 queue.release(process)
         return {process: processes[process] for process in queue.holders()}
+
+    def _ended_before(
+        self, entry: Setback | Ended, tag: str, where: str, failures: FailureLog
+    ) -> None:
+        """Take up the end of an attempt of an earlier run."""
+        task_id, story = f"{tag}_{entry.number}", entry.story
+        if isinstance(entry, Setback):
+            done = Completion(task_id, entry.attempt, entry.outcome, [], 0.0, story)
+            self._queue.complete(entry.process, done)
+            tell = failures.setback
+        else:
+            self._queue.finished_before(task_id, entry.outcome, story)
+            if entry.outcome == Outcome.RESULT:
+                failures.ended_well(task_id)
+                return
+            story = own_story(entry.attempt, entry.outcome, story)
+            tell = failures.failed
+        tell(task_id, tag, Attempt(entry.attempt, where, entry.outcome, entry.at, story))
 
     # --- what happens -----------------------------------------------------------------------
 
@@ -127,6 +154,18 @@ class Ledger:
     def left(self, process: int) -> None:
         """A slave has left in good order."""
         self._journal.add(Left(process))
+
+    def stored(self, values: Mapping[str, Any]) -> None:
+        """Data items were stored."""
+        for name, value in values.items():
+            size = 0
+            if isinstance(value, list) and all(hasattr(part, "__len__") for part in value):
+                size = frame_bytes(value)  # other values are small
+            self._journal.add(Stored(name, value), size)
+
+    def dropped(self, name: str) -> None:
+        """A data item was deleted."""
+        self._journal.add(Dropped(name))
 
     # --- memory -----------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from masterslave import ledger
+from masterslave.attempts import Attempt, FailureLog, own_story
 from masterslave.errors import (
     DataNotFound,
     JournalError,
@@ -108,6 +109,7 @@ class TaskManager:
         self._data: dict[str, Any] = {}
         self._terminated = False
         self._failures: list[str] = []
+        self._failure_log = FailureLog()
         self._outbox: list[tuple[str, tuple[Any, ...]]] = []  # calls of observers, made unlocked
         self._alarm: Callable[[], None] = lambda: None
         self._alarm_due: float | None = None  # the next back-off's end that the watchdog knows of
@@ -400,6 +402,7 @@ class TaskManager:
             if holder is not None:
                 self._order_stop(holder, task_id)
             if done:
+                self._failure_log.ended_well(task_id)
                 if self._ledger is not None:
                     self._ledger.cancelled(task_id)
                 self._found_room()
@@ -498,6 +501,10 @@ class TaskManager:
         """Keep data items under these names until they are deleted."""
         with self._lock:
             self._data.update(values)
+            if self._ledger is not None:
+                self._ledger.stored(values)
+        if self._ledger is not None and self._ledger.is_due():
+            self._sync_requests(self._ledger)
 
     def retrieveData(self, name: str) -> Any:
         """The data item of that name; `DataNotFound` if there is none."""
@@ -513,6 +520,8 @@ class TaskManager:
             if name not in self._data:
                 raise DataNotFound(f"no data item {name!r}: never stored, or deleted")
             del self._data[name]
+            if self._ledger is not None:
+                self._ledger.dropped(name)
             for member in self._roster.all_known():
                 if member.is_slave:
                     member.dropped_data.append(name)
@@ -583,6 +592,15 @@ class TaskManager:
                 "terminated": self._terminated,
                 "failures": list(self._failures),
             }
+
+    def failedTasks(self) -> dict[str, Any]:
+        """What ``task_manager failures LABEL`` shows, as plain types.
+
+        "failed": the newest tasks that failed, each with its failed attempts; "under_way": those of
+        which an attempt failed and another one is made; "forgotten": how many older ones failed.
+        """
+        with self._lock:
+            return self._failure_log.rows()
 
     # --- inside (all with the lock held) ----------------------------------------------------
 
@@ -808,7 +826,7 @@ class TaskManager:
 
     def _restore(self, books: Ledger) -> None:
         """Take up what earlier runs have left; wait for those of their slaves that may live."""
-        for process_id, info in books.restore().items():
+        for process_id, info in books.restore(self._failure_log).items():
             self._roster.remember(process_id, info)
             self._awaited[process_id] = self._clock() + self._settings.resume_s
             if info.host == platform.node() and not _is_running(info.pid):
@@ -834,10 +852,25 @@ class TaskManager:
     ) -> None:
         """(Locked.) Put on record what an event in the queue came to."""
         task = effect.task
-        if self._ledger is not None and task is not None:
-            if attempt is None:
-                attempt = task.attempt
+        if task is None:
+            return
+        if attempt is None:
+            attempt = task.attempt
+        if self._ledger is not None:
             self._ledger.settled(effect, process_id, attempt, duration_s)
+        outcome = effect.setback or (task.outcome if effect.kind == "finished" else "")
+        if outcome == Outcome.RESULT:
+            self._failure_log.ended_well(task.id)
+        elif outcome:
+            if effect.setback:
+                story = task.history[-1].partition(": ")[2]
+            else:
+                story = own_story(attempt, outcome, task.detail)
+            member = self._roster.known(process_id)
+            where = member.info.machine if member is not None else f"process {process_id}"
+            failed = Attempt(attempt, where, outcome, time.time(), story)
+            tell = self._failure_log.setback if effect.setback else self._failure_log.failed
+            tell(task.id, task.tag, failed)
 
     def _put_on_record(
         self,

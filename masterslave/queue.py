@@ -249,6 +249,10 @@ class TaskQueue:
         self._parked.setdefault(identity, deque()).append(task)
         return task
 
+    def number_used(self, number: int) -> None:
+        """An earlier run has given that number to a task that is forgotten."""
+        self._next_id = max(self._next_id, number + 1)
+
     def finished_before(self, task_id: str, outcome: str, detail: str) -> None:
         """A parked task has come to its end in an earlier run; its result is at rest."""
         task = self.tasks[task_id]

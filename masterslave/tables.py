@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from masterslave.attempts import headline
 from masterslave.diagnosis import explain, situation
+from masterslave.records import Outcome
 from masterslave.settings import format_duration
 
 _ENDLESS = 100_000  # columns
@@ -96,3 +99,88 @@ def print_labels(rows: Sequence[Mapping[str, Any]], *, verbose: bool) -> None:
             cells += [Text(str(row.get(name, ""))) for name in ("processes", "workers")]
         table.add_row(*cells)
     console.print(table)
+
+
+# --- journals -------------------------------------------------------------------------------
+
+#: How a task of a journal stands -> heading.
+_STATES = {
+    "unfinished": "unfinished",
+    Outcome.RESULT.value: "finished",
+    Outcome.EXCEPTION.value: "raised",
+    Outcome.CRASHED.value: "crashed",
+    Outcome.OUT_OF_MEMORY.value: "out of memory",
+    Outcome.TIMED_OUT.value: "timed out",
+}
+
+
+def print_check(found: Mapping[str, Any], problems: Sequence[str]) -> None:
+    """Print how many rows of a journal are sound, and what is not."""
+    console = _console()
+    console.print(Text(f"journal {found['journal']} of {found['label'] or '(no label)'}"))
+    table = _table("table", "sound rows", right=("sound rows",))
+    for name, count in found["rows"].items():
+        table.add_row(name, str(count))
+    console.print(table)
+    for problem in problems:
+        console.print(Text(f"! {problem}", style="yellow"))
+    if not problems:
+        console.print("everything is what was written")
+
+
+def print_journal(found: Mapping[str, Any]) -> None:
+    """Print what a journal holds."""
+    console = _console()
+    console.print(Text(f"journal {found['journal']} of {found['label'] or '(no label)'}"))
+    totals = Table(box=None, pad_edge=False, show_header=False)
+    totals.add_column()
+    totals.add_column(justify="right")
+    totals.add_row("size in bytes", str(found["size_bytes"]))
+    totals.add_row("tasks", str(sum(sum(counts.values()) for counts in found["tasks"].values())))
+    totals.add_row("slaves", str(len(found["slaves"])))
+    console.print(totals)
+    if found["tasks"]:
+        console.print()
+        table = _table("tag", *_STATES.values(), right=tuple(_STATES.values()))
+        for tag, counts in found["tasks"].items():
+            table.add_row(Text(tag), *(str(counts.get(state, 0)) for state in _STATES))
+        console.print(table)
+    if found["slaves"]:
+        console.print()
+        for machine in found["slaves"]:
+            console.print(Text(f"slave {machine}"))
+    if not found["has_slave_code"]:
+        console.print("it has no slave code: its tasks cannot be replayed")
+    if found["problems"]:
+        text = f"! {found['problems']} problems; see task_manager journal check"
+        console.print(Text(text, style="yellow"))
+
+
+# --- failures -------------------------------------------------------------------------------
+
+
+def print_failures(found: Mapping[str, Any], *, verbose: bool) -> None:
+    """Print what `TaskManager.failedTasks` gives; with `verbose` every story is whole."""
+    console = _console()
+    for task in found["failed"]:
+        _print_failure(console, task, task["outcome"].replace("_", " "), verbose=verbose)
+    for task in found["under_way"]:
+        _print_failure(console, task, "under way", verbose=verbose)
+    if found["forgotten"]:
+        console.print(f"{found['forgotten']} older failures are not kept")
+    if not found["failed"] and not found["under_way"]:
+        console.print("no task has failed")
+    for problem in found.get("problems", ()):
+        console.print(Text(f"! {problem}", style="yellow"))
+
+
+def _print_failure(console: Console, task: Mapping[str, Any], state: str, *, verbose: bool) -> None:
+    console.print(Text(f"{task['task_id']}: {state}", style="bold"))
+    for attempt in task["attempts"]:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt["at"]))
+        outcome, story = attempt["outcome"], attempt["story"]
+        head = f"  attempt {attempt['attempt']} on {attempt['where']}, {at}, "
+        console.print(Text(head + outcome.replace("_", " ")))
+        lines = story.rstrip().splitlines() if verbose else [headline(outcome, story)]
+        for line in lines:
+            console.print(Text(f"    {line}", style="dim"))

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -50,20 +51,64 @@ class _Leave(BaseException):
     """The supervisor says that it is enough, while a task waits for a value."""
 
 
-class _Worker:
-    """The state of this process as a worker; there is at most one."""
+class Role(ABC):
+    """What this process runs the slave's code for; there is one at most.
+
+    The code is loaded, and the call in it that starts a slave becomes `loop`.
+    """
+
+    def __init__(self, label: str, record: slavecode.Record) -> None:
+        self.label = label
+        self.codec = Codec(record.get("main_id"), shared_main=record.get("shared_main", False))
+        self.started = False  # whether the code has come to that call
+        self._values: dict[str, Any] = {}  # global state, unpickled
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Called before the code is loaded; what it raises keeps the code from being loaded."""
+
+    @abstractmethod
+    def loop(
+        self,
+        handlers: Mapping[str, Callable[..., Any]],
+        watchdog_period: float | None,
+        termination_test: Callable[[], bool],
+    ) -> None:
+        """Do what this process is for; sets `started` first."""
+
+    @abstractmethod
+    def fetch(self, name: str) -> Frame:
+        """The data item of that name. Raises `DataNotFound`."""
+
+    def parameters(self, frame: Frame) -> list[Any]:
+        """What a handler is called with: global state values in their place."""
+        return [
+            self._global_value(value.label) if type(value) is GlobalStateValue else value
+            for value in self.codec.decode(frame, owned=True)
+        ]
+
+    def _global_value(self, name: str) -> Any:
+        if name not in self._values:
+            self._values[name] = self.codec.decode(self.fetch(name), owned=True)
+        return self._values[name]
+
+
+class _Worker(Role):
+    """A worker of a supervisor."""
 
     def __init__(
         self, pipe: WorkerEnd, label: str, record: slavecode.Record, memory: int | None = None
     ) -> None:
+        super().__init__(label, record)
         self.pipe = pipe
-        self.label = label
         self.memory = memory  # bytes that this process may have
         self.lift_limit: Callable[[], None] = lambda: None
-        self.codec = Codec(record.get("main_id"), shared_main=record.get("shared_main", False))
-        self.started = False
         self._tasks: deque[Assignment] = deque()
-        self._values: dict[str, Any] = {}  # global state, unpickled
+
+    def prepare(self) -> None:
+        """See `Role.prepare`."""
+        if self.memory is not None:
+            self.lift_limit = limit_memory(self.memory)
 
     def loop(
         self,
@@ -112,11 +157,7 @@ class _Worker:
         """Run one task; whatever it raises becomes its outcome."""
         begin = time.perf_counter()
         try:
-            parameters = self.codec.decode(task.frame, owned=True)
-            values = [
-                self._global_value(value.label) if type(value) is GlobalStateValue else value
-                for value in parameters
-            ]
+            values = self.parameters(task.frame)
             begin = time.perf_counter()
             result = handler(*values)
             duration_s = time.perf_counter() - begin
@@ -132,6 +173,20 @@ class _Worker:
         except BaseException as error:  # SystemExit and KeyboardInterrupt are the task's too
             return self._failed(task, error, begin)
         return Completion(task.task_id, task.attempt, Outcome.RESULT.value, frame, duration_s, "")
+
+    def fetch(self, name: str) -> Frame:
+        """See `Role.fetch`."""
+        self.pipe.send(["need", name])
+        while True:
+            message = self.pipe.receive()
+            if message[0] == "data" and message[1] == name:
+                break
+            if not self._handle(message):
+                raise _Leave
+        frame: Frame | None = message[2]
+        if frame is None:
+            raise DataNotFound(f"global state: {message[3]}")
+        return frame
 
     def _failed(self, task: Assignment, error: BaseException, begin: float) -> Completion:
         duration_s = time.perf_counter() - begin
@@ -155,27 +210,12 @@ class _Worker:
                 stream.flush()
         os._exit(0)
 
-    def _global_value(self, name: str) -> Any:
-        if name not in self._values:
-            self.pipe.send(["need", name])
-            while True:
-                message = self.pipe.receive()
-                if message[0] == "data" and message[1] == name:
-                    break
-                if not self._handle(message):
-                    raise _Leave
-            frame: Frame | None = message[2]
-            if frame is None:
-                raise DataNotFound(f"global state: {message[3]}")
-            self._values[name] = self.codec.decode(frame, owned=True)
-        return self._values[name]
+
+_active: Role | None = None
 
 
-_active: _Worker | None = None
-
-
-def active() -> _Worker | None:
-    """This process's worker, None when it is not one."""
+def active() -> Role | None:
+    """What this process runs the slave's code for; None when it is an ordinary one."""
     return _active
 
 
@@ -185,10 +225,9 @@ def serve(
     termination_test: Callable[[], bool],
 ) -> None:
     """Be the slave that the code asks for. Does not return: the process ends with the job."""
-    worker = _active
-    assert worker is not None
+    assert _active is not None
     try:
-        worker.loop(handlers, watchdog_period, termination_test)
+        _active.loop(handlers, watchdog_period, termination_test)
     except PipeClosed:
         os._exit(0)  # the supervisor has gone; there is nobody to tell
     except _Leave:
@@ -212,7 +251,6 @@ def handlers_of(process: object) -> dict[str, Callable[..., Any]]:
 
 def main(descriptor: int, supervisor_pid: int) -> None:
     """Entry of a worker process: take the code from the pipe, load it, work, end."""
-    global _active
     os.set_inheritable(descriptor, False)  # what a handler starts must not keep the pipe open
     _die_with(supervisor_pid)
     faulthandler.enable()
@@ -221,34 +259,43 @@ def main(descriptor: int, supervisor_pid: int) -> None:
     pipe = WorkerEnd(socket.socket(fileno=descriptor))
     try:
         _, label, record, memory = pipe.receive()
-        _active = _Worker(pipe, label, record, memory)
-        _load(_active, record)
+        problem = load(_Worker(pipe, label, record, memory), record)
+        if problem:
+            pipe.send(["failed", does_not_load(record, problem), problem])
     except PipeClosed:
         os._exit(0)
 
 
-def _load(worker: _Worker, record: slavecode.Record) -> None:
+def load(role: Role, record: slavecode.Record) -> str:
+    """Load the slave's code for `role`. Raises what comes out of its `loop`, `SystemExit` mostly.
+
+    Gives why the code has not started a slave when that is so; then `loop` was not called.
+    """
+    global _active
     from masterslave.slave import start_loaded  # the surface users subclass; loads when needed
 
+    _active = role
     problem = "it ended without starting a slave: call runJob or startSlaveProcess in it"
     try:
-        if worker.memory is not None:
-            worker.lift_limit = limit_memory(worker.memory)
+        role.prepare()
         slavecode.load(record, start_loaded)
     except SystemExit as error:
-        if worker.started:
+        if role.started:
             raise
         problem = f"it left with exit status {error.code!r} before it started a slave"
     except PipeClosed:
         raise
     except BaseException as error:
-        if worker.started:
+        if role.started:
             raise
         problem = _format(error)
-    if not worker.started:
-        summary = problem.strip().rpartition("\n")[2]
-        text = f"the slave's code ({_name(record)}) does not load: {summary}"
-        worker.pipe.send(["failed", text, problem])
+    return "" if role.started else problem
+
+
+def does_not_load(record: slavecode.Record, problem: str) -> str:
+    """In one line that the slave's code does not load, and why."""
+    summary = problem.strip().rpartition("\n")[2]
+    return f"the slave's code ({_name(record)}) does not load: {summary}"
 
 
 def _name(record: slavecode.Record) -> str:

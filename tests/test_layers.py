@@ -16,11 +16,11 @@ PACKAGE = "masterslave"
 LAYERS = {
     0: "errors settings records hooks entries chaos",
     1: "queue lines liveness pace payload pieces unpicklable proofs diagnosis dispatch disturbance "
-    "lifetime roster stragglers",
+    "lifetime roster stragglers attempts",
     2: "manager waiters watchdog journal ledger stores.*",
     3: "transports.* launchers.* naming keyfile pipe slavecode tables memory",
     4: "worker workerprocess uplink supervisor slave master service",
-    5: "jobs cli __init__ __main__",
+    5: "jobs cli commands.* __init__ __main__",
 }
 
 #: Threads, sockets, files, processes and clocks: nothing for values and pure logic.

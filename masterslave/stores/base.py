@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from masterslave.entries import Entry
 from masterslave.records import Frame
@@ -30,6 +30,9 @@ class Store(Protocol):
 
     def result(self, number: int) -> Frame:
         """The result or exception of a finished task. Raises as `parameters`."""
+
+    def item(self, name: str) -> Any:
+        """The data item of that name. Raises `DataNotFound`, or as `parameters`."""
 
     def note(self, name: str) -> str:
         """A note of an earlier run; empty if there is none."""

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from masterslave.entries import Cancelled, Ended, Entry, HandedOut, Joined, Left, Requested, Setback
-from masterslave.errors import JournalDamaged
+from masterslave.entries import (
+    Cancelled,
+    Dropped,
+    Ended,
+    Entry,
+    HandedOut,
+    Joined,
+    Left,
+    Requested,
+    Setback,
+    Stored,
+)
+from masterslave.errors import DataNotFound, JournalDamaged
 from masterslave.records import AT_REST, Frame
 
 _Kept = TypeVar("_Kept")
@@ -21,6 +32,7 @@ class MemoryStore:
         self._attempts: list[HandedOut | Setback] = []
         self._ended: dict[int, Ended] = {}
         self._notes: dict[str, str] = {}
+        self._items: dict[str, Any] = {}
 
     def write(self, entries: Sequence[Entry]) -> None:
         """See `Store.write`."""
@@ -40,6 +52,10 @@ class MemoryStore:
                     for kept in self._attempts
                     if isinstance(kept, HandedOut) or kept.number != entry.number
                 ]
+            elif isinstance(entry, Stored):
+                self._items[entry.name] = entry.value
+            elif isinstance(entry, Dropped):
+                self._items.pop(entry.name, None)
             else:
                 self._attempts.append(entry)
 
@@ -59,6 +75,12 @@ class MemoryStore:
     def result(self, number: int) -> Frame:
         """See `Store.result`."""
         return _there(self._ended, number).frame
+
+    def item(self, name: str) -> Any:
+        """See `Store.item`."""
+        if name not in self._items:
+            raise DataNotFound(f"the journal has no data item {name!r}")
+        return self._items[name]
 
     def note(self, name: str) -> str:
         """See `Store.note`."""

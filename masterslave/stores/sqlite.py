@@ -30,8 +30,25 @@ from typing import Any, TypeVar
 
 import msgpack
 
-from masterslave.entries import Cancelled, Ended, Entry, HandedOut, Joined, Left, Requested, Setback
-from masterslave.errors import JournalDamaged, JournalError, JournalFull, JournalInUse
+from masterslave.entries import (
+    Cancelled,
+    Dropped,
+    Ended,
+    Entry,
+    HandedOut,
+    Joined,
+    Left,
+    Requested,
+    Setback,
+    Stored,
+)
+from masterslave.errors import (
+    DataNotFound,
+    JournalDamaged,
+    JournalError,
+    JournalFull,
+    JournalInUse,
+)
 from masterslave.records import AT_REST, Frame, ProcessInfo, TaskOptions, frame_bytes
 
 log = logging.getLogger(__name__)
@@ -45,8 +62,8 @@ _MAGIC = b"SQLite format 3\0"
 #: copy of that size is made. Smaller: more rows for arrays.
 PIECE_BYTES = 1 << 24
 
-#: Rows behind a damaged place that are tried next, growing until reading goes on.
-_SKIP_FROM, _SKIP_TO = 1, 1 << 40
+#: Longest step over a damaged place when the place where reading goes on is looked for, in rows.
+_SKIP_TO = 1 << 40
 
 _Row = tuple[Any, ...]
 _Item = TypeVar("_Item")
@@ -139,9 +156,9 @@ class SqliteStore:
                 raise JournalError(f"journal {self.path}: cannot be written ahead ({mode})")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("PRAGMA trusted_schema = OFF")
-            problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            problem: str = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if problem != "ok":
-                raise self._damaged(problem)
+                raise self._damaged(problem.strip().rpartition("\n")[2])  # below a heading
             self._migrate()
         self._check_key()
 
@@ -176,19 +193,28 @@ class SqliteStore:
 
     def write(self, entries: Sequence[Entry]) -> None:
         """See `Store.write`."""
+        self.write_numbered(list(enumerate(entries, self._last_seq() + 1)))
+
+    def _last_seq(self) -> int:
         if self._seq is None:
             self._seq = self._one("last_seq", ())[0]
+        return self._seq
+
+    def write_numbered(self, numbered: Sequence[tuple[int, Entry]]) -> None:
+        """As `write`, for entries that have their `seq` already, as in the journal they come from.
+
+        The numbers are larger than those of entries of their kind that are here.
+        """
+        last = self._last_seq()
         rows: dict[str, list[_Row]] = {}
-        seq = self._seq
-        for entry in entries:
-            seq += 1
+        for seq, entry in numbered:
             _WRITERS[type(entry)](self, rows, seq, entry)
         # What is removed again in the very group in which it came must be there first.
         statements = sorted(rows, key=lambda name: name.startswith("remove_"))
         with self._translated(), self._transaction():
             for name in statements:
                 self._db.executemany(_queries()[name], rows[name])
-        self._seq = seq
+        self._seq = max([last, *(seq for seq, _ in numbered)])
 
     def set_note(self, name: str, value: str) -> None:
         """See `Store.set_note`."""
@@ -237,6 +263,23 @@ class SqliteStore:
         rows.setdefault("remove_setbacks", []).append((entry.number,))
         rows.setdefault("remove_pieces", []).append((entry.number, "parameters"))
 
+    def _add_item(self, rows: dict[str, list[_Row]], seq: int, entry: Stored) -> None:
+        name, kind, frame = _text(entry.name), "frame", entry.value
+        if not _is_frame(frame):
+            try:
+                kind, frame = "value", [msgpack.packb(entry.value, unicode_errors="surrogatepass")]
+            except (TypeError, ValueError, OverflowError) as error:  # stored from within a master
+                log.warning("data item %s is not in the journal: %s", name, error)
+                return
+        blob = self._blob(rows, seq, "item", frame)
+        mac = self._mac(("item", seq, name, kind), frame)
+        rows.setdefault("add_item", []).append((seq, name, kind, blob, mac))
+        self._remove_item(rows, seq, Dropped(name))
+
+    def _remove_item(self, rows: dict[str, list[_Row]], seq: int, entry: Dropped) -> None:
+        for query in ("remove_item_pieces", "remove_item"):
+            rows.setdefault(query, []).append((_text(entry.name), seq))
+
     def forget_ending(self, number: int) -> None:
         """Have a finished task run again by the next run that requests it."""
         with self._translated(), self._transaction():
@@ -264,12 +307,12 @@ class SqliteStore:
     def entries(self) -> Iterator[Entry]:
         """See `Store.entries`."""
         for table in ("process", "task"):
-            yield from (entry for _, entry in self._scan(table))
+            yield from (entry for _, entry in self.numbered(table))
         attempts = heapq.merge(
-            self._scan("hand_out"), self._scan("setback"), key=lambda pair: pair[0]
+            self.numbered("hand_out"), self.numbered("setback"), key=lambda pair: pair[0]
         )
         yield from (entry for _, entry in attempts)
-        yield from (entry for _, entry in self._scan("ending"))  # nothing follows an end
+        yield from (entry for _, entry in self.numbered("ending"))  # nothing follows an end
 
     def readable(self, problems: list[str]) -> Iterator[Entry]:
         """As `entries`, with frames, passing over what cannot be read; tells of it in `problems`.
@@ -277,19 +320,19 @@ class SqliteStore:
         Tasks first, then what happened to them.
         """
         for table in ("process", "task", "hand_out", "setback", "ending"):
-            for _, entry in self._scan(table, problems, frames=True):
+            for _, entry in self.numbered(table, problems, frames=True):
                 yield entry
 
-    def _scan(
+    def numbered(
         self, table: str, problems: list[str] | None = None, *, frames: bool = False
     ) -> Iterator[tuple[int, Entry]]:
         """All entries of a table with their `seq`; without `problems`, the first one is raised."""
         query, parse = _READERS[table]
-        begin, skip = 0, _SKIP_FROM
-        while True:
+        begin: int | None = 0
+        while begin is not None:
             try:
                 for row in self._db.execute(_queries()[query], (begin,)):
-                    begin, skip = row[0] + 1, _SKIP_FROM
+                    begin = row[0] + 1
                     try:
                         item = parse(self, row, frames)
                     except JournalDamaged as error:
@@ -302,11 +345,32 @@ class SqliteStore:
             except sqlite3.DatabaseError as error:
                 if problems is None:
                     raise self._damaged(str(error)) from error
-                if skip == _SKIP_FROM:
-                    problems.append(f"table {table} from row {begin} on: {error}")
-                if skip > _SKIP_TO:
-                    return
-                begin, skip = begin + skip, 2 * skip
+                following = self._readable_from(query, begin + 1)
+                rest = f"; it goes on at row {following}" if following is not None else ""
+                problems.append(f"table {table} from row {begin} on: {error}{rest}")
+                begin = following
+
+    def _readable_from(self, query: str, place: int) -> int | None:
+        """The first place at or behind `place` at which a scan goes on; None if there is none."""
+        bad, good, step = place - 1, place, 1
+        while not self._reads(query, good):
+            if step > _SKIP_TO:
+                return None
+            bad, good, step = good, good + step, 2 * step
+        while good - bad > 1:
+            middle = (bad + good) // 2
+            if self._reads(query, middle):
+                good = middle
+            else:
+                bad = middle
+        return good
+
+    def _reads(self, query: str, place: int) -> bool:
+        try:
+            self._db.execute(_queries()[query], (place,)).fetchone()
+        except sqlite3.DatabaseError:
+            return False
+        return True
 
     def _parse_task(self, row: _Row, frames: bool) -> tuple[int, Entry]:
         number, seq, tag, identity, options, blob, mac = row
@@ -323,6 +387,18 @@ class SqliteStore:
     def _parse_hand_out(self, row: _Row, frames: bool) -> tuple[int, Entry]:
         self._verify("hand_out", row)
         return row[0], HandedOut(row[1], tuple((n, a) for n, a in json.loads(row[2])))
+
+    def _parse_former_process(self, row: _Row, frames: bool) -> tuple[int, Entry]:
+        seq, process, info, mac = row
+        return self._parse_process((process, seq, info, mac), frames)
+
+    def _parse_item(self, row: _Row, frames: bool = True) -> tuple[int, Stored]:
+        number, name, kind, blob, mac = row
+        frame = self._verified("item", row[:3], "item", blob, mac)
+        value: Any = frame
+        if kind == "value":
+            value = msgpack.unpackb(frame[0], unicode_errors="surrogatepass", strict_map_key=False)
+        return number, Stored(name, value)
 
     def _parse_setback(self, row: _Row, frames: bool) -> tuple[int, Entry]:
         self._verify("setback", row)
@@ -344,15 +420,27 @@ class SqliteStore:
         row = self._there("ending", number)
         return self._verified("ending", row[:8], "result", row[8], row[9])
 
+    def item(self, name: str) -> Any:
+        """See `Store.item`."""
+        row = self._one("item", (_text(name),))
+        if row is None:
+            raise DataNotFound(f"journal {self.path} has no data item {name!r}")
+        return self._parse_item(row)[1].value
+
     def note(self, name: str) -> str:
         """See `Store.note`."""
         row = self._one("note", (name,))
         if row is None:
             return ""
-        if not hmac.compare_digest(row[1], self._mac(("note", name, row[0]))):
+        if not _same(row[1], self._mac(("note", name, row[0]))):
             raise self._damaged(f"its note {name!r} is not what was written")
         value: str = row[0]
         return value
+
+    def note_names(self) -> list[str]:
+        """The names of all notes."""
+        with self._translated():
+            return [name for (name,) in self._db.execute(_queries()["notes"])]
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -384,8 +472,7 @@ class SqliteStore:
                 frame = msgpack.unpackb(blob)
             except Exception as error:  # bytes that nobody has verified may be anything
                 raise self._damaged(f"{table} {number} is not what was written") from error
-        whole = isinstance(frame, list) and all(isinstance(b, (bytes, bytearray)) for b in frame)
-        if not whole or not _same(mac, self._mac((table, *values), frame)):
+        if not _is_frame(frame) or not _same(mac, self._mac((table, *values), frame)):
             raise self._damaged(f"{table} {number} is not what was written")
         return frame
 
@@ -393,6 +480,8 @@ class SqliteStore:
         buffers: dict[int, bytearray] = {}
         with self._translated():
             for index, _, data in self._db.execute(_queries()["pieces"], (number, kind)):
+                if not isinstance(data, bytes):
+                    raise self._damaged(f"{kind} {number} is not what was written")
                 buffers.setdefault(index, bytearray()).extend(data)
         return list(buffers.values())
 
@@ -451,6 +540,12 @@ class SqliteStore:
         )
 
 
+def _is_frame(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(part, (bytes, bytearray, memoryview)) for part in value
+    )
+
+
 def _same(kept: Any, right: bytes) -> bool:
     return isinstance(kept, bytes) and hmac.compare_digest(kept, right)
 
@@ -473,6 +568,8 @@ _WRITERS: dict[type, Callable[[SqliteStore, dict[str, list[_Row]], int, Any], No
     Setback: SqliteStore._add_setback,
     Ended: SqliteStore._add_ending,
     Cancelled: SqliteStore._remove_task,
+    Stored: SqliteStore._add_item,
+    Dropped: SqliteStore._remove_item,
 }
 
 _READERS: dict[str, tuple[str, Callable[[SqliteStore, _Row, bool], tuple[int, Entry]]]] = {
@@ -481,4 +578,6 @@ _READERS: dict[str, tuple[str, Callable[[SqliteStore, _Row, bool], tuple[int, En
     "hand_out": ("hand_outs", SqliteStore._parse_hand_out),
     "setback": ("setbacks", SqliteStore._parse_setback),
     "ending": ("endings", SqliteStore._parse_ending),
+    "former_process": ("former_processes", SqliteStore._parse_former_process),
+    "item": ("items", SqliteStore._parse_item),
 }

@@ -11,6 +11,7 @@ REMOTE_METHODS = frozenset(
         "cancelTask",
         "deleteData",
         "exchange",
+        "failedTasks",
         "getAnyResult",
         "getAnyTask",
         "getResultWithTag",

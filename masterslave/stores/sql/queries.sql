@@ -26,6 +26,18 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 -- name: add_piece
 INSERT INTO piece (number, kind, buffer, position, bytes) VALUES (?, ?, ?, ?, ?);
 
+-- name: add_item
+INSERT INTO item (number, name, kind, value, mac) VALUES (?, ?, ?, ?, ?);
+
+-- Of a data item that was deleted or stored anew: what was there before.
+-- name: remove_item_pieces
+DELETE FROM piece WHERE kind = 'item' AND number IN (
+    SELECT number FROM item WHERE name = ? AND number < ?
+);
+
+-- name: remove_item
+DELETE FROM item WHERE name = ? AND number < ?;
+
 -- name: remove_task
 DELETE FROM task WHERE number = ?;
 
@@ -64,6 +76,18 @@ WHERE seq >= ? ORDER BY seq;
 SELECT number, seq, attempt, process, outcome, duration_s, story, at, result, mac FROM ending
 WHERE number >= ? ORDER BY number;
 
+-- name: former_processes
+SELECT seq, id, info, mac FROM former_process WHERE seq >= ? ORDER BY seq;
+
+-- name: items
+SELECT number, name, kind, value, mac FROM item WHERE number >= ? ORDER BY number;
+
+-- name: item
+SELECT number, name, kind, value, mac FROM item WHERE name = ? ORDER BY number DESC LIMIT 1;
+
+-- name: notes
+SELECT name FROM note ORDER BY name;
+
 -- name: task
 SELECT number, seq, tag, identity, options, parameters, mac FROM task WHERE number = ?;
 
@@ -79,6 +103,8 @@ ORDER BY buffer, position;
 SELECT max(
     ifnull((SELECT max(seq) FROM task), 0),
     ifnull((SELECT max(seq) FROM process), 0),
+    ifnull((SELECT max(seq) FROM former_process), 0),
+    ifnull((SELECT max(number) FROM item), 0),
     ifnull((SELECT max(seq) FROM hand_out), 0),
     ifnull((SELECT max(seq) FROM setback), 0),
     ifnull((SELECT max(seq) FROM ending), 0)
