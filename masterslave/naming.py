@@ -26,7 +26,7 @@ from masterslave.transports.pyro import (
 log = logging.getLogger(__name__)
 
 _ALIVE_S = 3.0  # longest time that a living master takes to prove its key
-_EVERYWHERE = ("0.0.0.0", "::", "")
+_AT_LOCALHOST = ("0.0.0.0", "::", "", "127.0.0.1", "localhost")  # reached by that name, too
 _WAIT_STEP_S = 0.25  # between two looks of a slave that waits for its master
 
 
@@ -66,7 +66,7 @@ class Registration:
         # A master that listens on this machine only has no use for a name server elsewhere.
         local = self._settings.host.startswith("127.")
         address = None
-        if self._own is not None and self._settings.host not in _EVERYWHERE:
+        if self._own is not None and self._settings.host not in _AT_LOCALHOST:
             address = self._settings.host, name_server_address()[1]  # ours listens there only
         return NameServer(broadcast=self._settings.broadcast and not local, address=address)
 
