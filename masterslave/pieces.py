@@ -33,8 +33,6 @@ LIFT_BYTES = 1 << 16
 #: The way to a piece through lists and dictionaries, and how many pieces belong there.
 Place = Sequence[Any]
 
-_PLAIN = frozenset((str, int, float, bool, type(None)))
-
 
 def cut(data: Piece) -> Iterator[Piece]:
     """The data itself, or views of it of at most `PIECE_BYTES`; nothing is copied."""
@@ -54,15 +52,32 @@ def lift(value: Any) -> tuple[Any, list[Place], list[Piece]]:
     """
     places: list[Place] = []
     pieces: list[Piece] = []
+    if not _has_large(value):
+        return value, places, pieces
     return _lift(value, [], places, pieces), places, pieces
 
 
+def _has_large(value: Any) -> bool:
+    """Whether there is something to lift: a quick look, for messages by the thousand have none."""
+    for item in value.values() if type(value) is dict else value:
+        kind = type(item)
+        if kind is str or kind is int or kind is float:
+            continue
+        if kind is bytes:
+            if len(item) >= LIFT_BYTES:
+                return True
+        elif kind is list or isinstance(item, (tuple, dict)):
+            if item and _has_large(item):
+                return True
+        elif isinstance(item, (bytearray, memoryview)) and len(item) >= LIFT_BYTES:
+            return True
+    return False
+
+
 def _lift(value: Any, path: list[Any], places: list[Place], pieces: list[Piece]) -> Any:
-    items = value.items() if isinstance(value, dict) else enumerate(value)
+    items = value.items() if type(value) is dict else enumerate(value)
     left: Any = None
     for key, item in items:
-        if type(item) in _PLAIN:
-            continue
         replacement = None
         if isinstance(item, (bytes, bytearray, memoryview)):
             if len(item) < LIFT_BYTES:
@@ -70,7 +85,7 @@ def _lift(value: Any, path: list[Any], places: list[Place], pieces: list[Piece])
             before = len(pieces)
             pieces.extend(cut(item))
             places.append([[*path, key], len(pieces) - before])
-        elif isinstance(item, (list, tuple, dict)):
+        elif type(item) is list or isinstance(item, (tuple, dict)):
             path.append(key)
             replacement = _lift(item, path, places, pieces)
             path.pop()
@@ -79,7 +94,7 @@ def _lift(value: Any, path: list[Any], places: list[Place], pieces: list[Piece])
         else:
             continue
         if left is None:
-            left = dict(value) if isinstance(value, dict) else list(value)
+            left = dict(value) if type(value) is dict else list(value)
         left[key] = replacement
     return value if left is None else left
 

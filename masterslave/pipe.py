@@ -22,25 +22,15 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 
 The supervisor never waits for a worker: its end is non-blocking and keeps what is not sent yet.
 
-On the wire a message is, with numbers big-endian:
-
-| bytes | what                                                                            |
-|-------|---------------------------------------------------------------------------------|
-| 8     | length of the msgpack part                                                      |
-| 4     | m, the number of large buffers (see `pieces`)                                   |
-| 8 m   | their lengths                                                                   |
-| ...   | msgpack part: the message, or if m > 0: [what is left of the message, places]   |
-| ...   | the large buffers, one after the other                                          |
-
-Large buffers are sent from where they are and received to where they stay.
+A message with large buffers (see `pieces`) is sent as ``[nil, what is left of it, places,
+[length...]]`` and is followed by the buffers, one after the other, as they are: sent from where
+they are, and received to where they stay.
 """
 
 from __future__ import annotations
 
 import socket
-import struct
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 import msgpack
@@ -51,7 +41,6 @@ from masterslave.records import Piece
 #: Read at once, unless it is the rest of a large buffer.
 _CHUNK_BYTES = 1 << 18
 
-_HEADER = struct.Struct("!QI")
 _NO_GAP = memoryview(b"")  # an empty view of a buffer would keep the buffer
 
 
@@ -61,14 +50,11 @@ class PipeClosed(Exception):
 
 def pack(message: list[Any]) -> list[Piece]:
     """The bytes of one message, in parts that are to be sent one after the other."""
-    lifted, places, parts = pieces.lift(message)
-    body = msgpack.packb([lifted, places] if parts else message, unicode_errors="surrogatepass")
-    lengths = struct.pack(f"!{len(parts)}Q", *map(len, parts))
-    return [_HEADER.pack(len(body), len(parts)) + lengths + body, *parts]
-
-
-def _unpack(body: memoryview) -> Any:
-    return msgpack.unpackb(body, strict_map_key=False, unicode_errors="surrogatepass")
+    left, places, parts = pieces.lift(message)
+    if parts:
+        left = [None, left, places, list(map(len, parts))]
+    packed: bytes = msgpack.packb(left, unicode_errors="surrogatepass")
+    return [packed, *parts] if parts else [packed]
 
 
 class _Reader:
@@ -79,8 +65,10 @@ class _Reader:
 
     def __init__(self) -> None:
         self._chunk = memoryview(bytearray(_CHUNK_BYTES))
-        self._bytes = bytearray()  # not understood yet
-        self._lifted: Any = None  # a message that waits for its large buffers
+        self._unpacker = msgpack.Unpacker(
+            max_buffer_size=0, strict_map_key=False, unicode_errors="surrogatepass"
+        )
+        self._left: Any = None  # of a message whose large buffers are to come, and their places
         self._lengths: deque[int] = deque()  # of those that have not begun
         self._buffers: list[Piece] = []
         self._gap = _NO_GAP  # what is missing of the last one
@@ -93,39 +81,30 @@ class _Reader:
         if self._gap:
             self._gap = self._gap[count:] or _NO_GAP
         else:
-            self._bytes += self._chunk[:count]
-        return list(self._messages())
-
-    def _messages(self) -> Iterator[list[Any]]:
-        while self._gather_buffers():
-            if self._lifted is not None:
-                lifted, places = self._lifted
-                buffers, self._buffers, self._lifted = self._buffers, [], None
-                yield pieces.restore(lifted, places, buffers)
-            have = len(self._bytes)
-            if have < _HEADER.size:
-                return
-            length, count = _HEADER.unpack_from(self._bytes)
-            start = _HEADER.size + 8 * count
-            if have < start + length:
-                return
-            if count:
-                self._lengths.extend(struct.unpack_from(f"!{count}Q", self._bytes, _HEADER.size))
-            with memoryview(self._bytes) as view, view[start : start + length] as body:
-                message = _unpack(body)
-            del self._bytes[: start + length]
-            if count:
-                self._lifted = message
+            self._unpacker.feed(self._chunk[:count])
+        messages: list[list[Any]] = []
+        while self._buffers_are_there():
+            if self._left is not None:
+                left, places = self._left
+                messages.append(pieces.restore(left, places, self._buffers))
+                self._left, self._buffers = None, []
+            for message in self._unpacker:
+                if message[0] is None:  # its buffers come next
+                    _, left, places, lengths = message
+                    self._left = left, places
+                    self._lengths.extend(lengths)
+                    break
+                messages.append(message)
             else:
-                yield message
+                break
+        return messages
 
-    def _gather_buffers(self) -> bool:
+    def _buffers_are_there(self) -> bool:
         """Fill the large buffers of the current message; false when more must come in first."""
         while not self._gap and self._lengths:
             buffer = bytearray(self._lengths.popleft())
-            have = self._bytes[: len(buffer)]
+            have = self._unpacker.read_bytes(len(buffer))
             buffer[: len(have)] = have
-            del self._bytes[: len(have)]
             self._buffers.append(buffer)
             self._gap = memoryview(buffer)[len(have) :] or _NO_GAP
         return not self._gap
