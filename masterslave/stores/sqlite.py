@@ -65,6 +65,9 @@ PIECE_BYTES = 1 << 24
 #: Longest step over a damaged place when the place where reading goes on is looked for, in rows.
 _SKIP_TO = 1 << 40
 
+#: What SQLite says when it is the disk that fails; all else that it says is about the file.
+_CANNOT_WRITE = ("full", "disk I/O error", "readonly", "unable to open", "out of memory")
+
 _Row = tuple[Any, ...]
 _Item = TypeVar("_Item")
 
@@ -160,6 +163,7 @@ class SqliteStore:
             if problem != "ok":
                 raise self._damaged(problem.strip().rpartition("\n")[2])  # below a heading
             self._migrate()
+            self._check_tables()
         self._check_key()
 
     def _migrate(self) -> None:
@@ -173,6 +177,13 @@ class SqliteStore:
         for number, script in enumerate(scripts[version:], version + 1):
             self._db.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version={number};")
             self._db.execute("COMMIT")
+
+    def _check_tables(self) -> None:
+        """A definition with one letter wrong may hide all rows of a table, and be no error."""
+        with contextlib.closing(sqlite3.connect(":memory:")) as right:
+            right.executescript("\n".join(migrations()))
+            if not _columns(right) <= _columns(self._db):
+                raise self._damaged("its tables are not those that were made")
 
     def _check_key(self) -> None:
         """The first note tells whether the file was signed with our key."""
@@ -335,14 +346,14 @@ class SqliteStore:
                     begin = row[0] + 1
                     try:
                         item = parse(self, row, frames)
-                    except JournalDamaged as error:
+                    except JournalError as error:
                         if problems is None:
                             raise
                         problems.append(str(error))
                         continue
                     yield item
                 return
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if problems is None:
                     raise self._damaged(str(error)) from error
                 following = self._readable_from(query, begin + 1)
@@ -481,7 +492,7 @@ class SqliteStore:
         with self._translated():
             for index, _, data in self._db.execute(_queries()["pieces"], (number, kind)):
                 if not isinstance(data, bytes):
-                    raise self._damaged(f"{kind} {number} is not what was written")
+                    raise self._damaged(f"a piece of {kind} {number} is not what was written")
                 buffers.setdefault(index, bytearray()).extend(data)
         return list(buffers.values())
 
@@ -518,6 +529,8 @@ class SqliteStore:
         """SQLite's errors as ours."""
         try:
             yield
+        except UnicodeDecodeError as error:  # SQLite quotes what it has found there
+            raise self._damaged("its tables are unreadable") from error
         except sqlite3.OperationalError as error:
             text = str(error)
             if "locked" in text or "busy" in text:
@@ -526,7 +539,7 @@ class SqliteStore:
                     "master that writes to it; end that first, or ask it: "
                     "task_manager show LABEL, task_manager failures LABEL"
                 ) from error
-            if "malformed" in text or "not a database" in text:
+            if not any(known in text for known in _CANNOT_WRITE):
                 raise self._damaged(text) from error
             raise JournalFull(f"journal {self.path} cannot be written: {text}") from error
         except sqlite3.DatabaseError as error:
@@ -543,6 +556,16 @@ class SqliteStore:
 def _is_frame(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(part, (bytes, bytearray, memoryview)) for part in value
+    )
+
+
+def _columns(db: sqlite3.Connection) -> set[_Row]:
+    """All columns of all tables, with their types, and what they are keys of."""
+    return set(
+        db.execute(
+            "SELECT t.name, c.* FROM sqlite_master AS t, pragma_table_info(t.name) AS c "
+            "WHERE t.type = 'table'"
+        )
     )
 
 
