@@ -19,6 +19,7 @@ import heapq
 import hmac
 import json
 import logging
+import math
 import os
 import re
 import sqlite3
@@ -255,7 +256,8 @@ class SqliteStore:
     def _add_setback(self, rows: dict[str, list[_Row]], seq: int, entry: Setback) -> None:
         story = _text(entry.story)
         values = (
-            seq, entry.number, entry.attempt, entry.process, entry.outcome, story, float(entry.at),
+            seq, entry.number, entry.attempt, entry.process, entry.outcome, story,
+            _seconds(entry.at),
         )  # fmt: skip
         rows.setdefault("add_setback", []).append((*values, self._mac(("setback", *values))))
 
@@ -263,7 +265,7 @@ class SqliteStore:
         story = _text(entry.story)
         values = (
             entry.number, seq, entry.attempt, entry.process, entry.outcome,
-            float(entry.duration_s), story, float(entry.at),  # as SQLite gives them back
+            _seconds(entry.duration_s), story, _seconds(entry.at),
         )  # fmt: skip
         blob = self._blob(rows, entry.number, "result", entry.frame)
         mac = self._mac(("ending", *values), entry.frame)
@@ -576,6 +578,12 @@ def _same(kept: Any, right: bytes) -> bool:
 def _text(text: str) -> str:
     """Text that SQLite takes: half characters, which file names may have, are written out."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _seconds(number: float) -> float:
+    """The number as SQLite gives it back: it has no whole, negative or undefined zeros."""
+    value = float(number)
+    return 0.0 if value == 0 or math.isnan(value) else value
 
 
 @lru_cache(256)
