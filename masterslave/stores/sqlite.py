@@ -163,13 +163,15 @@ class SqliteStore:
             problem: str = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if problem != "ok":
                 raise self._damaged(problem.strip().rpartition("\n")[2])  # below a heading
-            self._migrate()
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version > 0:
+                self._check_key()  # before anything is changed
+            self._migrate(version)
             self._check_tables()
         self._check_key()
 
-    def _migrate(self) -> None:
+    def _migrate(self, version: int) -> None:
         scripts = migrations()
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > len(scripts):
             raise JournalError(
                 f"journal {self.path}: was written by a newer masterslave (version {version} of "
