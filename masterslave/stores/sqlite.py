@@ -24,6 +24,7 @@ import os
 import re
 import sqlite3
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -69,6 +70,12 @@ _SKIP_TO = 1 << 40
 #: What SQLite says when it is the disk that fails; all else that it says is about the file.
 _CANNOT_WRITE = ("full", "disk I/O error", "readonly", "unable to open", "out of memory")
 
+#: The journals that are open in this process: its id, the file's device and inode. The system
+#: frees all locks of a process on a file when it closes any of its descriptors of that file. So a
+#: second look at an open journal would open it to other processes.
+_open: set[tuple[int, int, int]] = set()
+_opening = threading.Lock()
+
 _Row = tuple[Any, ...]
 _Item = TypeVar("_Item")
 
@@ -99,12 +106,16 @@ class SqliteStore:
         self.path = os.path.abspath(path)
         self._key = hmac.digest(key, b"masterslave journal", "sha256")
         self._seq: int | None = None  # of the last entry; None: not looked up yet
-        new = self._inspect(create)
-        self._db = self._connect(new)
+        self._closed = False
+        with _opening:
+            new = self._inspect(create)
+            self._db = self._connect(new)
+            self._file = _identity(os.stat(self.path))
+            _open.add(self._file)
         try:
             self._prepare(new)
         except BaseException:
-            self._db.close()
+            self.close()
             raise
 
     # --- opening ----------------------------------------------------------------------------
@@ -115,6 +126,8 @@ class SqliteStore:
             status = os.stat(self.path)
             if not stat.S_ISREG(status.st_mode):
                 raise JournalError(f"journal {self.path}: is not a regular file")
+            if _identity(status) in _open:
+                raise JournalInUse(f"journal {self.path}: this very process has it open")
             with open(self.path, "rb") as file:
                 header = file.read(_HEADER_BYTES)
         except FileNotFoundError:
@@ -459,7 +472,10 @@ class SqliteStore:
 
     def close(self) -> None:
         """See `Store.close`."""
-        self._db.close()
+        if not self._closed:
+            self._closed = True
+            self._db.close()
+            _open.discard(self._file)
 
     # --- inside -----------------------------------------------------------------------------
 
@@ -561,6 +577,10 @@ def _is_frame(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(part, (bytes, bytearray, memoryview)) for part in value
     )
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return os.getpid(), status.st_dev, status.st_ino
 
 
 def _columns(db: sqlite3.Connection) -> set[_Row]:
