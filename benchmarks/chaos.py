@@ -451,6 +451,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    # What is stopped would stay so for ever if this program ended without letting it go on.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     end = time.monotonic() + 60 * options.minutes
     clean = True
     for seed in count(options.seed):
