@@ -775,7 +775,7 @@ class TaskManager:
     def _order_stop(self, process_id: int, task_id: str) -> None:
         member = self._roster.present.get(process_id)
         if member is not None:
-            member.cancelled.append(task_id)
+            member.stop(task_id)
             self._rouse(member)
 
     def _notify_client(self, process_id: int) -> None:

@@ -74,6 +74,12 @@ class Member:
         if not self._estimates:
             self._load_s = 0.0  # no rounding errors pile up
 
+    def stop(self, task_id: str) -> None:
+        """It is to be told to stop that task, of which it may say nothing more."""
+        self.cancelled.append(task_id)
+        for key in [key for key in self._estimates if key[0] == task_id]:
+            self.ended(*key)
+
     def emptied(self) -> None:
         """It holds nothing any more."""
         self._estimates.clear()

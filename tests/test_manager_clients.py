@@ -11,6 +11,7 @@ from masterslave.errors import (
     UnknownTask,
 )
 from masterslave.manager import TaskManager
+from masterslave.pace import HORIZON_S
 from masterslave.records import Outcome, TaskOptions
 
 # --- clients --------------------------------------------------------------------------------
@@ -123,6 +124,19 @@ def test_a_waiting_slave_is_told_of_a_cancelled_task_at_once(live: TaskManager) 
     with in_line(live, [slave]) as calls:
         live.cancelTask(task_id)
         assert calls[0].outcome() == [[], {"stop": [task_id]}]
+
+
+def test_a_slave_gets_tiny_tasks_in_the_place_of_cancelled_ones(manager: TaskManager) -> None:
+    slave = join(manager)
+    manager.addTaskRequest("sqrt", X)
+    (task,) = take(manager, slave)
+    give(manager, slave, task, duration_s=0.45 * HORIZON_S)
+    cancelled = manager.addTaskRequests("sqrt", [X] * 5)
+    assert ids(take(manager, slave)) == cancelled[:2]  # more would last too long
+    for task_id in cancelled:
+        manager.cancelTask(task_id)
+    others = manager.addTaskRequests("sqrt", [X] * 5)
+    assert ids(take(manager, slave)) == others[:2]
 
 
 def test_cancelling_disturbs_no_other_slave(live: TaskManager) -> None:
