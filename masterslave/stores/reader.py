@@ -154,7 +154,7 @@ class JournalReader(SqliteStore):
                 for (text,) in self._db.execute(f"PRAGMA quick_check({_STRUCTURE_PROBLEMS})"):
                     lines = text.splitlines()
                     self.problems += [s for s in lines if s != "ok" and not s.startswith("***")]
-                self._migrate()
+                self._migrate(self._db.execute("PRAGMA user_version").fetchone()[0])
                 self._db.execute("PRAGMA query_only = ON")
         except JournalDamaged as error:
             self.problems.append(str(error))
