@@ -127,6 +127,7 @@ options = st.builds(
     retries=st.integers(0, 1 << 70),
     crash_limit=st.integers(1, 9),
     key=st.none() | texts,
+    backoff=st.floats(0.0, 1e9),
 )
 infos = st.builds(ProcessInfo, texts, st.integers(), texts, st.integers(0, 999), texts)
 

@@ -229,7 +229,7 @@ def test_a_journal_of_another_key_is_refused(path: Path) -> None:
 def test_a_journal_of_a_newer_version_is_refused(path: Path) -> None:
     make(path)
     set_version(path, 9)
-    refused(path, r"newer masterslave \(version 9 of the file, this one knows 1\)")
+    refused(path, r"newer masterslave \(version 9 of the file, this one knows 2\)")
 
 
 def test_a_journal_of_another_label_is_refused(path: Path, world: World) -> None:
@@ -387,14 +387,14 @@ def version_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A masterslave whose journals have one table more."""
     folder = tmp_path / "sql"
     shutil.copytree(sqlite._SQL, folder)
-    (folder / "002-colours.sql").write_text(
+    (folder / "003-colours.sql").write_text(
         "-- A second version; the semicolon in this comment; does not matter.\n"
         "CREATE TABLE colour (name TEXT PRIMARY KEY);\n"
         "INSERT INTO colour VALUES ('red'), ('green');\n"
         "ALTER TABLE task ADD COLUMN colour TEXT REFERENCES colour;\n"
     )
     real = sqlite.migrations
-    assert len(real()) == 1
+    assert len(real()) == 2
     monkeypatch.setattr(sqlite, "migrations", lambda: real(folder))
 
 
@@ -404,10 +404,10 @@ def version(path: Path) -> int:
 
 def test_an_older_journal_is_brought_up_to_date(path: Path, request: pytest.FixtureRequest) -> None:
     make(path)
-    assert version(path) == 1
+    assert version(path) == 2
     request.getfixturevalue("version_two")
     assert read(path) == expected(ENTRIES)
-    assert version(path) == 2
+    assert version(path) == 3
     db = sqlite3.connect(path)
     assert db.execute("SELECT count(*) FROM colour").fetchone() == (2,)
     db.close()
@@ -417,7 +417,7 @@ def test_an_older_journal_is_brought_up_to_date(path: Path, request: pytest.Fixt
 
 def test_a_new_journal_is_of_the_newest_version(path: Path, version_two: None) -> None:
     make(path)
-    assert version(path) == 2
+    assert version(path) == 3
     assert read(path) == expected(ENTRIES)
 
 
@@ -437,7 +437,7 @@ def test_a_migration_that_fails_changes_nothing(
     with monkeypatch.context() as context:
         context.setattr(sqlite, "migrations", lambda: scripts)
         refused(path, "already exists")
-    assert version(path) == 1
+    assert version(path) == 2
     assert read(path) == expected(ENTRIES)
 
 
