@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from managing import LONG_S, Call, Clock, X, ids, in_line, wait_for_line, waiting
 from test_dispatch import ended, result, sent, slave, task
-from test_manager import LONG_S, Call, Clock, X, ids, in_line, wait_for_line, waiting
 
 from masterslave import SettingsError, tables
 from masterslave.diagnosis import explain, situation
