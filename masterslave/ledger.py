@@ -92,8 +92,7 @@ class Ledger:
         """Take up the end of an attempt of an earlier run."""
         task_id, story = f"{tag}_{entry.number}", entry.story
         if isinstance(entry, Setback):
-            done = Completion(task_id, entry.attempt, entry.outcome, [], 0.0, story)
-            self._queue.complete(entry.process, done)
+            self._queue.failed_before(task_id, entry.attempt, entry.outcome, story)
             tell = failures.setback
         else:
             self._queue.finished_before(task_id, entry.outcome, story)
@@ -114,8 +113,9 @@ class Ledger:
         if task is None:
             task = self._queue.request(client, tag, frame, options)
             self._journal.add(Requested(task.ticket, tag, name, options, frame), task.size)
-        if task.frame is frame:
             self._weigh(task)
+        elif task.frame is frame and options.key is None:
+            self._weigh(task)  # with a key, the parameters on record may be others than these
         return task
 
     def handed_out(self, process: int, tasks: Collection[Assignment]) -> None:

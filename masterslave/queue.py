@@ -237,8 +237,8 @@ class TaskQueue:
     def park(self, number: int, tag: str, identity: bytes, options: TaskOptions) -> Task:
         """A task that an earlier run has requested, as its journal says.
 
-        Then tell of its attempts by `adopt` and `complete`, and of its end, if it had come to one,
-        by `finished_before`: it stands as that run left it.
+        Then tell of its attempts by `adopt` and `failed_before`, and of its end, if it had come to
+        one, by `finished_before`: it stands as that run left it.
         """
         task = Task(f"{tag}_{number}", number, _NOBODY, tag, AT_REST, options)
         task.state = State.PARKED
@@ -252,6 +252,24 @@ class TaskQueue:
     def number_used(self, number: int) -> None:
         """An earlier run has given that number to a task that is forgotten."""
         self._next_id = max(self._next_id, number + 1)
+
+    def failed_before(self, task_id: str, attempt: int, outcome: str, story: str) -> None:
+        """An attempt of a parked task has failed in an earlier run, and was to be answered.
+
+        No limit is asked about it: those of its request of that time may not be those of the next.
+        """
+        task = self.tasks[task_id]
+        if not self._is_open(task):
+            return
+        if outcome == Outcome.EXCEPTION:
+            task.failures += 1
+        else:
+            task.crashes += 1
+        task.history.append(f"attempt {attempt}: {story}")
+        task.answered = max(task.answered, attempt)
+        if attempt >= task.attempt:
+            task.attempt = attempt
+            self._unhold(task)
 
     def finished_before(self, task_id: str, outcome: str, detail: str) -> None:
         """A parked task has come to its end in an earlier run; its result is at rest."""
@@ -481,9 +499,11 @@ class TaskQueue:
         del mine.finished[order]
         del mine.finished_by_tag[task.tag][order]
         self._forget(task)
-        self.result_bytes -= _in_memory(task)
         self.delivered += 1
-        return Delivery(task.id, task.tag, task.outcome, task.frame, task.detail)
+        delivery = Delivery(task.id, task.tag, task.outcome, task.frame, task.detail)
+        self.result_bytes -= _in_memory(task)
+        task.frame = AT_REST  # who still has the task, to let it rest, finds that done
+        return delivery
 
     def rest(self, task: Task) -> None:
         """Forget a task's frame: it is kept elsewhere, or not needed any more."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from masterslave.entries import (
 )
 from masterslave.records import AT_REST, Frame, Outcome, ProcessInfo, TaskOptions
 from masterslave.stores.base import Store
+from masterslave.stores.memory import MemoryStore
 
 KEY = bytes(range(32))
 INFO = ProcessInfo("PID 7 on node1 (x86_64)", 7, "node1", 2, "token")
@@ -38,6 +41,35 @@ def ended(number: int, attempt: int = 1, frame: Frame | None = None, story: str 
 
 def setback(number: int, attempt: int = 1, story: str = "died") -> Setback:
     return Setback(number, attempt, 1, Outcome.CRASHED.value, story, 1.5e9)
+
+
+class TryingStore(MemoryStore):
+    """A store that blocks while its gate is shut, and raises what it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.errors: list[BaseException] = []  # of the next writes
+        self.groups: list[list[Entry]] = []
+        self.busy = 0
+        self.most_at_once = 0
+        self.closed = False
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        self.busy += 1
+        self.most_at_once = max(self.most_at_once, self.busy)
+        try:
+            assert self.gate.wait(60)
+            if self.errors:
+                raise self.errors.pop()
+            super().write(entries)
+            self.groups.append(list(entries))
+        finally:
+            self.busy -= 1
+
+    def close(self) -> None:
+        self.closed = True
 
 
 # --- what a store must give back ------------------------------------------------------------

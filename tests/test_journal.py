@@ -4,47 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
 
 import pytest
 from conftest import wait_until
-from journals import requested
+from journals import TryingStore, requested
 from managing import Call
 
-from masterslave.entries import Entry, Joined, Requested
+from masterslave.entries import Joined, Requested
 from masterslave.errors import JournalDamaged, JournalError, JournalFull
 from masterslave.journal import WAITING_BYTES, WAITING_ENTRIES, Journal
 from masterslave.records import ProcessInfo
-from masterslave.stores.memory import MemoryStore
-
-
-class TryingStore(MemoryStore):
-    """A store that blocks while its gate is shut, and raises what it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = threading.Event()
-        self.gate.set()
-        self.errors: list[BaseException] = []  # of the next writes
-        self.groups: list[list[Entry]] = []
-        self.busy = 0
-        self.most_at_once = 0
-        self.closed = False
-
-    def write(self, entries: Sequence[Entry]) -> None:
-        self.busy += 1
-        self.most_at_once = max(self.most_at_once, self.busy)
-        try:
-            assert self.gate.wait(60)
-            if self.errors:
-                raise self.errors.pop()
-            super().write(entries)
-            self.groups.append(list(entries))
-        finally:
-            self.busy -= 1
-
-    def close(self) -> None:
-        self.closed = True
 
 
 @pytest.fixture
