@@ -611,7 +611,7 @@ class TaskManager:
     def _take(self, member: Member, timeout: float) -> list[Assignment]:
         """Hand out what the slave may hold, waiting for the first task or notice if asked to."""
         tasks = [] if self._terminated else self._hand_out(member)
-        if tasks or timeout <= 0 or self._terminated or member.has_notices():
+        if tasks or timeout <= 0 or self._must_answer(member):
             self._line_up(member)  # what this call freed and did not take is the waiting one's
             return tasks
         self._rouse(member)  # an earlier call that waits would be forgotten
@@ -627,11 +627,21 @@ class TaskManager:
             self._pass_on(waiter, tasks)
             if not current or not self._is_current(member, generation):
                 return tasks
-            if self._terminated or member.has_notices():
+            if self._must_answer(member):
                 break
         del self._waiter_of[member.id]
         self._roster.liveness.heard(member.id, self._clock())
         return tasks
+
+    def _must_answer(self, member: Member) -> bool:
+        """Whether there is something to tell a slave even if there is no task for it.
+
+        While the journal cannot be written nothing is handed out, so waiting would be in vain;
+        the call that answers is the one that tries the journal again.
+        """
+        if self._terminated or member.has_notices():
+            return True
+        return self._ledger is not None and bool(self._ledger.trouble)
 
     def _pass_on(self, waiter: Waiter, taken: Iterable[Assignment]) -> None:
         """What a call was woken for and did not take is another one's.

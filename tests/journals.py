@@ -161,7 +161,10 @@ options = st.builds(
     key=st.none() | texts,
     backoff=st.floats(0.0, 1e9),
 )
-infos = st.builds(ProcessInfo, texts, st.integers(), texts, st.integers(0, 999), texts)
+lefts = st.none() | st.floats(0.0, 1e9)
+infos = st.builds(
+    ProcessInfo, texts, st.integers(), texts, st.integers(0, 999), texts, left_s=lefts
+)
 
 
 @st.composite

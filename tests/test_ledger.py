@@ -15,7 +15,7 @@ from masterslave.entries import Ended, HandedOut, Joined, Left, Requested
 from masterslave.errors import JournalFull, TaskManagerTermination
 from masterslave.journal import WAITING_BYTES, Journal
 from masterslave.manager import TaskManager
-from masterslave.records import Outcome
+from masterslave.records import Outcome, TaskOptions
 from masterslave.settings import Settings
 
 FULL = 1_000_000  # attempts to write that fail: as good as for ever
@@ -203,8 +203,8 @@ def test_a_slave_that_waits_tries_the_journal_instead(
     live: TaskManager, store: TryingStore
 ) -> None:
     slave = join(live)
-    live.addTaskRequest("cube", X)
     fill(store)
+    live.addTaskRequest("cube", X)
     with pytest.raises(JournalFull):
         live.exchange(slave, (), (), 0)
     store.gate.clear()
@@ -230,19 +230,13 @@ def test_slaves_that_waited_when_the_trouble_came_go_on_when_it_ends(
     with live._lock:  # a request that was accepted just before the trouble came
         books = live._ledger
         assert books is not None
-        live._queue.request(0, "sqrt", X, task_options())
+        live._queue.request(0, "sqrt", X, TaskOptions())
         live._slaves_wait.wake("sqrt")
     with pytest.raises(JournalFull):
         call.outcome()
     make_room(store)
     assert live.exchange(slave) == [[], {}]
-    assert ids(live.exchange(slave, (), (), None, LONG_S)[0]) == ["sqrt_0"]
-
-
-def task_options():  # type: ignore[no-untyped-def]
-    from masterslave.records import TaskOptions
-
-    return TaskOptions()
+    assert ids(live.exchange(slave, (), (), None, LONG_S)[0]) == ["sqrt_1"]
 
 
 @pytest.mark.parametrize("how", ["getAnyTask", "getTaskWithTag"])
