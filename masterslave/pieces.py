@@ -59,14 +59,14 @@ def lift(value: Any) -> tuple[Any, list[Place], list[Piece]]:
 
 def _has_large(value: Any) -> bool:
     """Whether there is something to lift: a quick look, for messages by the thousand have none."""
-    for item in value.values() if type(value) is dict else value:
+    for item in value.values() if isinstance(value, dict) else value:
         kind = type(item)
         if kind is str or kind is int or kind is float:
             continue
         if kind is bytes:
             if len(item) >= LIFT_BYTES:
                 return True
-        elif kind is list or isinstance(item, (tuple, dict)):
+        elif kind is list or isinstance(item, (list, tuple, dict)):
             if item and _has_large(item):
                 return True
         elif isinstance(item, (bytearray, memoryview)) and len(item) >= LIFT_BYTES:
@@ -75,7 +75,7 @@ def _has_large(value: Any) -> bool:
 
 
 def _lift(value: Any, path: list[Any], places: list[Place], pieces: list[Piece]) -> Any:
-    items = value.items() if type(value) is dict else enumerate(value)
+    items = value.items() if isinstance(value, dict) else enumerate(value)
     left: Any = None
     for key, item in items:
         replacement = None
@@ -85,7 +85,7 @@ def _lift(value: Any, path: list[Any], places: list[Place], pieces: list[Piece])
             before = len(pieces)
             pieces.extend(cut(item))
             places.append([[*path, key], len(pieces) - before])
-        elif type(item) is list or isinstance(item, (tuple, dict)):
+        elif isinstance(item, (list, tuple, dict)):
             path.append(key)
             replacement = _lift(item, path, places, pieces)
             path.pop()
@@ -94,7 +94,7 @@ def _lift(value: Any, path: list[Any], places: list[Place], pieces: list[Piece])
         else:
             continue
         if left is None:
-            left = dict(value) if type(value) is dict else list(value)
+            left = dict(value) if isinstance(value, dict) else list(value)
         left[key] = replacement
     return value if left is None else left
 

@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 import tracemalloc
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,6 +92,14 @@ def test_lifting_copies_nothing(small: None) -> None:
     assert all(memoryview(part).obj is data for part in parts[:4])
     assert parts[4] is array
     assert [len(part) for part in parts[:4]] == [PIECE, PIECE, PIECE, 200_000 - 3 * PIECE]
+
+
+def test_other_kinds_of_lists_and_dictionaries_are_looked_into(small: None) -> None:
+    data = b"x" * 2000
+    value = [OrderedDict(a=data, b=1), Assignment("a_0", "a", 1, [data], None)]
+    left, places, parts = pieces.lift(value)
+    assert left == [{"a": None, "b": 1}, ["a_0", "a", 1, [None], None]]
+    assert (places, parts) == ([[[0, "a"], 1], [[1, 3, 0], 1]], [data, data])
 
 
 @pytest.mark.parametrize(
