@@ -30,7 +30,8 @@ from masterslave import naming
 from masterslave.chaos import Chaos
 from masterslave.errors import MasterSlaveError, SettingsError
 from masterslave.keyfile import load_key
-from masterslave.settings import Settings, parse_bytes, parse_duration
+from masterslave.settings import Settings
+from masterslave.units import parse_bytes, parse_duration
 
 _COMMANDS = ("show", "list", "slave", "serve", "failures", "journal", "replay")
 

@@ -42,7 +42,8 @@ from masterslave.records import (
     getMachineInfo,
 )
 from masterslave.service import Service
-from masterslave.settings import Settings, check_label, parse_bytes, parse_duration
+from masterslave.settings import Settings, check_label
+from masterslave.units import parse_bytes, parse_duration
 
 log = logging.getLogger(__name__)
 
