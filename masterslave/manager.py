@@ -395,8 +395,8 @@ class TaskManager:
     def cancelTask(self, task_id: str) -> bool:
         """Take a task back; true if it had not finished. It will give no result."""
         with self._lock:
-            done, holder = self._queue.cancel(task_id)
-            if holder is not None:
+            done, holders = self._queue.cancel(task_id)
+            for holder in holders:
                 self._order_stop(holder, task_id)
             if done:
                 self._failure_log.ended_well(task_id)
