@@ -17,7 +17,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ pytest_plugins = [
     "managing", "mastering", "scripts",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
+SHOWN = 4000  # characters of what a program printed, where a test fails
 PATIENCE_S = 60.0  # until a condition that must come true is given up; no test asserts a time
 
 
@@ -227,6 +228,21 @@ def shut_down_masters() -> list[str]:
     for master in left:
         master.shutdown()
     return [master.label for master in left]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows what the programs that it started have printed."""
+    report = yield
+    world = getattr(item, "funcargs", {}).get("world")
+    if report.when == "call" and report.failed and isinstance(world, World):
+        for program in world.programs:
+            name = " ".join(map(str, program.args))  # type: ignore[union-attr]
+            said = f"{program.out[-SHOWN:]}{program.err[-SHOWN:]}"
+            report.sections.append((f"status {program.poll()} of {name}", said))
+    return report
 
 
 @pytest.fixture
