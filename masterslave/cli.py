@@ -112,6 +112,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="SPEC",
         help="let things go wrong on purpose, such as kill=0.01,cut=0.02; see the README",
     )
+    slave.add_argument(
+        "--follow",
+        action="store_true",
+        help="with -m: ask the name server where the master is, should it be gone from there",
+    )
     serve = commands.add_parser("serve", parents=[common], help="be a task manager, until SIGTERM")
     serve.add_argument("label", metavar="LABEL")
     serve.add_argument("--journal", metavar="FILE", help="keep all tasks and results in this file")
@@ -255,6 +260,7 @@ def _slave(options: argparse.Namespace, settings: Settings) -> int:
         wait=options.wait,
         memory=options.memory,
         lifetime_s=options.lifetime,
+        follow=options.follow,
     )
     return 0
 

@@ -190,6 +190,7 @@ class MasterProcess:
             None if memory is None else parse_bytes(memory),
             None if lifetime is None else parse_duration(lifetime),
             self.settings.chaos if chaos is None else Chaos.parse(chaos) or Chaos(),
+            follow=self._service.is_named,
         )
         check_supported(options.memory)
         try:

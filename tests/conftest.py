@@ -171,10 +171,10 @@ class World:
 class Impostor(threading.Thread):
     """Some other program that has a port: answers each connection by `answer(socket)`."""
 
-    def __init__(self, answer: Callable[[socket.socket], object]) -> None:
+    def __init__(self, answer: Callable[[socket.socket], object], port: int = 0) -> None:
         super().__init__(daemon=True)
         self._answer = answer
-        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server = socket.create_server(("127.0.0.1", port))
         self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
         self.start()
 
