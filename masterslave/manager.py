@@ -21,6 +21,7 @@ import platform
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ from masterslave.ledger import Ledger
 from masterslave.outbox import Outbox
 from masterslave.queue import Effect, State, Task, TaskQueue
 from masterslave.records import (
+    BATCH_BYTES,
     Assignment,
     Completion,
     Delivery,
@@ -58,8 +60,9 @@ log = logging.getLogger(__name__)
 #: Longest single wait of a thread that waits for results, so that it can log a stand-still.
 _SLICE_S = 3600.0
 
-#: Failure messages of slaves that are kept for `status`.
+#: Failure messages of slaves that are kept for `status`, and how much of each.
 _KEPT_FAILURES = 20
+_FAILURE_CHARACTERS = 20_000
 
 
 class TaskManager:
@@ -90,7 +93,7 @@ class TaskManager:
         self._waiter_of: dict[int, Waiter] = {}  # process id -> its exchange that waits
         self._single_calls: set[Waiter] = set()  # of `getAnyTask` and `getTaskWithTag`
         self._clients_wait: dict[int, threading.Condition] = {}
-        self._waiting_clients = 0
+        self._client_waits: Counter[int] = Counter()  # process id -> its calls that wait
         self._gone = threading.Condition(self._lock)  # told when a process leaves
         # Numbers of registrations are not those of an earlier task manager with our label.
         self._roster = Roster(first_generation=secrets.randbits(48))
@@ -167,12 +170,13 @@ class TaskManager:
 
     def reportFailure(self, process_id: int, text: str) -> None:
         """A slave tells why it cannot start its workers; shown by ``task_manager LABEL``."""
+        text = text.strip()[:_FAILURE_CHARACTERS]
         with self._lock:
             member = self._roster.known(process_id)
             machine = member.info.machine if member is not None else f"process {process_id}"
-            self._failures.append(f"{machine}: {text.strip().partition(chr(10))[0]}")
+            self._failures.append(f"{machine}: {text.partition(chr(10))[0]}")
             del self._failures[:-_KEPT_FAILURES]
-        log.error("slave %s: %s", machine, text.strip(), extra={"action": "slave_failed"})
+        log.error("slave %s: %s", machine, text, extra={"action": "slave_failed"})
 
     def unregisterProcess(self, process_id: int) -> None:
         """A process leaves in good order; tasks it still holds go back at no cost to them."""
@@ -341,20 +345,22 @@ class TaskManager:
     ) -> list[Delivery]:
         """Take up to `limit` finished tasks of this client, in order of completion.
 
-        Blocks until there is at least one, for `timeout` seconds at most (None: without end); an
-        empty list means that the time is over, or, with `while_outstanding`, that no task of the
-        client is outstanding. Raises `TaskManagerTermination` when no result is there and none
-        will come.
+        Fewer when these make up a message. Blocks until there is at least one, for `timeout`
+        seconds at most (None: without end); an empty list means that the time is over, or, with
+        `while_outstanding`, that no task of the client is outstanding. Raises
+        `TaskManagerTermination` when no result is there and none will come.
         """
         deadline = None if timeout is None else self._clock() + timeout
         with self._lock:
             while True:
                 got: list[Delivery] = []
-                while len(got) < limit:
+                size = 0
+                while len(got) < limit and size < BATCH_BYTES:
                     delivery = self._queue.deliver(process_id, tag)
                     if delivery is None:
                         break
                     got.append(delivery)
+                    size += frame_bytes(delivery.frame)
                 if got:
                     break
                 if self._terminated:
@@ -586,7 +592,7 @@ class TaskManager:
                 "awaited_slaves": len(self._awaited),
                 "journal_trouble": self._ledger.trouble if self._ledger is not None else "",
                 "blocked_requests": self._room.waiting,
-                "client_waits": self._waiting_clients > 0,
+                "client_waits": bool(self._client_waits),
                 "terminated": self._terminated,
                 "failures": list(self._failures),
             }
@@ -748,11 +754,13 @@ class TaskManager:
         waiting = self._clients_wait.get(process_id)
         if waiting is None:
             waiting = self._clients_wait[process_id] = threading.Condition(self._lock)
-        self._waiting_clients += 1
+        self._client_waits[process_id] += 1
         try:
             waiting.wait(wait_s)
         finally:
-            self._waiting_clients -= 1
+            self._client_waits[process_id] -= 1
+            if not self._client_waits[process_id]:
+                del self._client_waits[process_id], self._clients_wait[process_id]
 
     def _one_task(self, process_id: int, tag: str | None, timeout: float) -> Assignment | None:
         deadline = self._clock() + timeout

@@ -405,6 +405,8 @@ class TaskQueue:
         task = self.tasks.get(done.task_id)
         if task is None or not (task.state in _LIVE or self._is_open(task)):
             return self._drop()
+        if not 0 < done.attempt <= task.attempt and task.state is not State.PARKED:
+            return self._drop()  # of an attempt that never was
         stop_on = task.former
         if task.attempt != done.attempt or task.holder != process or task.holder is None:
             # Of an attempt that was given up only what its handler did is worth having, and not
@@ -668,7 +670,8 @@ class TaskQueue:
     def _was_given_out(self, task_id: str) -> bool:
         tag, _, number = task_id.rpartition("_")
         known = tag in self._counts[State.WAITING]  # keeps every tag that it has seen
-        return known and number.isdecimal() and int(number) < self._next_id
+        is_number = number.isdecimal() and len(number) < 20  # Python reads no endless ones
+        return known and is_number and int(number) < self._next_id
 
 
 def _in_memory(task: Task) -> int:

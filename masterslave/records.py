@@ -11,7 +11,6 @@ but the client and the worker.
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from enum import Enum
@@ -27,6 +26,19 @@ Frame = list[Piece]
 
 #: Stands for a frame that is not in memory: it rests in the journal. Compared with ``is``.
 AT_REST: Frame = []
+
+#: Longest tag, id or name, in characters. Larger: names that no table or log can show. Smaller:
+#: a client's own `key` of a task may be long.
+MAX_NAME = 1 << 16
+
+#: Longest story of a task's failure, in characters; slaves keep theirs far below.
+MAX_STORY = 1 << 24
+
+#: Counts and numbers beyond this have no place in a journal, whose integers have 64 bits.
+MAX_COUNT = (1 << 63) - 1
+
+#: No task runs for longer, in seconds (30 years), and nobody waits for longer.
+MAX_S = 1e9
 
 #: Frames are put into one message until they have this size together. Larger: a message takes long
 #: and much memory on its way. Smaller: more messages for arrays.
@@ -65,13 +77,16 @@ class TaskOptions(NamedTuple):
 
     def checked(self) -> TaskOptions:
         """Return self; raise `SettingsError` naming the option that cannot be used."""
-        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
-            raise SettingsError(f"priority={self.priority!r}: must be an integer")
+        priority = self.priority
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise SettingsError(f"priority={priority!r}: must be an integer")
+        if not -MAX_COUNT <= priority <= MAX_COUNT:
+            raise SettingsError("priority: must be an integer of 64 bits")
         timeout = self.timeout
         if timeout is not None and (
             isinstance(timeout, bool)
             or not isinstance(timeout, (int, float))
-            or not 0 < timeout < math.inf
+            or not 0 < timeout <= MAX_S
         ):
             raise SettingsError(
                 f"timeout={timeout!r}: must be a positive number of seconds or None"
@@ -80,15 +95,19 @@ class TaskOptions(NamedTuple):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise SettingsError(f"{name}={value!r}: must be an integer of at least {low}")
+            if value > MAX_COUNT:
+                raise SettingsError(f"{name}: must be an integer of 64 bits")
         backoff = self.backoff
         if (
             isinstance(backoff, bool)
             or not isinstance(backoff, (int, float))
-            or not 0 <= backoff < math.inf
+            or not 0 <= backoff <= MAX_S
         ):
             raise SettingsError(f"backoff={backoff!r}: must be a number of seconds of at least 0")
         if self.key is not None and not isinstance(self.key, str):
             raise SettingsError(f"key={self.key!r}: must be a string or None")
+        if self.key is not None and len(self.key) > MAX_NAME:
+            raise SettingsError(f"key: must be a string of at most {MAX_NAME} characters")
         return self
 
 
@@ -163,7 +182,39 @@ def as_assignment(item: Any) -> Assignment:
 
 
 def as_completion(item: Any) -> Completion:
-    """Rebuild a `Completion` from the list that came over a wire; `ValueError` if it is none."""
+    """Rebuild a `Completion` from the list that came over a wire; `ValueError` if it is none.
+
+    What is let through here goes into averages, onto the disk and to the client as it is.
+    """
+    if not isinstance(item, (list, tuple)) or len(item) != len(Completion._fields):
+        raise ValueError("a completion must be a list of its fields")
     done = Completion(*item)
     Outcome(done.outcome)
+    duration_s = done.duration_s
+    for good, name in (
+        (is_name(done.task_id), "task id"),
+        (is_count(done.attempt), "attempt"),
+        (is_frame(done.frame), "frame"),
+        (isinstance(duration_s, (int, float)) and 0 <= duration_s <= MAX_S, "duration"),
+        (isinstance(done.detail, str) and len(done.detail) <= MAX_STORY, "detail"),
+    ):
+        if not good:
+            raise ValueError(f"a completion has a {name} that cannot be")
     return done
+
+
+def is_name(value: Any) -> bool:
+    """Whether it can be a tag, the id of a task or the name of a data item."""
+    return isinstance(value, str) and len(value) <= MAX_NAME
+
+
+def is_count(value: Any) -> bool:
+    """Whether it can be an id of a process or a number of an attempt."""
+    return type(value) is int and -MAX_COUNT <= value <= MAX_COUNT
+
+
+def is_frame(value: Any) -> bool:
+    """Whether it can be a `Frame`."""
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(piece, (bytes, bytearray, memoryview)) for piece in value
+    )

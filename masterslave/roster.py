@@ -14,6 +14,10 @@ from masterslave.liveness import Liveness
 from masterslave.pace import HORIZON_S, Pace
 from masterslave.records import ProcessInfo
 
+#: Lost processes that are remembered. Larger: memory, in a job whose slaves come and go for weeks.
+#: Smaller: of more that were cut off at a time, some come back under another id.
+_LOST = 4096
+
 
 class Member:
     """A registered process: the master, another client, or a slave."""
@@ -160,6 +164,8 @@ class Roster:
         if member is not None:
             self.liveness.forget(process_id)
             self._lost[process_id] = member
+            if len(self._lost) > _LOST:
+                del self._lost[next(iter(self._lost))]
             member.emptied()
         return member
 

@@ -121,7 +121,7 @@ def wait_for_line(manager: TaskManager, length: int) -> None:
 
 
 def wait_for_clients(manager: TaskManager, number: int) -> None:
-    wait_until(lambda: manager._waiting_clients == number, f"{number} clients wait")
+    wait_until(lambda: manager._client_waits.total() == number, f"{number} clients wait")
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from masterslave.errors import SettingsError
 from masterslave.records import (
@@ -80,11 +82,58 @@ def test_a_completion_survives_the_wire() -> None:
     assert got == sent
 
 
-@pytest.mark.parametrize("kind", [Assignment, Completion])
-def test_a_record_of_another_length_is_refused(kind: type) -> None:
-    convert = as_assignment if kind is Assignment else as_completion
+def test_an_assignment_of_another_length_is_refused() -> None:
     with pytest.raises(TypeError):
-        convert(["sqrt_0", 1])
+        as_assignment(["sqrt_0", 1])
+
+
+@pytest.mark.parametrize("item", [None, 3, "abcdef", ["sqrt_0", 1], {}, b"123456", [None] * 7])
+def test_what_is_no_completion_is_refused(item: Any) -> None:
+    with pytest.raises(ValueError):
+        as_completion(item)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("task_id", [None, 1, b"x", [], "x" * 70_000]),
+        ("attempt", [None, 1.0, True, "1", 1 << 63, math.nan]),
+        ("outcome", [None, "gone", 1, [], {}]),
+        ("frame", [None, b"x", "x", ["x"], [1], [[b"x"]], {}]),
+        ("duration_s", [None, "0", -0.1, math.nan, math.inf, 1e10, []]),
+        ("detail", [None, 1, b"x", []]),
+    ],
+)
+def test_a_completion_with_a_field_that_cannot_be_is_refused(field: str, values: list[Any]) -> None:
+    good = Completion("sqrt_0", 1, Outcome.RESULT.value, [b"x"], 0.25, "")
+    for value in values:
+        with pytest.raises(ValueError):
+            as_completion(good._replace(**{field: value}))
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=7) | st.dictionaries(st.text(), inner, max_size=3),
+))  # fmt: skip
+def test_anything_is_a_completion_or_a_value_error(item: Any) -> None:
+    try:
+        done = as_completion(item)
+    except ValueError:
+        return
+    assert list(done) == list(item)
+
+
+def test_options_that_no_journal_can_hold_are_refused() -> None:
+    for name, value in (
+        ("priority", 10**5000),
+        ("priority", -(1 << 63) - 1),
+        ("retries", 10**5000),
+        ("crash_limit", 1 << 63),
+        ("timeout", 10**400),
+        ("key", "x" * 70_000),
+    ):
+        with pytest.raises(SettingsError, match=name):
+            TaskOptions(**{name: value}).checked()
 
 
 def test_global_state_values_of_one_state_have_names_of_their_own() -> None:

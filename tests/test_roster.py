@@ -229,3 +229,13 @@ def test_the_status_of_a_slave_says_more_than_that_of_a_master() -> None:
         "holds": 3,
         "finished": 7,
     }
+
+
+def test_so_many_of_the_lost_are_remembered_and_no_more() -> None:
+    roster = Roster()
+    members = [join(roster) for _ in range(5000)]
+    for member in members:
+        roster.lose(member.id)
+    assert roster.known(members[0].id) is None
+    assert roster.known(members[-1].id) is members[-1]
+    assert len(roster.all_known()) < 5000

@@ -15,7 +15,7 @@ from conftest import PATIENCE_S, wait_until
 from Pyro5 import protocol
 
 from masterslave import pieces
-from masterslave.errors import ConnectionFailed, DataNotFound
+from masterslave.errors import ConnectionFailed, DataNotFound, SettingsError
 from masterslave.manager import TaskManager
 from masterslave.proofs import RECORD_HEADER, signers
 from masterslave.records import ProcessInfo, as_assignment
@@ -297,9 +297,9 @@ def test_a_result_that_is_one_large_buffer_by_itself(hub: Hub) -> None:
 
 def test_an_error_in_a_large_call_is_an_error_of_that_call_only(hub: Hub) -> None:
     link = hub.link()
-    with pytest.raises(DataNotFound):
-        link.call("deleteData", LARGE.hex())
-    with pytest.raises(TypeError):
+    with pytest.raises(SettingsError):
+        link.call("addTaskRequest", "fit", [LARGE], 0, [0, None, -1])
+    with pytest.raises(ValueError, match="process_id"):
         link.call("ping", LARGE, LARGE)
     with pytest.raises(AttributeError):
         link.call("nonsense", LARGE)

@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from masterslave.errors import AuthenticationError, SettingsError
+from masterslave.pieces import PIECE_BYTES
 from masterslave.proofs import (
     GREETING,
     HELLO_BYTES,
@@ -55,6 +56,10 @@ _ANNOUNCEMENT = b"MSLP"
 #: Sign and send small messages joined, large ones as two pieces that are not copied.
 _JOIN_BYTES = 65536
 
+#: Memory that is reserved because a length says so, before its record can be verified; more as its
+#: bytes arrive. Larger: a changed length costs more. Smaller: pieces would be copied as they come.
+_TRUSTED_BYTES = PIECE_BYTES
+
 # Pyro's message header (its protocol.py): tag 4s, version H, type B, serializer B, flags H, ...
 _PYRO_HEADER = struct.Struct("!4sHBBHHII")
 _PYRO_HEADER_BYTES = 40
@@ -68,8 +73,12 @@ class ChannelError(OSError):
     """The peer broke the protocol; an OSError so that Pyro ends the connection."""
 
 
-def check_message(header: Piece, serializer_id: int, types: tuple[int, ...], limit: int) -> None:
-    """Raise `ChannelError` unless this is the header of a plain Pyro message.
+class ChannelEnded(ChannelError):
+    """The peer has gone in the middle of a message."""
+
+
+def check_message(header: Piece, serializer_id: int, types: tuple[int, ...], limit: int) -> int:
+    """The size of the message after its header; `ChannelError` unless it is a plain Pyro message.
 
     Refused: other serializers (marshal can crash the interpreter), compression (it could unpack
     to any size), batches, streams, and blobs whose envelope Pyro always reads with marshal.
@@ -87,6 +96,7 @@ def check_message(header: Piece, serializer_id: int, types: tuple[int, ...], lim
         raise ChannelError(f"message flags {flags:#x} are not accepted here")
     if data + annotations > limit:
         raise ChannelError(f"a message of {data + annotations} bytes is too long")
+    return int(data + annotations)
 
 
 def server_handshake(sock: socket.socket, key: bytes, timeout_s: float) -> SealedSocket:
@@ -261,7 +271,7 @@ class SealedSocket:
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Give up to `size` verified bytes; waits for a record when none is left."""
-        if not self._record:
+        if not self._record and size:
             record = self._next_record()
             if record is None:
                 return b""
@@ -284,7 +294,10 @@ class SealedSocket:
                 raise ChannelError("the peer closed the connection before a message's end")
         if data is None:
             return None
-        check_message(data[:_PYRO_HEADER_BYTES], MSGPACK_ID, self._types, MAX_RECORD_BYTES)
+        header = data[:_PYRO_HEADER_BYTES]
+        size = check_message(header, MSGPACK_ID, self._types, MAX_RECORD_BYTES)
+        if len(data) != _PYRO_HEADER_BYTES + size:  # a second message would pass without a look
+            raise ChannelError("a record is not one whole message")
         return memoryview(data)
 
     def _receive_pieces(self, announcement: Piece) -> None:
@@ -331,26 +344,31 @@ class GuardedSocket:
     messages, no length that no name has.
     """
 
-    _LIMIT_BYTES = 1 << 20
+    #: Of a message to a name server, which has a name, an address and some words. Larger: a
+    #: stranger can have more stored.
+    _TO_SERVER_BYTES = 1 << 14
+
+    #: Of a message from a name server, which may list all names.
+    _TO_CLIENT_BYTES = 1 << 22
 
     def __init__(self, sock: socket.socket, *, server: bool) -> None:
         self._sock = sock
         to_server, to_client = (_CONNECT, _INVOKE, _PING), (_CONNECT_OK, _CONNECT_FAIL, _RESULT)
         self._types = to_server if server else to_client
+        self._limit = self._TO_SERVER_BYTES if server else self._TO_CLIENT_BYTES
         self._header = b""
         self._left = 0  # bytes of the current message's body
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Receive within the current message; the header is let through once it is harmless."""
-        data = self._sock.recv(size, flags)
         if self._left:
+            data = self._sock.recv(min(size, self._left), flags)
             self._left -= len(data)
             return data
+        data = self._sock.recv(min(size, _PYRO_HEADER_BYTES - len(self._header)), flags)
         self._header += data
-        if len(self._header) >= _PYRO_HEADER_BYTES:
-            check_message(self._header, SERPENT_ID, self._types, self._LIMIT_BYTES)
-            sizes = _PYRO_HEADER.unpack_from(self._header)
-            self._left = sizes[6] + sizes[7]
+        if len(self._header) == _PYRO_HEADER_BYTES:
+            self._left = check_message(self._header, SERPENT_ID, self._types, self._limit)
             self._header = b""
         return data
 
@@ -362,16 +380,18 @@ def _receive(
     sock: socket.socket, size: int, deadline: float | None = None, *, may_end: bool = False
 ) -> bytes:
     """Exactly `size` bytes, before the deadline; b"" if `may_end` and the peer closed before."""
-    data = bytearray(size)
-    view = memoryview(data)
+    data = bytearray(min(size, _TRUSTED_BYTES))
     got = 0
     while got < size:
+        if got == len(data):
+            data.extend(bytes(min(got, size - got)))
         if deadline is not None:
             sock.settimeout(max(0.001, deadline - time.monotonic()))
-        count = sock.recv_into(view[got:])
+        with memoryview(data) as view:
+            count = sock.recv_into(view[got:])
         if count == 0:
             if may_end and got == 0:
                 return b""
-            raise ChannelError("the peer closed the connection in the middle of a message")
+            raise ChannelEnded("the peer closed the connection in the middle of a message")
         got += count
     return bytes(data) if size < _JOIN_BYTES else data  # type: ignore[return-value]

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from masterslave.errors import ConnectionFailed
 from masterslave.manager import TaskManager
-from masterslave.transports.remote import REMOTE_METHODS
+from masterslave.transports.remote import REMOTE_METHODS, check_call
 
 #: For each task manager, the link on which each of its processes hangs: the one it registered by.
 _lifelines: WeakKeyDictionary[TaskManager, dict[int, MemoryLink]] = WeakKeyDictionary()
@@ -27,6 +27,7 @@ class MemoryLink:
             raise ConnectionFailed("the link was closed")
         if method not in REMOTE_METHODS:
             raise AttributeError(f"a task manager has no remote method {method!r}")
+        check_call(method, args, kwargs)
         result = getattr(self._manager, method)(*args, **kwargs)
         if method == "registerProcess":
             self._lifelines[result[0]] = self

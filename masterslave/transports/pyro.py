@@ -13,6 +13,7 @@ and to the name server.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import socket
 import ssl
@@ -49,7 +50,10 @@ from masterslave.errors import (
 )
 from masterslave.manager import TaskManager
 from masterslave.settings import join_address
+from masterslave.transports import literals
 from masterslave.transports.channel import (
+    ChannelEnded,
+    ChannelError,
     GuardedSocket,
     SealedSocket,
     check_certificates,
@@ -60,7 +64,8 @@ from masterslave.transports.channel import (
     server_tls,
     tls_reason,
 )
-from masterslave.transports.remote import REMOTE_METHODS
+from masterslave.transports.remote import REMOTE_METHODS, check_call
+from masterslave.transports.strangers import Strangers, Throttle
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +80,15 @@ _CONNECT_S = 5.0  # longest time to connect to an address
 _NAME_SERVER_S = 5.0  # longest time for an answer of the name server
 _BROADCASTS = 3  # a broadcast is not sure to arrive
 
+#: Longest silence on a connection to the name server; Pyro's proxies connect again.
+_NAME_SERVER_IDLE_S = 30.0
+
+#: Entries of the name server. Larger: more that strangers can have stored, 16 KiB each.
+_NAMES = 4096
+
+#: Entries of a label's addresses that are tried.
+_ADDRESSES = 16
+
 
 # --- errors cross as themselves -------------------------------------------------------------
 
@@ -87,7 +101,9 @@ def _error_to_dict(error: MasterSlaveError) -> dict[str, Any]:
 
 
 def _dict_to_error(name: str, fields: dict[str, Any]) -> MasterSlaveError:
-    return remote_error(name.rpartition(".")[2], *fields["args"])
+    args = fields.get("args")
+    texts = map(str, args) if isinstance(args, (list, tuple)) else ()
+    return remote_error(name.rpartition(".")[2], *texts)
 
 
 for _name, _cls in REMOTE_ERRORS.items():
@@ -171,6 +187,8 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
         self._dropped = False
         self.on_loss: Callable[[int, int], None] = lambda process_id, generation: None
         self.on_sign_of_life: Callable[[int], None] = lambda process_id: None
+        self._strangers = Strangers(_end)
+        self._throttle = Throttle()
         super().__init__(host=host, port=port)
         _accept_at_once(self)
 
@@ -178,11 +196,12 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
         """Replaces Pyro's handshake, which decodes before it asks who is there."""
         peer = _peer(conn)
         if denied_reason:
-            log.warning("%s refused: %s", peer, denied_reason, extra={"action": "refused"})
+            self._tell(peer, denied_reason)
             return False
         self._connections.add(conn)
         if self._dropped:  # it came in while the server was being stopped
             return False
+        self._strangers.enter(conn)
         try:
             keep_alive(conn.sock)
             deadline = time.monotonic() + self._handshake_s
@@ -191,9 +210,34 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
             conn.sock.on_piece = lambda: self._hear(conn)
         except (ConnectionFailed, OSError) as error:
             self._connections.discard(conn)
-            log.warning("connection from %s refused: %s", peer, error, extra={"action": "refused"})
+            self._tell(peer, error)
             return False
+        finally:
+            self._strangers.leave(conn)
         return True
+
+    def handleRequest(self, conn: Any) -> None:
+        """Answer one call; Pyro would log the traceback of each that is not one."""
+        try:
+            super().handleRequest(conn)
+        except Pyro5.errors.ConnectionClosedError as error:
+            reason = error.__context__
+            if isinstance(reason, ChannelError) and not isinstance(reason, ChannelEnded):
+                self._tell(_peer(conn), reason)
+            raise
+        except OSError:
+            raise
+        except Exception as error:
+            self._tell(_peer(conn), f"{type(error).__name__} in its message")
+            raise Pyro5.errors.ConnectionClosedError(str(error)) from error
+
+    def _tell(self, peer: str, reason: object) -> None:
+        before = self._throttle.admit()
+        if before is not None:
+            more = f" (and {before} others before)" if before else ""
+            log.warning(
+                "connection from %s refused: %s%s", peer, reason, more, extra={"action": "refused"}
+            )
 
     def clientDisconnect(self, conn: Any) -> None:
         """A connection has closed: what registered through it is lost, as of now."""
@@ -228,6 +272,10 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
             end_connection(conn.sock)
 
 
+def _end(conn: Any) -> None:
+    end_connection(conn.sock)
+
+
 def _peer(conn: Any) -> str:
     try:
         return join_address(*conn.sock.getpeername()[:2])
@@ -246,11 +294,12 @@ def _exported(manager: TaskManager, daemon: _Daemon) -> Any:
             if parts := sealed.take_pieces():
                 left, places = args
                 args, kwargs = pieces.restore(left, places, parts)
+            check_call(name, args, kwargs)
             result = method(*args, **kwargs)
             if name == "registerProcess":
                 daemon.bind_process(result[0], result[2])
             elif name == "unregisterProcess":
-                daemon.free_process(args[0])
+                daemon.free_process(args[0] if args else kwargs["process_id"])
             return _lifted(sealed, result)
 
         call.__name__ = name
@@ -440,7 +489,19 @@ class NameServerGone(ConnectionFailed):
 
 
 class _NameServerDaemon(Pyro5.nameserver.NameServerDaemon):  # type: ignore[misc]
-    """Pyro's name server, decoding serpent only, and not held up by silent connections."""
+    """Pyro's name server, for which everyone is a stranger: see `literals`.
+
+    Takes no regular expressions, which can keep the interpreter busy for ever, nor names without
+    end; is not held up by silence. Pyro's own request loop would make objects of what it is sent.
+    """
+
+    _METHODS = frozenset(
+        ("count", "list", "lookup", "ping", "register", "remove", "set_metadata", "yplookup")
+    )
+
+    def __init__(self, host: str, port: int) -> None:
+        self._strangers = Strangers(_end)
+        super().__init__(host=host, port=port)
 
     def _handshake(self, conn: Any, denied_reason: str | None = None) -> bool:
         if denied_reason:
@@ -452,9 +513,85 @@ class _NameServerDaemon(Pyro5.nameserver.NameServerDaemon):  # type: ignore[misc
             return False
         conn.sock = GuardedSocket(conn.sock, server=True)
         conn.timeout = _NAME_SERVER_S
-        accepted: bool = super()._handshake(conn)
-        conn.timeout = None
+        self._strangers.enter(conn)
+        accepted = False
+        try:
+            hello = Pyro5.protocol.recv_stub(conn, [Pyro5.protocol.MSG_CONNECT])
+            wanted = literals.loads(hello.data)
+            accepted = isinstance(wanted, dict) and wanted.get("object") == _NAME_SERVER
+            methods = {"methods": self._METHODS, "oneway": (), "attrs": ()}
+            answer: object = {"handshake": "hello", "meta": methods}
+            if not accepted:
+                answer = "this is a name server, and has nothing else"
+            kind = Pyro5.protocol.MSG_CONNECTOK if accepted else Pyro5.protocol.MSG_CONNECTFAIL
+            _send_serpent(conn, kind, 0, hello.seq, answer)
+            conn.timeout = _NAME_SERVER_IDLE_S
+        except Exception as error:  # a stranger may send anything
+            log.debug("no client of the name server: %s", error)
+            accepted = False
+        if not accepted:
+            self._strangers.leave(conn)
         return accepted
+
+    def clientDisconnect(self, conn: Any) -> None:
+        """A connection has closed."""
+        self._strangers.leave(conn)
+
+    def handleRequest(self, conn: Any) -> None:
+        """Answer one call."""
+        protocol = Pyro5.protocol
+        try:
+            request = protocol.recv_stub(conn, [protocol.MSG_INVOKE, protocol.MSG_PING])
+        except Exception as error:  # it has gone, is silent, or sends what is no message
+            raise Pyro5.errors.ConnectionClosedError(str(error)) from error
+        if request.type == protocol.MSG_PING:
+            _send_serpent(conn, protocol.MSG_PING, 0, request.seq, "pong")
+            return
+        flags = 0
+        try:
+            answer = self._answer(literals.loads(request.data))
+        except Exception as error:
+            flags = protocol.FLAGS_EXCEPTION
+            known = isinstance(error, (Pyro5.errors.PyroError, TypeError, ValueError))
+            answer = error if known else Pyro5.errors.PyroError(str(error))
+        _send_serpent(conn, protocol.MSG_RESULT, flags, request.seq, answer)
+
+    def _answer(self, call: Any) -> Any:
+        name, method, args, kwargs = call
+        if name != _NAME_SERVER:
+            raise Pyro5.errors.DaemonError("unknown object")
+        if method not in self._METHODS:
+            raise AttributeError(f"a name server has no method {method!r}")
+        call = getattr(self.nameserver, method)
+        given = inspect.signature(call).bind(*args, **kwargs).arguments
+        if given.get("regex"):
+            raise Pyro5.errors.NamingError("this name server takes no regular expressions")
+        if method == "register":
+            given["uri"] = _uri_text(given["uri"])
+            if self.nameserver.count() >= _NAMES and given["name"] not in self.nameserver.storage:
+                raise Pyro5.errors.NamingError("this name server has no room for more names")
+        return call(**given)
+
+
+_NAME_SERVER = Pyro5.core.NAMESERVER_NAME
+_SERPENT = Pyro5.serializers.serializers["serpent"]
+
+
+def _send_serpent(conn: Any, kind: int, flags: int, seq: int, value: Any) -> None:
+    data = _SERPENT.dumps(value)
+    identity = _SERPENT.serializer_id
+    conn.send(Pyro5.protocol.SendingMessage(kind, flags, seq, identity, data).data)
+
+
+def _uri_text(value: Any) -> str:
+    """A Pyro address as text, which may have come as an object's state. Raises `ValueError`."""
+    if isinstance(value, dict) and value.get("__class__") == "Pyro5.core.URI":
+        protocol, name, sockname, host, port = value["state"]
+        where = f"./u:{sockname}" if sockname else join_address(str(host), int(port))
+        value = f"{protocol}:{name}@{where}"
+    if not isinstance(value, str):
+        raise ValueError("not an address")
+    return value
 
 
 class EmbeddedNameServer:
@@ -489,33 +626,25 @@ def name_server_address() -> tuple[str, int]:
     return config.NS_HOST, config.NS_PORT
 
 
-def _name_server_proxy(address: tuple[str, int]) -> Any:
-    """A connected proxy of the name server there; `OSError` when none answers, else as `_connect`.
+def _name_server_connection(address: tuple[str, int]) -> Any:
+    """A connection to the name server there; `OSError` when none answers, else as `_connect`.
 
     Pyro's own way to connect would decode the first answer with whatever serializer that names.
     """
     sock = _connect(address, "the name server", _NAME_SERVER_S)
     sock.settimeout(_NAME_SERVER_S)
-    name = Pyro5.core.NAMESERVER_NAME
-    connection = Pyro5.socketutil.SocketConnection(GuardedSocket(sock, server=False), name)
-    serializer = Pyro5.serializers.serializers["serpent"]
-    hello = serializer.dumps({"handshake": "hello", "object": name})
-    kind = Pyro5.protocol.MSG_CONNECT
-    message = Pyro5.protocol.SendingMessage(kind, 0, 0, serializer.serializer_id, hello)
+    guarded = GuardedSocket(sock, server=False)
+    connection = Pyro5.socketutil.SocketConnection(guarded, _NAME_SERVER)
+    hello = {"handshake": "hello", "object": _NAME_SERVER}
     try:
-        connection.send(message.data)
-        answer = Pyro5.protocol.recv_stub(connection, [Pyro5.protocol.MSG_CONNECTOK])
-        methods = serializer.loads(answer.data)["meta"]["methods"]
+        _send_serpent(connection, Pyro5.protocol.MSG_CONNECT, 0, 0, hello)
+        Pyro5.protocol.recv_stub(connection, [Pyro5.protocol.MSG_CONNECTOK])
     except Exception as error:  # a stranger may answer anything
         connection.close()
         under = error.__context__  # of Pyro's error, which has its text only
         cause = under if isinstance(under, ssl.SSLError) else error
         raise ConnectionError(f"it is not a name server: {_what_to_check(cause)}") from error
-    proxy = Pyro5.client.Proxy(f"PYRO:{name}@{join_address(*address)}")
-    proxy._pyroSerializer = "serpent"
-    proxy._pyroMethods = set(methods)
-    proxy._pyroConnection = connection
-    return proxy
+    return connection
 
 
 def _ask_all() -> tuple[str, int] | None:
@@ -544,7 +673,7 @@ class NameServer:
         address = address or name_server_address()
         where = join_address(*address)
         try:
-            self._proxy = _name_server_proxy(address)
+            self._connection = _name_server_connection(address)
         except (OSError, ConnectionFailed) as error:
             found = _ask_all() if broadcast else None
             if found is None:
@@ -556,7 +685,7 @@ class NameServer:
                     f"no name server answers at {where}{also}: {reason}"
                 ) from error
             try:
-                self._proxy = _name_server_proxy(found)
+                self._connection = _name_server_connection(found)
             except AuthenticationError:
                 raise
             except (OSError, ConnectionFailed) as again:
@@ -568,13 +697,22 @@ class NameServer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._proxy._pyroRelease()
+        self._connection.close()
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        call = (_NAME_SERVER, method, args, kwargs)
         try:
-            return getattr(self._proxy, method)(*args, **kwargs)
-        except Pyro5.errors.CommunicationError as error:
+            _send_serpent(self._connection, Pyro5.protocol.MSG_INVOKE, 0, 0, call)
+            answer = Pyro5.protocol.recv_stub(self._connection, [Pyro5.protocol.MSG_RESULT])
+            result = literals.loads(answer.data)
+        except Exception as error:  # a stranger may answer anything
             raise NameServerGone(f"the name server does not answer: {error}") from error
+        if answer.flags & Pyro5.protocol.FLAGS_EXCEPTION:
+            fields = result if isinstance(result, dict) else {}
+            if fields.get("__class__") == "Pyro5.errors.NamingError":
+                raise Pyro5.errors.NamingError(str(fields.get("args")))
+            raise NameServerGone(f"the name server fails: {fields.get('args')}")
+        return result
 
     def register(self, server: PyroServer, label: str) -> None:
         """Enter a label. Raises `LabelInUse` when the label has an entry."""
@@ -588,27 +726,35 @@ class NameServer:
     def addresses(self, label: str) -> list[str]:
         """The addresses of a label's task manager. Raises `LabelUnknown` if there is no entry."""
         try:
-            uri, metadata = self._call("lookup", object_name(label), return_metadata=True)
+            found = self._call("lookup", object_name(label), return_metadata=True)
         except Pyro5.errors.NamingError as error:
             raise LabelUnknown(
                 f"no task manager with label {label!r} is known to the name server; "
                 "start its master first, or name its host with -m HOST[:PORT]"
             ) from error
-        location = str(uri.location)
-        return [location, *sorted(set(metadata) - {location})]
+        try:
+            uri, metadata = found
+            location = _uri_text(uri).partition("@")[2]
+            others = {text for text in metadata if isinstance(text, str)} - {location}
+        except (TypeError, ValueError) as error:
+            raise LabelUnknown(f"label {label!r} leads nowhere: {error}") from error
+        return [location, *sorted(others)[:_ADDRESSES]]
 
     def labels(self) -> list[str]:
         """All labels that have an entry."""
         prefix = object_name("")
-        return sorted(name[len(prefix) :] for name in self._call("list", prefix=prefix))
+        names = self._call("list", prefix=prefix)
+        found = names if isinstance(names, dict) else {}
+        labels = [str(name)[len(prefix) :] for name in found]
+        return sorted(label for label in labels if label.isprintable())
 
     def remove(self, label: str, uri: str | None = None) -> None:
         """Delete a label's entry, if `uri` is given only while it still leads there."""
         name = object_name(label)
         if uri is not None:
             try:
-                if str(self._call("lookup", name)) != uri:
+                if _uri_text(self._call("lookup", name)) != uri:
                     return
-            except Pyro5.errors.NamingError:
+            except (Pyro5.errors.NamingError, ValueError):
                 return
         self._call("remove", name)
