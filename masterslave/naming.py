@@ -15,14 +15,13 @@ from dataclasses import replace
 
 from masterslave.errors import AuthenticationError, ConnectionFailed, LabelInUse, SettingsError
 from masterslave.settings import Settings, split_address
-from masterslave.transports.pyro import (
+from masterslave.transports.nameserver import (
     EmbeddedNameServer,
     NameServer,
     NameServerGone,
-    PyroLink,
-    PyroServer,
     name_server_address,
 )
+from masterslave.transports.pyro import PyroLink, PyroServer
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import Program, World, family, is_running, wait_until
 from failing_job import StartJob
 
-from masterslave.transports.pyro import NameServer, NameServerGone
+from masterslave.transports.nameserver import NameServer, NameServerGone
 
 
 def known_labels() -> list[str] | None:

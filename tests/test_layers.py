@@ -36,6 +36,9 @@ ALLOWED = {
     "records": {"os", "platform"},  # getMachineInfo
 }
 
+#: The only modules that know Pyro5.
+PYRO = {"transports.pyro", "transports.sockets", "transports.nameserver"}
+
 #: The task manager moves bytes: it must not be able to look into them.
 UNPICKLING = {"payload", "pickle", "_pickle", "cloudpickle", "marshal", "shelve", "dill"}
 
@@ -128,7 +131,7 @@ class Tree:
         return [
             f"{module.name}:{line} imports {imported}"
             for module, line, imported in self.imports()
-            if imported.partition(".")[0] == "Pyro5" and module.name != "transports.pyro"
+            if imported.partition(".")[0] == "Pyro5" and module.name not in PYRO
         ]
 
     def unpickling(self) -> list[str]:

@@ -31,7 +31,7 @@ from masterslave.keyfile import load_key
 from masterslave.master import MasterProcess
 from masterslave.naming import connect_or_follow, is_alive
 from masterslave.settings import split_address
-from masterslave.transports.pyro import NameServerGone
+from masterslave.transports.nameserver import NameServerGone
 
 # --- one label, one master ------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from masterslave.errors import SettingsError
 from masterslave.keyfile import load_key
 from masterslave.naming import survey
 from masterslave.settings import Settings, split_address
-from masterslave.transports.pyro import NameServerGone
+from masterslave.transports.nameserver import NameServerGone
 
 # --- the name server ------------------------------------------------------------------------
 
