@@ -30,7 +30,8 @@ from masterslave import naming
 from masterslave.chaos import Chaos
 from masterslave.errors import MasterSlaveError, SettingsError
 from masterslave.keyfile import load_key
-from masterslave.settings import Settings, parse_bytes, parse_duration
+from masterslave.settings import Settings
+from masterslave.units import parse_bytes, parse_duration
 
 _COMMANDS = ("show", "list", "slave", "serve", "failures", "journal", "replay")
 
@@ -110,6 +111,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         type=_chaos,
         metavar="SPEC",
         help="let things go wrong on purpose, such as kill=0.01,cut=0.02; see the README",
+    )
+    slave.add_argument(
+        "--follow",
+        action="store_true",
+        help="with -m: ask the name server where the master is, should it be gone from there",
     )
     serve = commands.add_parser("serve", parents=[common], help="be a task manager, until SIGTERM")
     serve.add_argument("label", metavar="LABEL")
@@ -254,6 +260,7 @@ def _slave(options: argparse.Namespace, settings: Settings) -> int:
         wait=options.wait,
         memory=options.memory,
         lifetime_s=options.lifetime,
+        follow=options.follow,
     )
     return 0
 

@@ -30,18 +30,15 @@ from masterslave.attempts import Attempt, FailureLog, own_story
 from masterslave.errors import (
     DataNotFound,
     JournalError,
-    MasterSlaveError,
-    QueueFull,
     TaskManagerTermination,
 )
 from masterslave.hooks import Observer
 from masterslave.journal import Journal
 from masterslave.ledger import Ledger
-from masterslave.pace import Pace
+from masterslave.outbox import Outbox
 from masterslave.queue import Effect, State, Task, TaskQueue
 from masterslave.records import (
     BATCH_BYTES,
-    NO_TIME_LEFT,
     Assignment,
     Completion,
     Delivery,
@@ -52,18 +49,16 @@ from masterslave.records import (
     as_completion,
     frame_bytes,
 )
+from masterslave.room import Room
 from masterslave.roster import Member, Roster
+from masterslave.scheduler import Scheduler
 from masterslave.settings import Settings
-from masterslave.stragglers import Stragglers
 from masterslave.waiters import Waiter, Waiters
 
 log = logging.getLogger(__name__)
 
 #: Longest single wait of a thread that waits for results, so that it can log a stand-still.
 _SLICE_S = 3600.0
-
-#: Between two looks of a request that waits for room, should nobody tell it of any.
-_LOOK_FOR_ROOM_S = 1.0
 
 #: Failure messages of slaves that are kept for `status`, and how much of each.
 _KEPT_FAILURES = 20
@@ -90,12 +85,10 @@ class TaskManager:
         """
         self.label = label
         self._settings = settings or Settings.from_environment()
-        self._observers = tuple(observers)
         self._clock = clock
         self._lock = threading.Lock()
         self._queue = TaskQueue()
-        self._pace = Pace()
-        self._stragglers = Stragglers()
+        self._scheduler = Scheduler(self._queue)
         self._slaves_wait = Waiters(self._lock)
         self._waiter_of: dict[int, Waiter] = {}  # process id -> its exchange that waits
         self._single_calls: set[Waiter] = set()  # of `getAnyTask` and `getTaskWithTag`
@@ -104,20 +97,22 @@ class TaskManager:
         self._gone = threading.Condition(self._lock)  # told when a process leaves
         # Numbers of registrations are not those of an earlier task manager with our label.
         self._roster = Roster(first_generation=secrets.randbits(48))
-        self._room = threading.Condition(self._lock)  # told when a request may find room
-        self._blocked = 0  # requests that wait for room
         self._embedded: int | None = None  # the client that lives and dies with this process
         self._awaited: dict[int, float] = {}  # slaves of an earlier run -> until when
         self._data: dict[str, Any] = {}
         self._terminated = False
         self._failures: list[str] = []
         self._failure_log = FailureLog()
-        self._outbox: list[tuple[str, tuple[Any, ...]]] = []  # calls of observers, made unlocked
+        self._outbox = Outbox(self._lock, observers)
         self._alarm: Callable[[], None] = lambda: None
         self._alarm_due: float | None = None  # the next back-off's end that the watchdog knows of
         self._ledger: Ledger | None = None
         if journal is not None:
             self._ledger = Ledger(journal, self._queue, self._settings.memory_bytes)
+        self._room = Room(
+            self._lock, self._queue, self._ledger, self._settings, lambda: self._terminated
+        )
+        if self._ledger is not None:
             self._restore(self._ledger)
 
     # --- processes --------------------------------------------------------------------------
@@ -151,9 +146,9 @@ class TaskManager:
             for task in self._queue.held_by(member.id):
                 member.took(task.id, task.attempt, None)
             self._rouse(member)  # its calls from before are void
-            self._tell("process_joined", member.id, record.machine)
+            self._outbox.note("process_joined", member.id, record.machine)
             generation = member.generation
-        self._tell_observers()
+        self._outbox.tell()
         return [member.id, obsolete, generation]
 
     def announceSlave(self, process_id: int) -> None:
@@ -194,8 +189,8 @@ class TaskManager:
                 self._ledger.left(process_id)
             self._rouse(member)
             self._gone.notify_all()
-            self._tell("process_left", process_id, member.info.machine, "unregistered")
-        self._tell_observers()
+            self._outbox.note("process_left", process_id, member.info.machine, "unregistered")
+        self._outbox.tell()
 
     def lostProcess(self, process_id: int, reason: str, generation: int | None = None) -> None:
         """A process is taken for dead: what it held is run elsewhere. It may come back.
@@ -217,8 +212,8 @@ class TaskManager:
                 self._write(effect, process_id)
                 self._act(effect, member, "its slave was lost")
             self._gone.notify_all()
-            self._tell("process_left", process_id, member.info.machine, reason)
-        self._tell_observers()
+            self._outbox.note("process_left", process_id, member.info.machine, reason)
+        self._outbox.tell()
         log.warning(
             "%s was lost (%s); %d of its tasks are run elsewhere",
             member.info.machine,
@@ -237,12 +232,16 @@ class TaskManager:
         """Take for dead who has been silent too long; called by the watchdog."""
         with self._lock:
             now = self._clock()
-            silent = self._roster.liveness.silent(now)
+            silent = [
+                (process_id, age_s, self._roster.get(process_id).generation)
+                for process_id, age_s in self._roster.liveness.silent(now)
+            ]
             for process_id in [p for p, until in self._awaited.items() if until <= now]:
                 self._give_up(process_id, f"did not come back within {self._settings.resume_s:g} s")
-            self._wake_for_stragglers()
-        for process_id, age_s in silent:
-            self.lostProcess(process_id, f"silent for {age_s:.1f} s")
+            for tag in self._scheduler.late_tags(now):
+                self._slaves_wait.wake(tag)
+        for process_id, age_s, generation in silent:
+            self.lostProcess(process_id, f"silent for {age_s:.1f} s", generation)
 
     def putDueInLine(self) -> None:
         """Have retries run whose back-off is over; called by the watchdog."""
@@ -309,7 +308,7 @@ class TaskManager:
         checked = TaskOptions(*options).checked()
         books = self._ledger
         names = ledger.names(tag, frames, checked) if books is not None else []
-        self._await_room(sum(map(frame_bytes, frames)))
+        self._room.take(sum(map(frame_bytes, frames)))
         with self._lock:
             if self._terminated:
                 raise TaskManagerTermination("the task manager has ended and takes no tasks")
@@ -324,11 +323,10 @@ class TaskManager:
                     self._slaves_wait.wake(tag)
                 elif task.state is not State.RUNNING:
                     self._notify_client(process_id)
-                if self._observers:
-                    self._tell("task_requested", task.id, tag)
+                self._outbox.note("task_requested", task.id, tag)
         if books is not None and (process_id != self._embedded or books.is_due()):
             self._sync_requests(books)
-        self._tell_observers()
+        self._outbox.tell()
         return ids
 
     def embedClient(self, process_id: int) -> None:
@@ -393,7 +391,7 @@ class TaskManager:
         Only when nothing of the tag waits and a worker is idle. None: do not (the default).
         """
         with self._lock:
-            self._stragglers.enable(tag, factor)
+            self._scheduler.repeat_stragglers(tag, factor)
 
     def outstandingTasks(self, process_id: int = 0, tag: str | None = None) -> int:
         """How many tasks the client has requested and neither received nor cancelled."""
@@ -403,18 +401,20 @@ class TaskManager:
     def cancelTask(self, task_id: str) -> bool:
         """Take a task back; true if it had not finished. It will give no result."""
         with self._lock:
-            done, holder = self._queue.cancel(task_id)
-            if holder is not None:
+            done, holders = self._queue.cancel(task_id)
+            for holder in holders:
                 self._order_stop(holder, task_id)
             if done:
                 self._failure_log.ended_well(task_id)
                 if self._ledger is not None:
                     self._ledger.cancelled(task_id)
-                self._found_room()
-                self._tell("task_finished", task_id, task_id.rpartition("_")[0], "cancelled", 0.0)
+                self._room.found()
+                self._outbox.note(
+                    "task_finished", task_id, task_id.rpartition("_")[0], "cancelled", 0.0
+                )
                 for waiting in self._clients_wait.values():
                     waiting.notify_all()  # one may have waited for this very task
-        self._tell_observers()
+        self._outbox.tell()
         return done
 
     # --- slaves -----------------------------------------------------------------------------
@@ -470,8 +470,7 @@ class TaskManager:
                 notices["register"] = True
         if self._ledger is not None:
             tasks = self._put_on_record(self._ledger, member, tasks, notices)
-        if self._outbox:
-            self._tell_observers()
+        self._outbox.tell()
         return [tasks, notices]
 
     def getAnyTask(self, process_id: int, timeout: float = 0.0) -> Assignment | None:
@@ -545,7 +544,7 @@ class TaskManager:
             for waiting in self._clients_wait.values():
                 waiting.notify_all()
             self._gone.notify_all()
-            self._room.notify_all()
+            self._room.found()
 
     def waitForSlavesToLeave(self, timeout: float) -> bool:
         """Block until no slave is registered, for `timeout` seconds at most; true if so."""
@@ -571,9 +570,9 @@ class TaskManager:
             others: list[dict[str, Any]] = []
             now = self._clock()
             for member in self._roster.present.values():
-                row = member.as_status(len(self._queue.held_by(member.id)))
+                row = member.as_status(self._scheduler.held_by(member))
                 if member.is_slave and member.ends_at is not None:
-                    timely = member.timely_tags(self._pace, now)
+                    timely = self._scheduler.tags_for(member, now)
                     row["left_s"] = member.left_s(now)
                     row["no_time_for"] = sorted((member.tags or frozenset()) - timely)
                 (slaves if member.is_slave else others).append(row)
@@ -592,7 +591,7 @@ class TaskManager:
                 "parked": self._queue.parked(),
                 "awaited_slaves": len(self._awaited),
                 "journal_trouble": self._ledger.trouble if self._ledger is not None else "",
-                "blocked_requests": self._blocked,
+                "blocked_requests": self._room.waiting,
                 "client_waits": bool(self._client_waits),
                 "terminated": self._terminated,
                 "failures": list(self._failures),
@@ -660,16 +659,13 @@ class TaskManager:
         if self._queue.peek((tag,)) is not None:
             self._slaves_wait.wake(tag)
 
-    def _timely_tags(self, member: Member) -> frozenset[str]:
-        return member.timely_tags(self._pace, self._clock())
-
     def _line_up(self, member: Member) -> None:
         """Have a member's waiting call stand in line for tasks while a worker of it is idle."""
         waiter = self._waiter_of.get(member.id)
         if waiter is None or waiter.tags:
             return
-        tags = self._timely_tags(member)
-        if member.is_idle(len(self._queue.held_by(member.id))):
+        if self._scheduler.is_idle(member):
+            tags = self._scheduler.tags_for(member, self._clock())
             self._slaves_wait.line_up(waiter, tags)
             if self._queue.peek(tags) is not None:
                 self._slaves_wait.rouse(waiter)  # there is something for it already
@@ -681,60 +677,19 @@ class TaskManager:
             self._slaves_wait.rouse(waiter)
 
     def _hand_out(self, member: Member) -> list[Assignment]:
-        tasks: list[Assignment] = []
         if self._ledger is not None and self._ledger.trouble:
-            return tasks  # nothing can be put on record, so nothing is begun
-        size = 0
-        tags = self._timely_tags(member)
-        held = len(self._queue.held_by(member.id))
-        while True:
-            task = self._queue.peek(tags)
-            if task is None or not member.may_take(task.tag, held, self._pace):
-                return tasks or self._repeat_straggler(member, held)
-            size += task.size
-            if size > BATCH_BYTES and tasks:
-                return tasks  # the rest fits into the next answer
-            assignment = self._queue.hand_out(member.id, tags)
-            assert assignment is not None
-            estimate_s = self._pace.estimate_s(assignment.tag)
-            member.took(assignment.task_id, assignment.attempt, estimate_s)
-            if self._stragglers:
-                self._stragglers.began(assignment.task_id, assignment.tag, member.id, self._clock())
-            held += 1
-            tasks.append(assignment)
-
-    def _repeat_straggler(self, member: Member, held: int) -> list[Assignment]:
-        """Nothing waits for an idle worker: let it begin a task that takes long elsewhere."""
-        if not self._stragglers or not member.is_idle(held):
-            return []
-        tags = (member.tags or frozenset()) - set(self._queue.waiting_tags())
-        task_id = self._stragglers.pick(member.id, tags, self._pace, self._clock())
-        if task_id is None:
-            return []
-        self._stragglers.ended(task_id)
-        assignment = self._queue.repeat(member.id, task_id)
-        if assignment is None:
-            return []
-        member.took(task_id, assignment.attempt, self._pace.estimate_s(assignment.tag))
-        log.info("task %s is run a second time", task_id, extra={"action": "task_repeated"})
-        return [assignment]
-
-    def _wake_for_stragglers(self) -> None:
-        for tag in self._stragglers.late_tags(self._pace, self._clock()):
-            self._slaves_wait.wake(tag)
+            return []  # nothing can be put on record, so nothing is begun
+        now = self._clock()
+        tasks = self._scheduler.hand_out(member, now)
+        if not tasks and (tasks := self._scheduler.repeat(member, now)):
+            repeated = tasks[0].task_id
+            log.info("task %s is run a second time", repeated, extra={"action": "task_repeated"})
+        return tasks
 
     def _settle(self, process_id: int, member: Member | None, done: Completion) -> None:
         """Use one completion."""
-        effect = self._queue.complete(process_id, done, self._clock())
+        effect = self._scheduler.complete(process_id, member, done, self._clock())
         self._write(effect, process_id, done.attempt, done.duration_s)
-        if member is not None:
-            member.ended(done.task_id, done.attempt)
-            if done.outcome == Outcome.RETURNED and done.detail == NO_TIME_LEFT:
-                member.too_long.add(done.task_id.rpartition("_")[0])
-        if done.outcome in (Outcome.RESULT, Outcome.EXCEPTION):
-            self._pace.record(done.task_id.rpartition("_")[0], done.duration_s)
-            if member is not None:
-                member.finished += 1
         self._act(effect, member, done.detail, done.duration_s)
 
     def _act(
@@ -744,15 +699,13 @@ class TaskManager:
         task = effect.task
         if task is None:
             return
-        if self._stragglers:
-            self._stragglers.ended(task.id)
+        self._scheduler.ended(task.id)
         if effect.stop_on is not None:
             self._order_stop(effect.stop_on, task.id)
         if effect.kind == "finished":
             self._notify_client(task.client)
-            self._found_room()
-            if self._observers:
-                self._tell("task_finished", task.id, task.tag, task.outcome, duration_s)
+            self._room.found()
+            self._outbox.note("task_finished", task.id, task.tag, task.outcome, duration_s)
             if task.outcome in ("crashed", "out_of_memory", "timed_out"):
                 log.error("task %s: %s", task.id, task.detail, extra={"action": "task_failed"})
         elif effect.kind == "rescheduled":
@@ -779,8 +732,7 @@ class TaskManager:
                 reason.strip().rpartition("\n")[2],
                 extra={"action": "task_rescheduled"},
             )
-        if self._observers:
-            self._tell("task_rescheduled", task.id, task.tag, reason)
+        self._outbox.note("task_rescheduled", task.id, task.tag, reason)
 
     def _release(self, member: Member) -> None:
         member.emptied()
@@ -834,10 +786,6 @@ class TaskManager:
         if self._ledger is not None:
             taken = self._put_on_record(self._ledger, member, taken, {})
         return taken[0] if taken else None
-
-    def _tell(self, hook: str, *args: Any) -> None:
-        if self._observers:
-            self._outbox.append((hook, args))
 
     # --- the journal and the memory budget --------------------------------------------------
 
@@ -924,7 +872,7 @@ class TaskManager:
             self._settle(member.id, member, done)
 
     def _sync_requests(self, books: Ledger) -> None:
-        """Have the journal hold the requests; a failure holds up the next ones, see `_await_room`.
+        """Have the journal hold the requests; a failure holds up the next ones, see `Room`.
 
         They stand in the queue already, so an error here would have them asked for twice.
         """
@@ -936,56 +884,6 @@ class TaskManager:
         if books.has_heavy():
             with self._lock:
                 books.rest()
-
-    def _await_room(self, size: int) -> None:
-        """Block, or raise if the settings say so, while there is no room for a request."""
-        while (problem := self._no_room(size)) is not None:
-            if self._settings.when_full == "raise":
-                raise problem
-            with self._lock:
-                if not self._blocked:
-                    log.warning("requests wait: %s", problem, extra={"action": "requests_wait"})
-                self._blocked += 1
-                self._room.wait(_LOOK_FOR_ROOM_S)
-                self._blocked -= 1
-
-    def _no_room(self, size: int) -> MasterSlaveError | None:
-        """Why a request of so many bytes cannot be taken now."""
-        books = self._ledger
-        if books is not None:
-            if books.trouble:
-                try:
-                    books.sync()
-                except JournalError as error:
-                    return error if not self._terminated else None
-            return None
-        budget = self._settings.memory_bytes
-        held = self._queue.parameter_bytes
-        if not held or held + size <= budget or self._terminated:
-            return None
-        return QueueFull(
-            f"the parameters of unfinished tasks take {held} bytes of memory, and the budget is "
-            f"{budget} (MASTERSLAVE_MEMORY); start slaves, or use a journal: it keeps them on disk"
-        )
-
-    def _found_room(self) -> None:
-        """(Locked.) Parameters were freed."""
-        if self._blocked:
-            self._room.notify_all()
-
-    # --- observers (without the lock) -------------------------------------------------------
-
-    def _tell_observers(self) -> None:
-        if not self._observers:
-            return
-        with self._lock:
-            calls, self._outbox = self._outbox, []
-        for hook, args in calls:
-            for observer in self._observers:
-                try:
-                    getattr(observer, hook)(*args)
-                except Exception:
-                    log.exception("observer %r failed in %s", observer, hook)
 
 
 def _is_running(pid: int) -> bool:

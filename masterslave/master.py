@@ -42,7 +42,8 @@ from masterslave.records import (
     getMachineInfo,
 )
 from masterslave.service import Service
-from masterslave.settings import Settings, check_label, parse_bytes, parse_duration
+from masterslave.settings import Settings, check_label
+from masterslave.units import parse_bytes, parse_duration
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +190,7 @@ class MasterProcess:
             None if memory is None else parse_bytes(memory),
             None if lifetime is None else parse_duration(lifetime),
             self.settings.chaos if chaos is None else Chaos.parse(chaos) or Chaos(),
+            follow=self._service.is_named,
         )
         check_supported(options.memory)
         try:

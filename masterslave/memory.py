@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from masterslave.errors import SettingsError
-from masterslave.settings import format_bytes
+from masterslave.units import format_bytes
 
 #: A worker that dies of a signal while it uses this part of its limit has died for want of memory.
 #: Larger: one that grows fast between two looks is taken for crashed. Smaller: a program error in a

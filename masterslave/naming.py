@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 
 from masterslave.errors import AuthenticationError, ConnectionFailed, LabelInUse, SettingsError
 from masterslave.settings import Settings, split_address
@@ -187,6 +188,29 @@ def connect_any(label: str, addresses: list[str], key: bytes, settings: Settings
         if isinstance(problem, AuthenticationError):
             raise problem
     raise ConnectionFailed("; ".join(str(problem) for problem in problems))
+
+
+def connect_or_follow(label: str, known: str, settings: Settings, key: bytes) -> PyroLink:
+    """A link to the label's task manager at its known address ``host:port``, or where it is now.
+
+    A master that is started again may find its port taken; it stands in the name server then.
+    Raises `ConnectionFailed` with both reasons.
+    """
+    impatient = replace(settings, handshake_s=min(settings.handshake_s, _ALIVE_S))
+    try:
+        link = connect(label, known, impatient, key)
+        try:
+            link.call("numberOfActiveProcesses")  # it may be another label's by now
+        except ConnectionFailed:
+            link.close()
+            raise
+        return link
+    except ConnectionFailed as error:
+        first = error
+    try:
+        return connect(label, None, settings, key)
+    except ConnectionFailed as error:
+        raise ConnectionFailed(f"{first}; by its label: {error}") from error
 
 
 def wait_and_connect(

@@ -185,7 +185,7 @@ class Effect(NamedTuple):
 
     kind: str  # "finished", "rescheduled", "deferred", "due" or "dropped"
     task: Task | None
-    stop_on: int | None = None  # a slave that runs a later attempt in vain
+    stop_on: int | None = None  # a slave that runs another attempt in vain
     setback: str = ""  # an Outcome's value when the attempt failed and another one follows
 
 
@@ -467,26 +467,26 @@ class TaskQueue:
         held = list(self._held.pop(process, {}).values())
         return [self._reschedule(task) for task in reversed(held)]
 
-    def cancel(self, task_id: str) -> tuple[bool, int | None]:
+    def cancel(self, task_id: str) -> tuple[bool, list[int]]:
         """The client takes a task back.
 
-        Gives whether it could (it had not finished), and the slave that runs it, to be told.
+        Gives whether it could (it had not finished), and the slaves that run it, to be told.
         Raises `UnknownTask` for an id that was never given out.
         """
         task = self.tasks.get(task_id)
         if task is None:
             if not self._was_given_out(task_id):
                 raise UnknownTask(f"no task {task_id!r} was ever requested here")
-            return False, None
+            return False, []
         if task.state not in _LIVE:
-            return False, None
-        holder = task.holder if task.state is State.RUNNING else None
+            return False, []
+        holders = [task.holder, task.former] if task.state is State.RUNNING else []
         self._move(task, Event.CANCEL)
         self._unhold(task)
         self._forget(task)
         self.rest(task)  # its place in line may stay for a while
         self.cancelled += 1
-        return True, holder
+        return True, [holder for holder in holders if holder is not None]
 
     def deliver(self, client: int, tag: str | None = None) -> Delivery | None:
         """The client takes its oldest finished task, of that tag if given; None: there is none."""
@@ -597,8 +597,9 @@ class TaskQueue:
         task.history.append(f"attempt {task.attempt}: {story}")
         if task.crashes < task.options.crash_limit:
             return self._reschedule(task, outcome.value)
+        former = task.former
         self._finish(task, _OUTCOME_EVENTS[outcome.value], [], "\n".join(task.history))
-        return Effect("finished", task)
+        return Effect("finished", task, former)
 
     def _take_back_blame(self, process: int) -> None:
         for task_id, story in self._blamed.pop(process, ()):

@@ -97,6 +97,11 @@ class Service:
         host = split_address(self._server.addresses[-1])[0]
         return join_address(host, self._server.port)
 
+    @property
+    def is_named(self) -> bool:
+        """Whether the label is kept in the name server."""
+        return self._registration is not None
+
     def end_job(self, wait_s: float) -> None:
         """Tell all slaves to leave, and wait until they have, for `wait_s` seconds at most."""
         self.manager.terminate()

@@ -136,12 +136,14 @@ def run_slave(
     wait: bool = False,
     memory: int | None = None,
     lifetime_s: float | None = None,
+    follow: bool = False,
 ) -> None:
     """Be a slave of `workers` worker processes until the master has ended. Blocks.
 
     `record`: the slave's code, None takes what the master keeps. `wait`: wait for the master to
     come. `memory`: bytes of private memory that each worker may have, None for no limit.
     `lifetime_s`: seconds in which the slave must have left, None for what the batch system allows.
+    `follow`: ask the name server where the master is when it does not answer at `master_host`.
     Raises as `SlaveProcess.start`, and `SettingsError` where the system cannot limit memory.
     """
     began = time.monotonic()
@@ -158,6 +160,8 @@ def run_slave(
         naming.wait_and_connect(label, master_host, chosen, key).close()
 
     def connect() -> Link:
+        if follow and master_host is not None:
+            return naming.connect_or_follow(label, master_host, chosen, key)
         return naming.connect(label, master_host, chosen, key)
 
     if lifetime_s is not None:

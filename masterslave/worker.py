@@ -39,7 +39,7 @@ from masterslave.records import (
     as_assignment,
     getMachineInfo,
 )
-from masterslave.settings import format_bytes
+from masterslave.units import format_bytes
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

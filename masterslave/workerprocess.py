@@ -15,8 +15,8 @@ from pathlib import Path
 from masterslave.memory import died_of_memory, private_bytes
 from masterslave.pipe import SupervisorEnd
 from masterslave.records import getMachineInfo
-from masterslave.settings import format_bytes
 from masterslave.slavecode import Record
+from masterslave.units import format_bytes
 
 #: Numerical libraries that would otherwise start as many threads as there are cores, in each
 #: worker. Dask's nanny does the same.

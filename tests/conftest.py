@@ -17,7 +17,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ pytest_plugins = [
     "managing", "mastering", "scripts",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
+SHOWN = 4000  # characters of what a program printed, where a test fails
 PATIENCE_S = 60.0  # until a condition that must come true is given up; no test asserts a time
 
 
@@ -170,10 +171,10 @@ class World:
 class Impostor(threading.Thread):
     """Some other program that has a port: answers each connection by `answer(socket)`."""
 
-    def __init__(self, answer: Callable[[socket.socket], object]) -> None:
+    def __init__(self, answer: Callable[[socket.socket], object], port: int = 0) -> None:
         super().__init__(daemon=True)
         self._answer = answer
-        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server = socket.create_server(("127.0.0.1", port))
         self.visits = 0
         self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
         self.start()
@@ -229,6 +230,21 @@ def shut_down_masters() -> list[str]:
     for master in left:
         master.shutdown()
     return [master.label for master in left]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows what the programs that it started have printed."""
+    report = yield
+    world = getattr(item, "funcargs", {}).get("world")
+    if report.when == "call" and report.failed and isinstance(world, World):
+        for program in world.programs:
+            name = " ".join(map(str, program.args))  # type: ignore[union-attr]
+            said = f"{program.out[-SHOWN:]}{program.err[-SHOWN:]}"
+            report.sections.append((f"status {program.poll()} of {name}", said))
+    return report
 
 
 @pytest.fixture

@@ -125,11 +125,11 @@ def test_a_crash_is_answered_at_once() -> None:
 
 def test_a_deferred_task_can_be_cancelled() -> None:
     queue = deferred()
-    assert queue.cancel("a_0") == (True, None)
+    assert queue.cancel("a_0") == (True, [])
     assert queue.next_due() is None
     assert queue.due(1e9) == []
     assert queue.counts() == ({}, {}, {})
-    assert queue.cancel("a_0") == (False, None)
+    assert queue.cancel("a_0") == (False, [])
 
 
 def test_losing_its_slave_changes_nothing_for_a_deferred_task() -> None:

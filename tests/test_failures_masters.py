@@ -40,6 +40,8 @@ def test_jobs_go_on_without_the_name_server_and_register_with_the_next_one(
     assert job.result() == "without"
     world.start_name_server()
     wait_until(lambda: known_labels() == ["job"], "the registration is renewed")
+    world.task_manager("slave", "job", "-n", 2)
+    wait_until(lambda: len(job.ready()) == 2, "a slave that is started afterwards finds the job")
     job.release("a")
     assert job.result() == "a"
     assert job.events.left == []

@@ -53,6 +53,11 @@ def test_a_slave_has_one_worker_unless_told_otherwise() -> None:
     assert slave_command("demo", "host:1")[3:] == ["slave", "-m", "host:1", "-n", "1", "--", "demo"]
 
 
+def test_a_slave_follows_a_master_that_the_name_server_knows() -> None:
+    assert "--follow" in slave_command("demo", "host:1", SlaveOptions(follow=True))
+    assert "--follow" not in slave_command("demo", "host:1")
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_any_label_stays_one_argument(label: str) -> None:
     command = slave_command(label, "host:1")

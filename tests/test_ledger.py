@@ -226,7 +226,6 @@ def test_slaves_that_waited_when_the_trouble_came_go_on_when_it_ends(
     fill(store)
     with pytest.raises(JournalFull):
         give(live, other, task)
-    live._settings = replace(live._settings, when_full="raise")
     with live._lock:  # a request that was accepted just before the trouble came
         books = live._ledger
         assert books is not None
@@ -278,7 +277,7 @@ def test_requests_wait_with_a_line_in_the_log_and_go_on(
 def test_requests_are_refused_where_the_settings_say_so(
     kept: TaskManager, store: TryingStore
 ) -> None:
-    kept._settings = replace(kept._settings, when_full="raise")
+    kept._room._settings = replace(kept._settings, when_full="raise")
     fill(store)
     kept.addTaskRequest("sqrt", X)
     for _ in range(2):

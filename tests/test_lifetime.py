@@ -18,7 +18,8 @@ from masterslave.manager import TaskManager
 from masterslave.pace import Pace
 from masterslave.records import NO_TIME_LEFT, Outcome, ProcessInfo, TaskOptions
 from masterslave.roster import Member
-from masterslave.settings import Settings, format_duration, parse_duration
+from masterslave.settings import Settings
+from masterslave.units import format_duration, parse_duration
 
 # --- durations ------------------------------------------------------------------------------
 
@@ -190,7 +191,7 @@ def join(
 def learn(manager: TaskManager, **durations: float) -> None:
     """Have the task manager know how long tasks of some tags take."""
     for tag, duration_s in durations.items():
-        manager._pace.record(tag, duration_s)
+        manager._scheduler.pace.record(tag, duration_s)
 
 
 def take(manager: TaskManager, slave: int) -> list[str]:

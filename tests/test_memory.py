@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from masterslave import SettingsError, memory
 from masterslave.memory import check_supported, died_of_memory, private_bytes
-from masterslave.settings import format_bytes, parse_bytes
+from masterslave.units import format_bytes, parse_bytes
 
 LIMIT = 100 << 20
 

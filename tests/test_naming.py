@@ -29,7 +29,7 @@ from labels import (
 from masterslave.errors import ConnectionFailed, LabelInUse, LabelUnknown, SettingsError
 from masterslave.keyfile import load_key
 from masterslave.master import MasterProcess
-from masterslave.naming import is_alive
+from masterslave.naming import connect_or_follow, is_alive
 from masterslave.settings import split_address
 from masterslave.transports.pyro import NameServerGone
 
@@ -117,7 +117,7 @@ def test_an_entry_whose_port_is_silent_is_replaced(world: World) -> None:
 def test_an_entry_whose_port_another_master_has_is_replaced(world: World) -> None:
     with master("another") as other:
         world.enter("job", other.address)
-        with pytest.raises(LabelUnknown, match="another label"):
+        with pytest.raises(LabelUnknown, match=r"another label"):
             find("job")
         with master("job"):
             assert find("job") == "job"
@@ -219,6 +219,50 @@ def test_a_busy_port_is_a_clear_error(world: World, use_name_server: bool) -> No
         port = busy.getsockname()[1]
         with pytest.raises(ConnectionFailed, match=f"127.0.0.1:{port}.*MASTERSLAVE_PORT"):
             MasterProcess("job", use_name_server, settings=settings_here(port=port))
+
+
+# --- where the address was ------------------------------------------------------------------
+
+
+def follow(label: str, known: str, handshake_s: float = PATIENCE_S) -> str:
+    """The label of the task manager that a launched slave finds."""
+    settings = settings_here(handshake_s=handshake_s)
+    link = connect_or_follow(label, known, settings, load_key(settings.key_file))
+    try:
+        return str(link.call("status")["label"])
+    finally:
+        link.close()
+
+
+def test_a_known_address_needs_no_name_server(world: World) -> None:
+    with master("job", use_name_server=False, port=free_port()) as process:
+        assert follow("job", process.address) == "job"
+
+
+@pytest.mark.parametrize("answer", [None, leave, speak_http, speak_the_next_version, wait_for_end])
+def test_where_the_known_address_is_no_longer_the_masters_the_label_leads_on(
+    world: World, answer: Callable[[socket.socket], object] | None
+) -> None:
+    with master("job"):
+        if answer is None:
+            assert follow("job", f"127.0.0.1:{free_port()}") == "job"
+        else:
+            with Impostor(answer) as other:
+                assert follow("job", other.address, handshake_s=0.5) == "job"
+
+
+def test_a_known_address_of_another_job_is_not_ours(world: World) -> None:
+    with master("job"), master("other") as other:
+        assert follow("job", other.address) == "job"
+        with pytest.raises(
+            ConnectionFailed, match=r"another label than 'gone'.*'gone' is known to"
+        ):
+            follow("gone", other.address)
+
+
+def test_neither_the_address_nor_the_label_is_there(world: World) -> None:
+    with pytest.raises(ConnectionFailed, match=r"127.0.0.1:1: .*; by its label: no name server"):
+        follow("job", "127.0.0.1:1")
 
 
 # --- looking for who is alive ---------------------------------------------------------------

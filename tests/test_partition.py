@@ -64,13 +64,16 @@ def test_a_slave_that_was_cut_off_comes_back_and_no_result_is_lost_or_doubled(
         for host in (2, 3)
     ]
     wait_until(lambda: job.out.count("done") >= 10, "the job is under way")
-    wait_until(lambda: job.err.count("is ready") == 2, "both slaves work")
+    # A busy machine may lose a slave, too, for a moment: only what is more counts.
+    wait_until(lambda: job.err.count("is ready") >= 2, "both slaves work")
+    losses = job.err.count("was lost")
     hosts.cut(3, silently=silently)
-    wait_until(lambda: "was lost" in job.err, "the master misses the slave that was cut off")
+    wait_until(lambda: job.err.count("was lost") > losses, "the master misses who was cut off")
     wait_until(lambda: job.out.count("done") == 59, "the other one does its work")
     assert slaves[1].poll() is None, slaves[1].err
+    ready = job.err.count("is ready")
     hosts.heal(3)
-    wait_until(lambda: job.err.count("is ready") == 3, "the slave is recognised")
+    wait_until(lambda: job.err.count("is ready") > ready, "the slave is recognised")
     (world.path / "healed").touch()
     job.finish()
     done = [line.split()[1] for line in job.out.splitlines() if line.startswith("done")]

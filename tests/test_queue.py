@@ -387,7 +387,7 @@ def test_exceptions_and_crashes_are_counted_apart_and_told_together() -> None:
 
 def test_a_waiting_task_can_be_cancelled() -> None:
     queue = queue_of(3)
-    assert queue.cancel("a_1") == (True, None)
+    assert queue.cancel("a_1") == (True, [])
     assert take_all(queue) == ["a_0", "a_2"]
     assert queue.outstanding(CLIENT) == 2
     assert queue.cancelled == 1
@@ -397,7 +397,7 @@ def test_a_waiting_task_can_be_cancelled() -> None:
 def test_the_slave_that_runs_a_cancelled_task_is_named() -> None:
     queue = queue_of(1)
     assignment = take(queue)
-    assert queue.cancel("a_0") == (True, SLAVE)
+    assert queue.cancel("a_0") == (True, [SLAVE])
     assert list(queue.held_by(SLAVE)) == []
     assert end(queue, assignment).kind == "dropped"
     assert queue.deliver(CLIENT) is None
@@ -407,16 +407,16 @@ def test_the_slave_that_runs_a_cancelled_task_is_named() -> None:
 def test_a_finished_task_cannot_be_cancelled() -> None:
     queue = queue_of(1)
     end(queue, take(queue))
-    assert queue.cancel("a_0") == (False, None)
+    assert queue.cancel("a_0") == (False, [])
     delivered(queue)
-    assert queue.cancel("a_0") == (False, None)
+    assert queue.cancel("a_0") == (False, [])
     assert queue.cancelled == 0
 
 
 def test_cancelling_twice_does_nothing_more() -> None:
     queue = queue_of(1)
     queue.cancel("a_0")
-    assert queue.cancel("a_0") == (False, None)
+    assert queue.cancel("a_0") == (False, [])
     assert queue.cancelled == 1
 
 

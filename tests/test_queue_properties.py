@@ -282,7 +282,8 @@ class History(RuleBasedStateMachine):
     def cancel(self, pick: random.Random) -> None:
         task_id = pick.choice(list(self.known))
         known = self.known[task_id]
-        assert self.queue.cancel(task_id) == (known.live, known.holder)
+        holders = [] if known.holder is None else [known.holder]
+        assert self.queue.cancel(task_id) == (known.live, holders)
         if known.live:
             self.place_of(task_id).remove(task_id)
             known.state, known.holder = State.CANCELLED, None

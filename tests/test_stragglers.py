@@ -74,9 +74,9 @@ def test_a_task_that_has_ended_is_not_picked() -> None:
 # --- in the queue -----------------------------------------------------------------------------
 
 
-def repeated() -> TaskQueue:
+def repeated(options: TaskOptions | None = None) -> TaskQueue:
     queue = TaskQueue()
-    queue.request(0, "a", [b"x"], TaskOptions())
+    queue.request(0, "a", [b"x"], options or TaskOptions())
     assert queue.hand_out(HERE, ["a"]) is not None
     second = queue.repeat(THERE, "a_0")
     assert second is not None
@@ -109,6 +109,16 @@ def test_the_death_of_either_slave_costs_nothing_but_its_attempt() -> None:
     queue = repeated()
     assert [effect.kind for effect in queue.lose(THERE, "lost", 1)] == ["rescheduled"]
     assert queue.complete(HERE, done(1)).kind == "finished"
+
+
+def test_a_cancelled_task_is_stopped_on_both_slaves() -> None:
+    assert repeated().cancel("a_0") == (True, [THERE, HERE])
+
+
+def test_a_task_that_failed_for_good_is_stopped_on_the_other_slave() -> None:
+    queue = repeated(TaskOptions(crash_limit=1))
+    effect = queue.complete(THERE, done(2, Outcome.CRASHED))
+    assert (effect.kind, effect.stop_on) == ("finished", HERE)
 
 
 def test_what_does_not_run_is_not_repeated() -> None:

@@ -26,6 +26,7 @@ class SlaveOptions(NamedTuple):
     memory: int | None = None  # bytes that each of its workers may have; None: no limit
     lifetime_s: float | None = None  # it must have left by then; None: as the batch system says
     chaos: Chaos | None = None  # what goes wrong on purpose; None leaves it to the environment
+    follow: bool = False  # whether the name server knows where its master is started again
 
     def arguments(self) -> list[str]:
         """As arguments of ``task_manager slave``."""
@@ -36,6 +37,8 @@ class SlaveOptions(NamedTuple):
             arguments += ["--lifetime", str(self.lifetime_s)]
         if self.chaos is not None:
             arguments.append(f"--chaos={self.chaos}")
+        if self.follow:
+            arguments.append("--follow")
         return arguments
 
 

@@ -1,0 +1,79 @@
+"""Room for requests: in memory without a journal, on the disk with one. Who finds none waits.
+
+`MASTERSLAVE_MEMORY` bounds the parameters of unfinished tasks where there is no journal to lay
+them aside in; with one, requests wait only while it cannot be written.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from masterslave.errors import JournalError, MasterSlaveError, QueueFull
+from masterslave.ledger import Ledger
+from masterslave.queue import TaskQueue
+from masterslave.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Between two looks of a request that waits for room, should nobody tell it of any.
+_LOOK_S = 1.0
+
+
+class Room:
+    """Where requests wait for room. `lock` is the task manager's, not held by callers of `take`."""
+
+    def __init__(
+        self,
+        lock: threading.Lock,
+        queue: TaskQueue,
+        ledger: Ledger | None,
+        settings: Settings,
+        has_ended: Callable[[], bool],
+    ) -> None:
+        """`has_ended`: whether the task manager takes no more requests: then nobody waits."""
+        self._found = threading.Condition(lock)
+        self._queue = queue
+        self._ledger = ledger
+        self._settings = settings
+        self._has_ended = has_ended
+        self.waiting = 0  # requests that wait
+
+    def take(self, size: int) -> None:
+        """Block until there is room for a request of so many bytes, or the job has ended.
+
+        Raises `QueueFull` or `JournalError` instead where the settings say so.
+        """
+        while (problem := self._problem(size)) is not None:
+            if self._settings.when_full == "raise":
+                raise problem
+            with self._found:
+                if not self.waiting:
+                    log.warning("requests wait: %s", problem, extra={"action": "requests_wait"})
+                self.waiting += 1
+                self._found.wait(_LOOK_S)
+                self.waiting -= 1
+
+    def found(self) -> None:
+        """(Locked.) There may be room now, or the job has ended."""
+        if self.waiting:
+            self._found.notify_all()
+
+    def _problem(self, size: int) -> MasterSlaveError | None:
+        if self._has_ended():
+            return None
+        if self._ledger is not None:
+            if self._ledger.trouble:
+                try:
+                    self._ledger.sync()
+                except JournalError as error:
+                    return error
+            return None
+        budget, held = self._settings.memory_bytes, self._queue.parameter_bytes
+        if not held or held + size <= budget:
+            return None
+        return QueueFull(
+            f"the parameters of unfinished tasks take {held} bytes of memory, and the budget is "
+            f"{budget} (MASTERSLAVE_MEMORY); start slaves, or use a journal: it keeps them on disk"
+        )

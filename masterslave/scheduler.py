@@ -1,0 +1,105 @@
+"""Which tasks a slave gets: the queue's order, tempered by what it has time and workers for.
+
+Knows how long tasks of a tag take (`pace`), so that a slave holds some milliseconds of tiny tasks
+and no long one more than it has workers, gets nothing that its time no longer suffices for, and,
+when nothing waits, may repeat a task that takes long elsewhere (`stragglers`). Time is an argument.
+"""
+
+from __future__ import annotations
+
+from masterslave.pace import Pace
+from masterslave.queue import Effect, TaskQueue
+from masterslave.records import BATCH_BYTES, NO_TIME_LEFT, Assignment, Completion, Outcome
+from masterslave.roster import Member
+from masterslave.stragglers import Stragglers
+
+
+class Scheduler:
+    """Hands out a queue's tasks and takes note of how long they took."""
+
+    def __init__(self, queue: TaskQueue) -> None:
+        self._queue = queue
+        self.pace = Pace()
+        self._stragglers = Stragglers()
+
+    def tags_for(self, member: Member, now: float) -> frozenset[str]:
+        """The tags of which a slave may get tasks now."""
+        return member.timely_tags(self.pace, now)
+
+    def hand_out(self, member: Member, now: float) -> list[Assignment]:
+        """Give a slave what it may hold: as many tasks as make up a message, or none."""
+        tasks: list[Assignment] = []
+        size = 0
+        tags = self.tags_for(member, now)
+        held = self.held_by(member)
+        while True:
+            task = self._queue.peek(tags)
+            if task is None or not member.may_take(task.tag, held, self.pace):
+                return tasks
+            size += task.size
+            if size > BATCH_BYTES and tasks:
+                return tasks  # the rest fits into the next answer
+            assignment = self._queue.hand_out(member.id, tags)
+            assert assignment is not None
+            self._given(member, assignment)
+            if self._stragglers:
+                self._stragglers.began(assignment.task_id, assignment.tag, member.id, now)
+            held += 1
+            tasks.append(assignment)
+
+    def held_by(self, member: Member) -> int:
+        """How many tasks a slave holds."""
+        return len(self._queue.held_by(member.id))
+
+    def is_idle(self, member: Member) -> bool:
+        """Whether one of a slave's workers waits for a task."""
+        return member.is_idle(self.held_by(member))
+
+    def complete(
+        self, process_id: int, member: Member | None, done: Completion, now: float
+    ) -> Effect:
+        """A slave hands in the end of an attempt; `member` as far as it is known."""
+        effect = self._queue.complete(process_id, done, now)
+        tag = done.task_id.rpartition("_")[0]
+        if member is not None:
+            member.ended(done.task_id, done.attempt)
+            if done.outcome == Outcome.RETURNED and done.detail == NO_TIME_LEFT:
+                member.too_long.add(tag)
+        if effect.kind != "dropped" and done.outcome in (Outcome.RESULT, Outcome.EXCEPTION):
+            self.pace.record(tag, done.duration_s)
+            if member is not None:
+                member.finished += 1
+        return effect
+
+    # --- stragglers -------------------------------------------------------------------------
+
+    def repeat_stragglers(self, tag: str, factor: float | None) -> None:
+        """See `Stragglers.enable`."""
+        self._stragglers.enable(tag, factor)
+
+    def ended(self, task_id: str) -> None:
+        """The task does not run any more."""
+        if self._stragglers:
+            self._stragglers.ended(task_id)
+
+    def late_tags(self, now: float) -> set[str]:
+        """The tags that have a task to be repeated."""
+        return self._stragglers.late_tags(self.pace, now)
+
+    def repeat(self, member: Member, now: float) -> list[Assignment]:
+        """Nothing waits for an idle worker: let it begin a task that takes long elsewhere."""
+        if not self._stragglers or not self.is_idle(member):
+            return []
+        tags = (member.tags or frozenset()) - set(self._queue.waiting_tags())
+        task_id = self._stragglers.pick(member.id, tags, self.pace, now)
+        if task_id is None:
+            return []
+        self._stragglers.ended(task_id)
+        assignment = self._queue.repeat(member.id, task_id)
+        if assignment is None:
+            return []
+        self._given(member, assignment)
+        return [assignment]
+
+    def _given(self, member: Member, task: Assignment) -> None:
+        member.took(task.task_id, task.attempt, self.pace.estimate_s(task.tag))
