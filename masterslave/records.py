@@ -199,7 +199,7 @@ def as_completion(item: Any) -> Completion:
         (isinstance(done.detail, str) and len(done.detail) <= MAX_STORY, "detail"),
     ):
         if not good:
-            raise ValueError(f"a completion has a {name} that cannot be")
+            raise ValueError(f"the {name} of a completion cannot be this")
     return done
 
 

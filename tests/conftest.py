@@ -175,6 +175,7 @@ class Impostor(threading.Thread):
         super().__init__(daemon=True)
         self._answer = answer
         self._server = socket.create_server(("127.0.0.1", port))
+        self.visits = 0
         self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
         self.start()
 
@@ -184,6 +185,7 @@ class Impostor(threading.Thread):
                 client, _ = self._server.accept()
             except OSError:
                 return
+            self.visits += 1
             with client, contextlib.suppress(OSError):
                 client.settimeout(PATIENCE_S)
                 self._answer(client)

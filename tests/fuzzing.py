@@ -52,7 +52,7 @@ LABEL = "fuzzed"
 #: nothing. The name server has no authentication, and a reader of its own.
 DECODERS: dict[str, tuple[str, ...]] = {
     "stranger": (),
-    "name server": ("masterslave.transports.literals", "ast.literal_eval"),
+    "name server": ("masterslave.transports.literals",),
     "authenticated": ("msgpack", "MsgpackSerializer"),
     "own threads": ("",),
 }

@@ -218,6 +218,26 @@ def test_plain_messages_pass_the_rule(good: bytes) -> None:
     check_message(good[:40], MSGPACK_ID, PLAIN, MAX_RECORD_BYTES)
 
 
+@pytest.mark.parametrize("more", [message(serializer=SERPENT_ID), message(), b"x"])
+def test_a_record_is_one_message_and_no_more(pair: Pair, more: bytes) -> None:
+    client, server = sealed(pair)
+    client.sendall(message() + more)
+    with pytest.raises(ChannelError, match="one whole message"):
+        server.recv(1)
+
+
+def test_memory_for_a_long_message_is_reserved_as_it_comes(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "_TRUSTED_BYTES", 1000)
+    client, server = sealed(pair)
+    sent = message(bytes(range(256)) * 400)
+    thread = threading.Thread(target=client.sendall, args=(sent,))
+    thread.start()
+    assert read(server, len(sent)) == sent
+    thread.join()
+
+
 def test_the_client_takes_exceptions_but_no_calls(pair: Pair) -> None:
     client, server = sealed(pair)
     raised = message(kind=protocol.MSG_RESULT, flags=protocol.FLAGS_EXCEPTION)

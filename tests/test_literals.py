@@ -59,7 +59,7 @@ def test_anything_else_is_refused_and_no_more(data: bytes | str) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"#", b"1 2", b"[1", b"]", b"(,)", b"[1,,2]", b"{1:2,3}", b"{1,2:3}", b"{[]:1}",
+        b"", b"#", b"1 2", b"1,", b"[1", b"]", b"(,)", b"[1,,2]", b"{1:2,3}", b"{1,2:3}", b"{[]:1}",
         b"{[]}", b"1+1", b"-x", b"lambda:0", b"__import__", b"a()", b"f''", b"b''", b"'a", b"'\\q'",
         b"'\\N{DIGIT ONE}'", b"'\\ud800'", b"'\\U00110000'", b"'a' 'b'", b"'\n'", b"9" * 100, b"1j",
         b"\xff", b"0x10",
@@ -70,20 +70,15 @@ def test_what_is_no_plain_literal_is_refused(data: bytes) -> None:
         loads(data)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"[" * 16000,
-        b"(" * 8000 + b")" * 8000,
-        b"{1:" * 5000,
-        b"-" * 16000 + b"1",
-        b"1" + b"()" * 8000,
-        b"1" + b"[0]" * 5000,
-        b"1+" * 8000 + b"1",
-    ],
-)
+@pytest.mark.parametrize("data", [b"[" * 16000, b"(" * 8000 + b")" * 8000, b"{1:" * 5000])
 def test_deep_nesting_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="no plain literal"):
+    with pytest.raises(ValueError, match="out of place"):
+        loads(data)
+
+
+@pytest.mark.parametrize("data", [b"-" * 16000 + b"1", b"1" + b"()" * 8000, b"1+" * 8000 + b"1"])
+def test_long_expressions_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):
         loads(data)
 
 

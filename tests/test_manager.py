@@ -74,6 +74,11 @@ def test_a_slave_that_was_away_is_told_to_forget_as_well(manager: TaskManager) -
 # --- questions ------------------------------------------------------------------------------
 
 
+def test_a_failure_message_without_end_is_cut(manager: TaskManager) -> None:
+    manager.reportFailure(0, "x" * 10**6)
+    assert len(manager.status()["failures"][0]) < 30_000
+
+
 def test_status_tells_everything_in_plain_types(manager: TaskManager) -> None:
     manager.registerProcess(None, "the master")
     slave = join(manager, "sqrt cube", workers=2, token="secret")
@@ -262,3 +267,20 @@ def test_many_slaves_and_clients_lose_and_double_nothing(live: TaskManager) -> N
     assert max(Counter(ran).values()) == 1
     assert live.status()["delivered"] == clients * each
     assert live.numberOfTasks() == [{}, {}, {}]
+
+
+def test_results_are_given_in_messages_of_bounded_size(
+    manager: TaskManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("masterslave.manager.BATCH_BYTES", 1000)
+    slave = join(manager, workers=4)
+    manager.addTaskRequests("sqrt", [X] * 4)
+    for task in take(manager, slave):
+        give(manager, slave, task, frame=[bytes(600)])
+    assert [len(manager.getResults(0, limit=100)) for _ in range(2)] == [2, 2]
+
+
+def test_a_client_that_waited_is_not_remembered(live: TaskManager) -> None:
+    for client in range(1000, 1010):
+        live.getResults(client, timeout=0.0001)
+    assert live._clients_wait == {}

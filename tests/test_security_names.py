@@ -15,10 +15,13 @@ import pytest
 from attacks import LABEL, Job, bare, messages_of_strangers, one_line, receive, rest
 from conftest import Impostor, World
 from Pyro5 import protocol
+from Pyro5.client import Proxy
+from Pyro5.errors import NamingError, PyroError
 from Pyro5.serializers import serializers
 
 from masterslave.proofs import HELLO_BYTES, NONCE_BYTES, PROOF_BYTES
 from masterslave.settings import split_address
+from masterslave.transports import pyro
 
 # --- forged entries in the name server ------------------------------------------------------
 
@@ -129,6 +132,43 @@ def test_the_name_server_refuses_another_serializer_later(job: Job) -> None:
             sock.sendall(protocol.SendingMessage(protocol.MSG_INVOKE, flags, 1, number, data).data)
             rest(sock)
     assert LABEL in job.world.task_manager("list").finish()
+
+
+def test_the_name_server_takes_no_regular_expressions(job: Job) -> None:
+    """They can keep the interpreter busy for ever."""
+    with job.world.names() as names:
+        names.register("a" * 40 + "!", "PYRO:x@127.0.0.1:1")
+        for method in (names.list, names.remove):
+            with pytest.raises(NamingError, match="regular expressions"):
+                method(regex="(a+)+$")
+        assert "a" * 40 + "!" in names.list(prefix="a")
+
+
+def test_the_name_server_makes_no_objects_of_what_it_is_sent(job: Job) -> None:
+    """A proxy among the arguments would connect to wherever the sender says."""
+    with Impostor(lambda sock: None) as impostor, job.world.names() as names:
+        names._pyroBind()
+        spy = Proxy(f"PYRO:x@{impostor.address}")
+        for call in (lambda: names.lookup(spy), lambda: names.register("x", spy)):
+            with pytest.raises((NamingError, TypeError, ValueError, PyroError)):
+                call()
+        assert impostor.visits == 0
+
+
+def test_the_name_server_has_a_largest_number_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyro, "_NAMES", 3)
+    server = pyro.EmbeddedNameServer("127.0.0.1", 0)
+    try:
+        port = server._daemon.sock.getsockname()[1]
+        with Proxy(f"PYRO:Pyro.NameServer@127.0.0.1:{port}") as names:
+            count = names.count()
+            for number in range(3 - count):
+                names.register(f"name{number}", "PYRO:x@127.0.0.1:1")
+            with pytest.raises(NamingError, match="no room"):
+                names.register("one more", "PYRO:x@127.0.0.1:1")
+            names.register("name0", "PYRO:y@127.0.0.1:1")  # a known one may change
+    finally:
+        server.stop()
 
 
 def test_the_name_server_reserves_nothing_for_huge_lengths(job: Job) -> None:
