@@ -70,7 +70,9 @@ class Ledger:
             elif isinstance(entry, HandedOut):
                 for number, attempt in entry.tasks:
                     if number in tags:
-                        queue.adopt(entry.process, f"{tags[number]}_{number}", attempt)
+                        task_id = f"{tags[number]}_{number}"
+                        queue.absolved_before(task_id, attempt)  # see `absolved`
+                        queue.adopt(entry.process, task_id, attempt)
                     else:  # cancelled: a slave may still hand it in, so nobody gets its number
                         queue.number_used(number)
             elif isinstance(entry, (Setback, Ended)):
@@ -122,6 +124,12 @@ class Ledger:
         """A slave is about to get tasks."""
         if tasks:
             pairs = tuple((_number(task.task_id), task.attempt) for task in tasks)
+            self._journal.add(HandedOut(process, pairs))
+
+    def absolved(self, process: int, attempts: Iterable[tuple[str, int]]) -> None:
+        """A slave that was lost with these attempts is back: on record, it gets them once more."""
+        pairs = tuple((_number(task_id), attempt) for task_id, attempt in attempts)
+        if pairs:
             self._journal.add(HandedOut(process, pairs))
 
     def settled(self, effect: Effect, process: int, attempt: int, duration_s: float) -> None:
