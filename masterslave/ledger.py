@@ -7,6 +7,7 @@ manager's lock held, but for `sync`, `filled` and `delivered`, which may block o
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
@@ -50,6 +51,7 @@ class Ledger:
         self._memory_bytes = memory_bytes
         # Frames that are to rest once they are written: what must be written first, whose, which.
         self._heavy: deque[tuple[int, Task, Frame]] = deque()
+        self._ends: dict[str, int] = {}  # task id -> what must be written before it is delivered
 
     # --- at the start -----------------------------------------------------------------------
 
@@ -145,6 +147,7 @@ class Ledger:
                 ),
                 task.size,
             )  # fmt: skip
+            self._ends[task.id] = self._journal.added
             self._weigh(task)
         elif effect.setback:
             story = task.history[-1].partition(": ")[2]
@@ -224,7 +227,14 @@ class Ledger:
         return good, bad
 
     def delivered(self, delivery: Delivery) -> Delivery:
-        """The delivery with its result; a failure, where that cannot be read any more."""
+        """The delivery with its result; a failure, where that cannot be read any more.
+
+        Its end is on record by then, or a client might act on what the next run does not know and
+        runs again. While the journal cannot be written, work goes on without that.
+        """
+        if self._ends.pop(delivery.task_id, 0) > self._journal.written and not self.trouble:
+            with contextlib.suppress(JournalError):
+                self._journal.sync()
         if delivery.frame is not AT_REST:
             return delivery
         try:
