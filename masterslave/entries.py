@@ -39,7 +39,7 @@ class Left(NamedTuple):
 
 
 class HandedOut(NamedTuple):
-    """A slave was given tasks."""
+    """A slave was given tasks. Of an attempt that has failed: its slave was not lost after all."""
 
     process: int
     tasks: tuple[tuple[int, int], ...]  # number and attempt of each

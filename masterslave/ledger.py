@@ -7,6 +7,7 @@ manager's lock held, but for `sync`, `filled` and `delivered`, which may block o
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
@@ -50,6 +51,7 @@ class Ledger:
         self._memory_bytes = memory_bytes
         # Frames that are to rest once they are written: what must be written first, whose, which.
         self._heavy: deque[tuple[int, Task, Frame]] = deque()
+        self._ends: dict[str, int] = {}  # task id -> what must be written before it is delivered
 
     # --- at the start -----------------------------------------------------------------------
 
@@ -70,7 +72,9 @@ class Ledger:
             elif isinstance(entry, HandedOut):
                 for number, attempt in entry.tasks:
                     if number in tags:
-                        queue.adopt(entry.process, f"{tags[number]}_{number}", attempt)
+                        task_id = f"{tags[number]}_{number}"
+                        queue.absolved_before(task_id, attempt)  # see `absolved`
+                        queue.adopt(entry.process, task_id, attempt)
                     else:  # cancelled: a slave may still hand it in, so nobody gets its number
                         queue.number_used(number)
             elif isinstance(entry, (Setback, Ended)):
@@ -124,6 +128,12 @@ class Ledger:
             pairs = tuple((_number(task.task_id), task.attempt) for task in tasks)
             self._journal.add(HandedOut(process, pairs))
 
+    def absolved(self, process: int, attempts: Iterable[tuple[str, int]]) -> None:
+        """A slave that was lost with these attempts is back: on record, it gets them once more."""
+        pairs = tuple((_number(task_id), attempt) for task_id, attempt in attempts)
+        if pairs:
+            self._journal.add(HandedOut(process, pairs))
+
     def settled(self, effect: Effect, process: int, attempt: int, duration_s: float) -> None:
         """An attempt has ended, or its slave was lost."""
         task = effect.task
@@ -137,6 +147,7 @@ class Ledger:
                 ),
                 task.size,
             )  # fmt: skip
+            self._ends[task.id] = self._journal.added
             self._weigh(task)
         elif effect.setback:
             story = task.history[-1].partition(": ")[2]
@@ -216,7 +227,14 @@ class Ledger:
         return good, bad
 
     def delivered(self, delivery: Delivery) -> Delivery:
-        """The delivery with its result; a failure, where that cannot be read any more."""
+        """The delivery with its result; a failure, where that cannot be read any more.
+
+        Its end is on record by then, or a client might act on what the next run does not know and
+        runs again. While the journal cannot be written, work goes on without that.
+        """
+        if self._ends.pop(delivery.task_id, 0) > self._journal.written and not self.trouble:
+            with contextlib.suppress(JournalError):
+                self._journal.sync()
         if delivery.frame is not AT_REST:
             return delivery
         try:

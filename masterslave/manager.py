@@ -139,6 +139,9 @@ class TaskManager:
         with self._lock:
             member = self._roster.join(record, watchdog_period, resume, self._clock())
             self._awaited.pop(member.id, None)
+            absolved = self._queue.take_back_blame(member.id)
+            if self._ledger is not None:
+                self._ledger.absolved(member.id, absolved)
             effects, obsolete = self._queue.reconcile(member.id, had)
             for effect in effects:
                 self._act(effect, member, "not begun")

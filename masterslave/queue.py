@@ -214,7 +214,8 @@ class TaskQueue:
         self._lines = WaitingLines[Task]()
         self._deferred: list[tuple[float, int, Task]] = []  # a heap: due time, ticket, task
         self._held: dict[int, dict[str, Task]] = {}  # process id -> its tasks, oldest first
-        self._blamed: dict[int, list[tuple[str, str]]] = {}  # lost process -> task, its last story
+        # Of each lost process: tasks that count it as a crash, with attempt and story.
+        self._blamed: dict[int, list[tuple[str, int, str]]] = {}
         self._clients: dict[int, _Client] = {}
         self._counts: dict[State, Counter[str]] = {state: Counter() for state in State}
         self._next_id = 0
@@ -270,6 +271,16 @@ class TaskQueue:
         if attempt >= task.attempt:
             task.attempt = attempt
             self._unhold(task)
+
+    def absolved_before(self, task_id: str, attempt: int) -> None:
+        """A failed attempt of a parked task was none, as its slave came back; if it has failed."""
+        task = self.tasks[task_id]
+        stories = [story for story in task.history if story.startswith(f"attempt {attempt}: ")]
+        if stories and self._is_open(task):
+            task.crashes -= 1
+            task.history.remove(stories[-1])
+            if task.answered == attempt:
+                task.answered = attempt - 1
 
     def finished_before(self, task_id: str, outcome: str, detail: str) -> None:
         """A parked task has come to its end in an earlier run; its result is at rest."""
@@ -383,11 +394,22 @@ class TaskQueue:
         record for it and not among these goes back to the head of the line. Gives the effects of
         that, and those that it should let go of.
         """
-        self._take_back_blame(process)
+        self.take_back_blame(process)
         kept = set(held)
         missing = [task for task in self.held_by(process) if (task.id, task.attempt) not in kept]
         effects = [self._reschedule(task) for task in reversed(missing)]
         return effects, [one for one in held if not self.adopt(process, *one)]
+
+    def take_back_blame(self, process: int) -> list[tuple[str, int]]:
+        """A process that was lost lives. Gives the attempts that count no crash any more."""
+        absolved = []
+        for task_id, attempt, story in self._blamed.pop(process, ()):
+            task = self.tasks.get(task_id)
+            if task is not None and task.state in _LIVE:
+                task.crashes -= 1
+                task.history.remove(story)
+                absolved.append((task_id, attempt))
+        return absolved
 
     def started(self, process: int, task_ids: Iterable[str]) -> None:
         """A slave says which of its tasks a worker has begun; only those can cost a crash."""
@@ -456,7 +478,7 @@ class TaskQueue:
         for task in reversed(held):  # each goes to the head of its line: keep their order
             if task.id in guilty:
                 effects.append(self._crash(task, story))
-                blamed.append((task.id, task.history[-1]))
+                blamed.append((task.id, task.attempt, task.history[-1]))
             else:
                 effects.append(self._reschedule(task))
         return effects
@@ -600,13 +622,6 @@ class TaskQueue:
         former = task.former
         self._finish(task, _OUTCOME_EVENTS[outcome.value], [], "\n".join(task.history))
         return Effect("finished", task, former)
-
-    def _take_back_blame(self, process: int) -> None:
-        for task_id, story in self._blamed.pop(process, ()):
-            task = self.tasks.get(task_id)
-            if task is not None and task.state in _LIVE:
-                task.crashes -= 1
-                task.history.remove(story)
 
     def _finish(self, task: Task, event: Event, frame: Frame, detail: str) -> None:
         self._unhold(task)

@@ -531,6 +531,8 @@ def test_a_slave_started_by_hand_says_that_chaos_is_on(world: World) -> None:
 
 def test_a_round_of_the_benchmark_is_clean(world: World) -> None:
     benchmark = ROOT / "benchmarks" / "chaos.py"
-    heading, row = world.start(benchmark, "--tasks", 300).finish().splitlines()
+    some = "kill-slave,kill-worker,stop-worker,kill-master,restart-names,kill,duplicate,cut"
+    program = world.start(benchmark, "--tasks", 300, "--only", some)
+    heading, row = program.finish().splitlines()
     counts = dict(zip(heading.split(), row.split(), strict=True))
-    assert {counts[name] for name in ("lost", "twice", "wrong", "failed")} == {"0"}
+    assert {counts[name] for name in ("lost", "twice", "wrong", "failed", "again")} == {"0"}

@@ -68,6 +68,35 @@ def test_a_slave_gets_a_task_when_that_is_on_record(kept: TaskManager, store: Tr
     assert entries(store) == ["Joined", "Requested", "HandedOut"]
 
 
+def test_a_result_is_delivered_when_it_is_on_record(kept: TaskManager, store: TryingStore) -> None:
+    slave = join(kept)
+    kept.addTaskRequest("sqrt", X)
+    (task,) = take(kept, slave)
+    store.gate.clear()
+    acknowledged = Call(give, kept, slave, task)
+    wait_until(lambda: store.busy)
+    received = Call(lambda: (kept.getResults(timeout=LONG_S), entries(store)))
+    wait_until(lambda: kept.status()["delivered"])
+    assert not received.done
+    store.gate.set()
+    (delivery,), on_record = received.outcome()
+    assert delivery.task_id == "sqrt_0"
+    assert on_record[-1] == "Ended"
+    acknowledged.outcome()
+
+
+def test_a_result_is_delivered_while_nothing_can_be_put_on_record(
+    kept: TaskManager, store: TryingStore
+) -> None:
+    slave = join(kept)
+    kept.addTaskRequest("sqrt", X)
+    (task,) = take(kept, slave)
+    fill(store)
+    with pytest.raises(JournalFull):
+        give(kept, slave, task)
+    assert ids(kept.getResults(timeout=0.0)) == ["sqrt_0"]
+
+
 def test_a_result_is_acknowledged_when_it_is_on_record(
     kept: TaskManager, store: TryingStore
 ) -> None:

@@ -496,6 +496,44 @@ def test_a_lost_slave_is_counted_through_all_runs(jobs: Jobs) -> None:
     assert got.detail.count("its host is down") == 2
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "another slave has it"])
+def test_a_slave_that_was_only_cut_off_costs_nothing_in_any_run(jobs: Jobs, meanwhile: str) -> None:
+    run = jobs()
+    held: dict[int, Assignment] = {}
+    for _ in range(3):
+        run.ask(b"1", crash_limit=2)
+        if not held:
+            first = run.slave("a")
+            (held[first],) = take(run.manager, first)
+        elif run.status("awaited_slaves"):
+            (slave,) = held
+            assert run.back(slave, "a", held[slave]) == (slave, [])
+        for _ in range(3):
+            ((slave, task),) = held.items()
+            run.manager.lostProcess(slave, "its cable was pulled")
+            if meanwhile != "nothing":
+                other = run.slave("b")
+                (again,) = take(run.manager, other)
+                assert run.back(slave, "a", task)[1] == [(task.task_id, task.attempt)]
+                run.manager.unregisterProcess(other)
+                (task,) = take(run.manager, slave)
+                assert task.attempt == again.attempt + 1
+            else:
+                assert run.back(slave, "a", task) == (slave, [])
+            held = {slave: task}
+        run.manager.exchange(run.client)  # all is on record
+        run = jobs()
+    run.ask(b"1", crash_limit=2)
+    ((slave, task),) = held.items()
+    assert run.back(slave, "a", task) == (slave, [])
+    give(run.manager, slave, task, Outcome.CRASHED, detail="the first that counts")
+    (task,) = take(run.manager, slave)
+    give(run.manager, slave, task, Outcome.CRASHED, detail="the second")
+    assert [line.partition(": ")[2] for line in run.result().detail.splitlines()] == [
+        "the first that counts", "the second",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("outcome", [Outcome.CRASHED, Outcome.EXCEPTION])
 def test_limits_are_those_of_the_last_request(jobs: Jobs, outcome: Outcome) -> None:
     """Someone raises the limits and starts the master again, twice."""
