@@ -1,14 +1,16 @@
-"""Waiting lines: per tag first come first served within a priority, returned tasks at the head.
+"""Lines of tasks: those that wait for a slave, and those that wait for their client.
 
+Waiting for a slave: per tag first come first served within a priority, returned tasks at the head.
 Every operation costs O(1) in the number of waiting items; a new priority of a tag costs a sort of
-that tag's priorities, of which there are few.
+that tag's priorities, of which there are few. There may be millions, so an item costs two places
+in a deque and no object of its own, which the garbage collector would have to visit.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, Protocol, TypeVar
 
 Item = TypeVar("Item")
 
@@ -19,10 +21,10 @@ class _Line(Generic[Item]):
     __slots__ = ("by_priority", "priorities")
 
     def __init__(self) -> None:
-        self.by_priority: dict[int, deque[tuple[int, Item]]] = {}
+        self.by_priority: dict[int, deque[Any]] = {}  # rank, item, rank, item, ...
         self.priorities: list[int] = []  # those with items, highest last
 
-    def queue(self, priority: int) -> deque[tuple[int, Item]]:
+    def queue(self, priority: int) -> deque[Any]:
         line = self.by_priority.get(priority)
         if line is None:
             line = self.by_priority[priority] = deque()
@@ -42,12 +44,12 @@ class WaitingLines(Generic[Item]):
     def join(self, item: Item, tag: str, priority: int) -> None:
         """Stand at the end of the line."""
         self._last += 1
-        self._line(tag).queue(priority).append((self._last, item))
+        self._line(tag).queue(priority).extend((self._last, item))
 
     def join_at_head(self, item: Item, tag: str, priority: int) -> None:
         """Stand before all others of that tag and priority."""
         self._first -= 1
-        self._line(tag).queue(priority).appendleft((self._first, item))
+        self._line(tag).queue(priority).extendleft((item, self._first))
 
     def first(self, tags: Iterable[str]) -> Item | None:
         """The item whose turn it is among those of the given tags: priority, then order."""
@@ -58,10 +60,11 @@ class WaitingLines(Generic[Item]):
             if line is None:
                 continue
             priority = line.priorities[-1]
-            rank, item = line.by_priority[priority][0]
-            if best is None or (-priority, rank) < best:
-                best = (-priority, rank)
-                winner = item
+            queue = line.by_priority[priority]
+            rank = (-priority, queue[0])
+            if best is None or rank < best:
+                best = rank
+                winner = queue[1]
         return winner
 
     def leave(self, tag: str) -> None:
@@ -69,6 +72,7 @@ class WaitingLines(Generic[Item]):
         line = self._lines[tag]
         priority = line.priorities[-1]
         queue = line.by_priority[priority]
+        queue.popleft()
         queue.popleft()
         if not queue:
             del line.by_priority[priority]
@@ -81,3 +85,76 @@ class WaitingLines(Generic[Item]):
         if line is None:
             line = self._lines[tag] = _Line()
         return line
+
+
+class Tagged(Protocol):
+    """What can wait for its client."""
+
+    tag: str
+
+
+Result = TypeVar("Result", bound=Tagged)
+
+
+class _Fifo(Generic[Result]):
+    """Items in order of arrival, of which some may have been taken elsewhere."""
+
+    __slots__ = ("_is_taken", "_items", "_taken")
+
+    def __init__(self, items: Iterable[Result], is_taken: Callable[[Result], bool]) -> None:
+        self._items = deque(items)
+        self._is_taken = is_taken
+        self._taken = 0  # about so many were taken elsewhere
+
+    def add(self, item: Result) -> None:
+        self._items.append(item)
+
+    def take(self) -> Result | None:
+        while self._items:
+            item = self._items.popleft()
+            if not self._is_taken(item):
+                return item
+            self._taken -= 1
+        return None
+
+    def left(self) -> list[Result]:
+        return [item for item in self._items if not self._is_taken(item)]
+
+    def took_one_elsewhere(self) -> None:
+        """Keeps what was taken from piling up, at a cost of O(1) on average."""
+        self._taken += 1
+        if self._taken > 100 and self._taken > len(self._items) // 2:
+            self._items = deque(self.left())
+            self._taken = 0
+
+
+class FinishedLine(Generic[Result]):
+    """Items that their client takes in order of arrival, those of one tag or of any."""
+
+    def __init__(self, is_taken: Callable[[Result], bool]) -> None:
+        """`is_taken`: must be true of what `take` has given, from then on."""
+        self._is_taken = is_taken
+        self._all = _Fifo[Result]((), is_taken)
+        self._by_tag: dict[str, _Fifo[Result]] = {}  # of the tags that were asked for
+
+    def add(self, item: Result) -> None:
+        """An item arrives."""
+        self._all.add(item)
+        if self._by_tag and item.tag in self._by_tag:
+            self._by_tag[item.tag].add(item)
+
+    def take(self, tag: str | None) -> Result | None:
+        """The oldest item, of that tag if given; None when there is none."""
+        if tag is None:
+            item = self._all.take()
+            if item is not None and item.tag in self._by_tag:
+                self._by_tag[item.tag].took_one_elsewhere()
+            return item
+        line = self._by_tag.get(tag)
+        if line is None:
+            mine = (item for item in self._all.left() if item.tag == tag)
+            line = self._by_tag[tag] = _Fifo(mine, self._is_taken)
+        item = line.take()
+        if item is not None:
+            self._all.took_one_elsewhere()
+        return item

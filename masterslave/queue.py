@@ -29,13 +29,13 @@ when a request with its identity claims it, it enters the state that this amount
 from __future__ import annotations
 
 import heapq
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
 from masterslave.errors import IllegalTransition, UnknownTask
-from masterslave.lines import WaitingLines
+from masterslave.lines import FinishedLine, WaitingLines
 from masterslave.records import (
     AT_REST,
     Assignment,
@@ -175,7 +175,7 @@ class Task:
         self.started = False  # whether the holder has said that a worker began it
         self.crashes = 0
         self.failures = 0  # exceptions so far
-        self.history: list[str] = []  # story of each attempt that went wrong
+        self.history: tuple[str, ...] = ()  # story of each attempt that went wrong
         self.outcome = ""  # a State's value once finished
         self.detail = ""  # remote traceback or the story of all attempts
 
@@ -192,11 +192,10 @@ class Effect(NamedTuple):
 class _Client:
     """What a client has in the queue."""
 
-    __slots__ = ("finished", "finished_by_tag", "outstanding")
+    __slots__ = ("finished", "outstanding")
 
     def __init__(self) -> None:
-        self.finished: OrderedDict[int, Task] = OrderedDict()  # in order of completion
-        self.finished_by_tag: dict[str, OrderedDict[int, Task]] = {}
+        self.finished = FinishedLine[Task](lambda task: task.state is State.DELIVERED)
         self.outstanding: Counter[str] = Counter()  # tag -> requested, not yet delivered
 
 
@@ -219,7 +218,6 @@ class TaskQueue:
         self._clients: dict[int, _Client] = {}
         self._counts: dict[State, Counter[str]] = {state: Counter() for state in State}
         self._next_id = 0
-        self._finish_order = 0
 
     # --- events -----------------------------------------------------------------------------
 
@@ -266,7 +264,7 @@ class TaskQueue:
             task.failures += 1
         else:
             task.crashes += 1
-        task.history.append(f"attempt {attempt}: {story}")
+        task.history += (f"attempt {attempt}: {story}",)
         task.answered = max(task.answered, attempt)
         if attempt >= task.attempt:
             task.attempt = attempt
@@ -278,7 +276,7 @@ class TaskQueue:
         stories = [story for story in task.history if story.startswith(f"attempt {attempt}: ")]
         if stories and self._is_open(task):
             task.crashes -= 1
-            task.history.remove(stories[-1])
+            task.history = tuple(one for one in task.history if one != stories[-1])
             if task.answered == attempt:
                 task.answered = attempt - 1
 
@@ -407,7 +405,7 @@ class TaskQueue:
             task = self.tasks.get(task_id)
             if task is not None and task.state in _LIVE:
                 task.crashes -= 1
-                task.history.remove(story)
+                task.history = tuple(one for one in task.history if one != story)
                 absolved.append((task_id, attempt))
         return absolved
 
@@ -448,7 +446,7 @@ class TaskQueue:
         elif event is Event.EXCEPTION and self._may_retry(task):
             task.failures += 1
             task.answered = done.attempt
-            task.history.append(f"attempt {done.attempt}: {done.detail}")
+            task.history += (f"attempt {done.attempt}: {done.detail}",)
             return self._retry(task, now)
         self._finish(task, event, done.frame, done.detail)
         return Effect("finished", task, stop_on)
@@ -515,13 +513,10 @@ class TaskQueue:
         mine = self._clients.get(client)
         if mine is None:
             return None
-        line = mine.finished if tag is None else mine.finished_by_tag.get(tag)
-        if not line:
+        task = mine.finished.take(tag)
+        if task is None:
             return None
-        order, task = next(iter(line.items()))
         self._move(task, Event.DELIVER)
-        del mine.finished[order]
-        del mine.finished_by_tag[task.tag][order]
         self._forget(task)
         self.delivered += 1
         delivery = Delivery(task.id, task.tag, task.outcome, task.frame, task.detail)
@@ -616,7 +611,7 @@ class TaskQueue:
 
     def _crash(self, task: Task, story: str, outcome: Outcome = Outcome.CRASHED) -> Effect:
         task.crashes += 1
-        task.history.append(f"attempt {task.attempt}: {story}")
+        task.history += (f"attempt {task.attempt}: {story}",)
         if task.crashes < task.options.crash_limit:
             return self._reschedule(task, outcome.value)
         former = task.former
@@ -642,13 +637,7 @@ class TaskQueue:
         """It waits for its client."""
         task.outcome = task.state.value
         self.result_bytes += _in_memory(task)
-        self._finish_order += 1
-        mine = self._clients[task.client]
-        mine.finished[self._finish_order] = task
-        line = mine.finished_by_tag.get(task.tag)
-        if line is None:
-            line = mine.finished_by_tag[task.tag] = OrderedDict()
-        line[self._finish_order] = task
+        self._clients[task.client].finished.add(task)
 
     def _hold(self, task: Task, process: int) -> None:
         task.holder = process

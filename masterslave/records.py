@@ -47,7 +47,7 @@ BATCH_BYTES = 1 << 26
 
 def frame_bytes(frame: Frame) -> int:
     """Size of a frame."""
-    return sum(map(len, frame))
+    return len(frame[0]) if len(frame) == 1 else sum(map(len, frame))
 
 
 class Outcome(str, Enum):
@@ -60,6 +60,8 @@ class Outcome(str, Enum):
     OUT_OF_MEMORY = "out_of_memory"  # the task needed more than its worker's memory limit
     RETURNED = "returned"  # not started, or stopped on purpose: no fault of the task
 
+
+_OUTCOMES = frozenset(outcome.value for outcome in Outcome)
 
 #: `Completion.detail` of a task that a slave gives back unrun as it would not end in time there.
 NO_TIME_LEFT = "not enough time left"
@@ -186,21 +188,26 @@ def as_completion(item: Any) -> Completion:
 
     What is let through here goes into averages, onto the disk and to the client as it is.
     """
-    if not isinstance(item, (list, tuple)) or len(item) != len(Completion._fields):
-        raise ValueError("a completion must be a list of its fields")
-    done = Completion(*item)
-    Outcome(done.outcome)
-    duration_s = done.duration_s
-    for good, name in (
-        (is_name(done.task_id), "task id"),
-        (is_count(done.attempt), "attempt"),
-        (is_frame(done.frame), "frame"),
-        (isinstance(duration_s, (int, float)) and 0 <= duration_s <= MAX_S, "duration"),
-        (isinstance(done.detail, str) and len(done.detail) <= MAX_STORY, "detail"),
-    ):
-        if not good:
-            raise ValueError(f"the {name} of a completion cannot be this")
-    return done
+    try:
+        task_id, attempt, outcome, frame, duration_s, detail = item
+    except (TypeError, ValueError):
+        raise ValueError("a completion must be a list of its fields") from None
+    if not isinstance(outcome, str) or outcome not in _OUTCOMES:
+        raise ValueError(f"{str(outcome)[:99]!r} is not a valid Outcome")
+    wrong = ""
+    if not is_name(task_id):
+        wrong = "task id"
+    elif not is_count(attempt):
+        wrong = "attempt"
+    elif not is_frame(frame):
+        wrong = "frame"
+    elif not isinstance(duration_s, (int, float)) or not 0 <= duration_s <= MAX_S:
+        wrong = "duration"
+    elif not isinstance(detail, str) or len(detail) > MAX_STORY:
+        wrong = "detail"
+    if wrong:
+        raise ValueError(f"a completion has a {wrong} that cannot be")
+    return Completion(task_id, attempt, outcome, frame, duration_s, detail)
 
 
 def is_name(value: Any) -> bool:
@@ -215,6 +222,8 @@ def is_count(value: Any) -> bool:
 
 def is_frame(value: Any) -> bool:
     """Whether it can be a `Frame`."""
-    return isinstance(value, (list, tuple)) and all(
-        isinstance(piece, (bytes, bytearray, memoryview)) for piece in value
-    )
+    if not isinstance(value, (list, tuple)):
+        return False
+    if len(value) == 1 and type(value[0]) is bytes:
+        return True  # nearly all are, and there are many
+    return all(isinstance(piece, (bytes, bytearray, memoryview)) for piece in value)

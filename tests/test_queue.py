@@ -337,7 +337,7 @@ def test_a_returned_task_is_a_new_attempt_at_no_cost() -> None:
         assert assignment.attempt == attempt
         end(queue, assignment, Outcome.RETURNED)
     task = queue.tasks["a_0"]
-    assert (task.crashes, task.failures, task.history) == (0, 0, [])
+    assert (task.crashes, task.failures, task.history) == (0, 0, ())
 
 
 # --- exceptions and crashes -----------------------------------------------------------------

@@ -114,8 +114,8 @@ def test_started_tasks_of_a_lost_slave_count_a_crash_prefetched_ones_none() -> N
     effects = queue.lose(SLAVE, "power cut", 1)
     assert {effect.kind for effect in effects} == {"rescheduled"}
     assert [queue.tasks[f"a_{i}"].crashes for i in range(4)] == [0, 1, 1, 0]
-    assert queue.tasks["a_1"].history == ["attempt 1: power cut"]
-    assert queue.tasks["a_0"].history == []
+    assert queue.tasks["a_1"].history == ("attempt 1: power cut",)
+    assert queue.tasks["a_0"].history == ()
     assert list(queue.held_by(SLAVE)) == []
     check_books(queue)
 
@@ -294,11 +294,11 @@ def test_a_slave_that_comes_back_was_not_killed_by_its_task() -> None:
         queue.started(SLAVE, ["a_0"])
         queue.lose(SLAVE, "cut off", 1)
         come_back(queue, ("a_0", 1), ("a_1", 1))
-    assert queue.tasks["a_0"].history == []
+    assert queue.tasks["a_0"].history == ()
     assert {task.crashes for task in queue.tasks.values()} == {0}
     queue.started(SLAVE, ["a_0"])
     queue.lose(SLAVE, "killed", 1)
-    assert queue.tasks["a_0"].history == ["attempt 1: killed"]
+    assert queue.tasks["a_0"].history == ("attempt 1: killed",)
 
 
 def test_a_task_that_another_slave_runs_by_now_is_cleared_as_well_of_this_loss_only() -> None:
@@ -308,7 +308,7 @@ def test_a_task_that_another_slave_runs_by_now_is_cleared_as_well_of_this_loss_o
         queue.lose(slave, f"slave {slave} was lost", 1)
     assert come_back(queue) == ([], [])
     assert queue.tasks["a_0"].crashes == 1
-    assert queue.tasks["a_0"].history == [f"attempt 2: slave {OTHER_SLAVE} was lost"]
+    assert queue.tasks["a_0"].history == (f"attempt 2: slave {OTHER_SLAVE} was lost",)
 
 
 def test_a_slave_lets_go_of_what_has_ended_and_of_what_never_was() -> None:
