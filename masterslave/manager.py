@@ -109,9 +109,7 @@ class TaskManager:
         self._ledger: Ledger | None = None
         if journal is not None:
             self._ledger = Ledger(journal, self._queue, self._settings.memory_bytes)
-        self._room = Room(
-            self._lock, self._queue, self._ledger, self._settings, lambda: self._terminated
-        )
+        self._room = Room(self._lock, self._queue, self._ledger, self._settings, self._has_ended)
         if self._ledger is not None:
             self._restore(self._ledger)
 
@@ -610,6 +608,9 @@ class TaskManager:
             return self._failure_log.rows()
 
     # --- inside (all with the lock held) ----------------------------------------------------
+
+    def _has_ended(self) -> bool:
+        return self._terminated
 
     def _is_current(self, member: Member, generation: int | None) -> bool:
         present = self._roster.present.get(member.id) is member

@@ -189,13 +189,17 @@ class Effect(NamedTuple):
     setback: str = ""  # an Outcome's value when the attempt failed and another one follows
 
 
+def _is_delivered(task: Task) -> bool:
+    return task.state is State.DELIVERED
+
+
 class _Client:
     """What a client has in the queue."""
 
     __slots__ = ("finished", "outstanding")
 
     def __init__(self) -> None:
-        self.finished = FinishedLine[Task](lambda task: task.state is State.DELIVERED)
+        self.finished = FinishedLine[Task](_is_delivered)
         self.outstanding: Counter[str] = Counter()  # tag -> requested, not yet delivered
 
 

@@ -123,7 +123,10 @@ class Job:
             if parameter not in self.asked and not (self.disk.full and self.books.trouble):
                 yield f"the client requests {parameter}", lambda p=parameter: self.ask(p)
                 break  # it would block while nothing can be written
-        if self.queue._clients.get(self.client) and self.queue._clients[self.client].finished:
+        if (
+            self.queue._clients.get(self.client)
+            and self.queue._clients[self.client].finished._all.left()
+        ):
             yield "the client takes a result", self.retrieve
         for name, slave in self.slaves.items():
             if slave.cut:
@@ -404,7 +407,7 @@ class Job:
             tuple(sorted((name.get(p, "?"), tuple(held)) for p, held in queue._held.items())),
             tuple(
                 sorted(
-                    (name.get(p, "?"), tuple(task_id for task_id, _ in tasks))
+                    (name.get(p, "?"), tuple(task_id for task_id, _, _ in tasks))
                     for p, tasks in queue._blamed.items()
                     if tasks and name.get(p, "?") != "?"  # a dead one takes nothing back
                 )
@@ -412,7 +415,7 @@ class Job:
             tuple(
                 task.id
                 for mine in queue._clients.values()
-                for task in mine.finished.values()
+                for task in mine.finished._all.left()
             ),
             queue._next_id,
             tuple(
@@ -426,7 +429,7 @@ class Job:
                 )
             ),
             tuple(sorted(name.get(process, "?") for process in self.manager._awaited)),
-            bool(self.manager._pace._mean_s),
+            bool(self.manager._scheduler.pace._mean_s),
             (tuple(sorted(self.disk._requested)), tuple(sorted(self.disk._ended))),
             entries_key(self.disk._attempts, name),
             entries_key(journal._waiting, name),
@@ -480,7 +483,7 @@ def line(manager: TaskManager) -> list[Task]:
         task
         for tag_line in manager._queue._lines._lines.values()
         for queue in tag_line.by_priority.values()
-        for _, task in queue
+        for task in list(queue)[1::2]
     ]
 
 
