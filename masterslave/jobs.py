@@ -9,7 +9,7 @@ from typing import Any
 
 from masterslave import slavecode, worker
 from masterslave.errors import SettingsError
-from masterslave.master import MasterProcess
+from masterslave.master import MasterProcess, slave_code
 from masterslave.slave import DEFAULT_WATCHDOG_PERIOD, SlaveProcess, check_watchdog_period
 
 
@@ -46,14 +46,14 @@ def runJob(
         if active.label == label:
             slave_class(label, watchdog_period=watchdog_period).start()
         return
-    master = master_class(label) if journal is None else master_class(label, journal=journal)
+    record = slavecode.running_script()
+    # A class of an interactive console inside a program is in no module, and in no script.
+    shared_main = record is not None and slave_class.__module__ in sys.modules
+    if record is None or not shared_main:
+        record = slavecode.object_record((slave_class, watchdog_period))
+    with slave_code(record, shared_main=shared_main):
+        master = master_class(label) if journal is None else master_class(label, journal=journal)
     try:
-        record = slavecode.running_script()
-        # A class of an interactive console inside a program is in no module, and in no script.
-        if record is not None and slave_class.__module__ in sys.modules:
-            master.keep_slave_code(record, shared_main=True)
-        else:
-            master.keep_slave_code(slavecode.object_record((slave_class, watchdog_period)))
         if launch_slaves:
             master.launchSlaveJobs(launch_slaves)
     except BaseException:
@@ -88,10 +88,9 @@ def initializeMasterProcess(
         record = slavecode.script_record(slave_script)
     elif slave_module is not None:
         record = slavecode.module_record(slave_module)
-    master = MasterProcess(label, use_name_server, journal=journal)
+    with slave_code(record):
+        master = MasterProcess(label, use_name_server, journal=journal)
     atexit.register(master.shutdown)
-    if record is not None:
-        master.keep_slave_code(record)
     return master
 
 

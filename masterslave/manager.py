@@ -436,7 +436,8 @@ class TaskManager:
         None: as many as it registered. `generation`: the number of its registration; a call from an
         earlier one, whose answer might go to a dead connection, gets nothing.
 
-        Blocks for `timeout` seconds at most until there is a task or a notice. Gives the list of
+        Blocks for `timeout` seconds at most until there is a task or a notice, or the slave makes
+        another call that waits. Gives the list of
         assignments, and a dictionary of notices: "stop" (task ids), "forget" (data items),
         "terminate" (the job is over), "register" (this process is not known, or was taken for
         dead: what it handed in was used, now it must register again).
@@ -445,6 +446,8 @@ class TaskManager:
         done: nothing is acknowledged then, and what was handed in is to be handed in again.
         """
         ended = [as_completion(item) for item in completions]
+        if ended and self._ledger is not None:
+            timeout = 0.0  # they are to be put on record, and acknowledged, at once
         with self._lock:
             member = self._roster.known(process_id)
             for done in ended:

@@ -14,6 +14,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from os import PathLike
 from typing import Any
 
@@ -60,6 +61,23 @@ _REQUEST_BATCH = 200
 #: Parameters of a task beyond this size bring a warning. Larger: programs that send the same array
 #: with every task are slow and do not learn why. Smaller: a warning where there is nothing to gain.
 _LARGE_PARAMETERS_BYTES = 10_000_000
+
+
+_slave_code: ContextVar[slavecode.Record | None] = ContextVar("slave_code", default=None)
+
+
+@contextlib.contextmanager
+def slave_code(record: slavecode.Record | None, *, shared_main: bool = False) -> Iterator[None]:
+    """Within it, the next master keeps this code for its slaves, before they can ask for it.
+
+    A master can be reached from its constructor on, which may be a subclass's and take long.
+    `shared_main`: it is this very script.
+    """
+    token = _slave_code.set(None if record is None else {**record, "shared_main": shared_main})
+    try:
+        yield
+    finally:
+        _slave_code.reset(token)
 
 
 @contextlib.contextmanager
@@ -110,18 +128,22 @@ class MasterProcess:
         check_label(label)
         self.label = label
         self.settings = settings or Settings.from_environment()
+        code = _slave_code.get()
+        _slave_code.set(None)
         self._service = Service(
             label,
             self.settings,
             use_name_server=use_name_server,
             observers=observers,
             journal=journal,
+            data=None if code is None else {slavecode.DATA_NAME: code},
         )
         self.task_manager = self._service.manager
         self.process_id: int = self.task_manager.registerProcess(None, getMachineInfo())[0]
         self.task_manager.embedClient(self.process_id)
         self._codec = payload.Codec()
-        self._use_script(slavecode.running_script(), shared=False)
+        shared = code is not None and code["shared_main"]
+        self._use_script(code if shared else slavecode.running_script(), shared=shared)
         self._states: dict[int, list[str]] = {}  # names of each state's values
         self._state_uses: Counter[int] = Counter()  # how often each was set
         self._large_tags: set[str] = set()  # whose large parameters have been remarked on

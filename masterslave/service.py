@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from masterslave.errors import ConnectionFailed, JournalError
 from masterslave.hooks import Observer
@@ -37,10 +37,12 @@ class Service:
         use_name_server: bool = True,
         observers: Sequence[Observer] = (),
         journal: str | os.PathLike[str] | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the journal, listen, make the label known, watch.
 
-        `use_name_server`: False listens on port 7766 instead. With a journal the port of the run
+        `use_name_server`: False listens on port 7766 instead. `data`: data items that are there
+        before anybody can ask for them. With a journal the port of the run
         before is taken again where it is free, so that slaves that outlived it find this one.
         Raises `LabelInUse`, `SettingsError`, `ConnectionFailed`, `JournalError`.
         """
@@ -54,6 +56,7 @@ class Service:
                 self._journal = _open_journal(journal, key, label)
                 undo.callback(self._journal.close)
             self.manager = TaskManager(label, settings, observers, journal=self._journal)
+            self.manager.storeData(**(data or {}))
             self._server = self._listen(settings, key, use_name_server)
             self._server.start()
             undo.callback(self._server.stop)

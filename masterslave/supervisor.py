@@ -443,7 +443,8 @@ class Supervisor:
         if self._disturbance is not None:
             completions = self._disturbance.hold_back(completions, now, none=everything)
         started = self._dispatch.newly_started(now - (0.0 if everything else _TELL_STARTED_S))
-        self._uplink.hand_in(completions, started, room=self._dispatch.room(now))
+        idle = not self._dispatch.busy()
+        self._uplink.hand_in(completions, started, room=self._dispatch.room(now), idle=idle)
 
     # --- waiting, signals -------------------------------------------------------------------
 

@@ -10,6 +10,10 @@ The sender hands in results and takes what the slave may hold in the same call; 
 fetcher waits in the task manager, for tasks while workers are idle, and for orders at all times.
 The process hangs on the sender's connection: when that closes, the task manager knows at once.
 
+One call costs more than a short task, so a slave that hands in its last results waits for the next
+tasks in that very call, and the fetcher rests meanwhile. When there is something else to be sent,
+the fetcher asks for tasks after all: the task manager then answers the sender's call at once.
+
 When the connection breaks, the sender looks for the task manager again for `master_gone_s`
 seconds, registers under its old process id, says what it holds, and hands in what was not
 acknowledged; handing in twice is harmless.
@@ -48,6 +52,12 @@ log = logging.getLogger(__name__)
 #: Pause between two attempts to find the master again, growing from the first to the second.
 _RETRY_FROM_S, _RETRY_TO_S = 0.05, 1.0
 
+#: The fetcher rests so long after tasks came for all workers. Larger: orders reach a slave later.
+#: Smaller: short tasks cost two calls each, not one.
+_REST_S = 0.002
+
+#: What the fetcher waits in the task manager if it only wants the sender's call to be answered.
+_A_MOMENT_S = 0.001
 
 #: Pause before handing in again what the task manager could not put on record.
 _JOURNAL_PAUSE_S = 1.0
@@ -98,6 +108,11 @@ class Uplink:
         self._room = 0  # for tasks; the task manager is told whenever it changes
         self._room_told = 0
         self._stopping = False
+        self._idle = False  # nothing runs or waits here
+        self._fetching = False  # whether the fetcher waits in the task manager, or is about to
+        self._sender_waits = False  # whether the sender does so
+        self._on_their_way = 0  # completions in the sender's call
+        self._rest_until = 0.0  # of the fetcher
         self._tags: list[str] | None = None
         self._registration_due = False
         self._period_s: float | None = None
@@ -135,14 +150,18 @@ class Uplink:
             self._tags, self._period_s, self._registration_due = tags, period_s, True
             self._changed.notify_all()
 
-    def hand_in(self, completions: list[Completion], started: list[str], *, room: int) -> None:
+    def hand_in(
+        self, completions: list[Completion], started: list[str], *, room: int, idle: bool = False
+    ) -> None:
         """Queue results and starts for the task manager.
 
-        `room`: for how many tasks of any length there are ready workers, idle or busy.
+        `room`: for how many tasks of any length there are ready workers, idle or busy. `idle`:
+        nothing runs or waits here any more.
         """
         with self._changed:
             self._completions.extend(completions)
             self._started += started
+            self._idle = idle
             if completions or started or room != self._room:
                 self._room = room
                 self._changed.notify_all()
@@ -204,6 +223,10 @@ class Uplink:
             started, self._started = self._started, []
             needed, self._needed = list(self._needed), deque()
             stopping = self._stopping
+            wait_s = self._sender_may_wait(completions)
+            self._sender_waits = wait_s > 0
+            self._on_their_way = len(completions)
+        reply: list[Any] = [[], {}]
         try:
             link = self._live_link()
             if self._registration_due:
@@ -211,7 +234,7 @@ class Uplink:
             for name in needed:
                 self._retrieve(link, name)
             room = self._room_told = self._current_room()
-            reply = self._exchange(link, completions, started, room, 0.0)
+            reply = self._exchange(link, completions, started, room, wait_s)
         except (ConnectionFailed, JournalError) as error:
             with self._changed:
                 self._started = started + self._started
@@ -222,11 +245,24 @@ class Uplink:
                 log.info("the master cannot put results on record, they are kept here: %s", error)
                 time.sleep(_JOURNAL_PAUSE_S)
             return True
+        finally:
+            with self._changed:
+                self._rest_if_busy(reply[0])
+                self._sender_waits = False
+                self._on_their_way = 0
+                self._changed.notify_all()
         with self._changed:
             for _ in completions:
                 self._completions.popleft()
         self._digest(reply)
         return not (stopping and not self._completions)
+
+    def _sender_may_wait(self, completions: list[Completion]) -> float:
+        """(Locked.) For how long the sender may wait for tasks in its call, in seconds; 0: not."""
+        others = self._fetching or self._needed or self._stopping or self._registration_due
+        if others or not completions or not self._idle or not self._current_room():
+            return 0.0
+        return 0.0 if len(completions) < len(self._completions) else self._poll_s()
 
     def _exchange(
         self,
@@ -254,7 +290,7 @@ class Uplink:
 
     def _due(self) -> bool:
         return bool(
-            self._completions
+            len(self._completions) > self._on_their_way
             or self._started
             or self._needed
             or self._stopping
@@ -349,12 +385,13 @@ class Uplink:
     def _fetch(self) -> None:
         """Wait in the task manager for tasks and orders. Its troubles are the sender's to mend."""
         link: Link | None = None
-        while not self._stopping:
+        while self._rests_no_more():
             generation = self._generation
+            wait_s = _A_MOMENT_S if self._stopping else self._poll_s()
             try:
                 if link is None:
                     link = self._connect()
-                tasks, notices = self._exchange(link, [], [], _AS_TOLD, self._poll_s())
+                tasks, notices = self._exchange(link, [], [], _AS_TOLD, wait_s)
             except JournalError:
                 time.sleep(_JOURNAL_PAUSE_S)
                 continue
@@ -367,6 +404,9 @@ class Uplink:
                     link = None
                 self._have_registered(generation)
                 continue
+            with self._changed:
+                self._fetching = False
+                self._rest_if_busy(tasks)
             stop, forget = notices.get("stop", []), notices.get("forget", [])
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
             tasks = []  # may be gigabytes, and the next call waits
@@ -377,6 +417,27 @@ class Uplink:
                 self._have_registered(generation)
         if link is not None:
             link.close()
+
+    def _rests_no_more(self) -> bool:
+        """Wait until the fetcher has something to do; false when it is to end."""
+        with self._changed:
+            self._fetching = False
+            while not self._fetching:
+                if self._stopping and not self._sender_waits:
+                    return False
+                rest_s = self._rest_until - time.monotonic()
+                if self._sender_waits:
+                    self._fetching = self._due()
+                else:
+                    self._fetching = rest_s <= 0
+                if not self._fetching:
+                    self._changed.wait(None if self._sender_waits else rest_s)
+            return True
+
+    def _rest_if_busy(self, tasks: list[Any]) -> None:
+        """(Locked.) An answer has come; with work for all, the next call is likely the sender's."""
+        is_busy = tasks and len(tasks) >= self._room
+        self._rest_until = time.monotonic() + _REST_S if is_busy else 0.0
 
     def _have_registered(self, generation: int) -> None:
         """Have the sender register again, unless it has done so since `generation`; wait for it."""

@@ -21,7 +21,7 @@ from Pyro5.serializers import serializers
 
 from masterslave.proofs import HELLO_BYTES, NONCE_BYTES, PROOF_BYTES
 from masterslave.settings import split_address
-from masterslave.transports import pyro
+from masterslave.transports import nameserver
 
 # --- forged entries in the name server ------------------------------------------------------
 
@@ -156,8 +156,8 @@ def test_the_name_server_makes_no_objects_of_what_it_is_sent(job: Job) -> None:
 
 
 def test_the_name_server_has_a_largest_number_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyro, "_NAMES", 3)
-    server = pyro.EmbeddedNameServer("127.0.0.1", 0)
+    monkeypatch.setattr(nameserver, "_NAMES", 3)
+    server = nameserver.EmbeddedNameServer("127.0.0.1", 0)
     try:
         port = server._daemon.sock.getsockname()[1]
         with Proxy(f"PYRO:Pyro.NameServer@127.0.0.1:{port}") as names:

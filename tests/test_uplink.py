@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import PATIENCE_S, wait_until
 
-from masterslave import ConnectionFailed, Settings, TaskManager
+from masterslave import ConnectionFailed, Settings, TaskManager, uplink
 from masterslave.payload import Codec
 from masterslave.records import Assignment, Completion, ProcessInfo
 from masterslave.transports.memory import MemoryLink
@@ -79,6 +79,7 @@ class Slave:
         self.tasks: list[Assignment] = []
         self.held: list[tuple[str, int]] = []
         self.works = False
+        self.idle = False  # whether it says so when it hands in
         self.seen: list[tuple[str, int]] = []
         self._lock = threading.Lock()
         self.uplink = Uplink(line.connect, INFO, settings, self._take, lambda: list(self.held))
@@ -89,7 +90,7 @@ class Slave:
         if self.works and not news.end:
             fresh = [t for t in news.tasks if (t.task_id, t.attempt) not in self.seen]
             self.seen += [(task.task_id, task.attempt) for task in fresh]
-            self.uplink.hand_in([done(task) for task in fresh], [], room=1)
+            self.uplink.hand_in([done(task) for task in fresh], [], room=1, idle=self.idle)
 
     def ends(self) -> list[str]:
         return [news.end for news in self.news if news.end]
@@ -236,6 +237,56 @@ def test_tasks_come_while_workers_are_idle_and_results_go(
     request(manager, 500)
     assert sorted(results(manager, 500)) == list(range(500))
     assert len(slave.tasks) == 500
+
+
+@pytest.fixture
+def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fetcher that rests until it is needed."""
+    monkeypatch.setattr(uplink, "_REST_S", 2 * PATIENCE_S)
+
+
+def test_the_next_task_comes_with_the_answer_to_the_last_result(
+    manager: TaskManager, line: Line, start: Callable[..., Slave], no_hurry: None
+) -> None:
+    slave = start(announce=False, works=True, poll_s=PATIENCE_S)
+    slave.idle = True
+    slave.uplink.announce(["echo"], None)
+    slave.uplink.hand_in([], [], room=1)
+    for i in range(20):
+        wait_until(lambda: len(manager._slaves_wait), "the slave waits for a task")
+        if i == 1:
+            before = list(line.calls)
+        request(manager, 1)
+        assert results(manager, 1) == [0]
+    wait_until(lambda: len(manager._slaves_wait))
+    assert line.calls[len(before) :] == ["fetch"] * 19
+
+
+def test_what_is_to_be_sent_does_not_wait_for_tasks(
+    manager: TaskManager, line: Line, start: Callable[..., Slave], no_hurry: None
+) -> None:
+    slave = start(poll_s=PATIENCE_S)
+    request(manager, 2)
+    wait_until(lambda: len(slave.tasks) == 2)
+    first, second = slave.tasks
+    slave.uplink.hand_in([done(first)], [], room=2, idle=True)
+    assert results(manager, 1) == [0]
+    wait_until(lambda: len(manager._slaves_wait), "the sender waits")
+    slave.uplink.hand_in([], [second.task_id], room=2)
+    wait_until(lambda: manager._queue.tasks[second.task_id].started)
+    assert slave.uplink.stop(PATIENCE_S) is True
+
+
+def test_a_slave_whose_sender_waits_can_be_stopped(
+    manager: TaskManager, line: Line, start: Callable[..., Slave], no_hurry: None
+) -> None:
+    slave = start(works=True, poll_s=2 * PATIENCE_S)
+    slave.idle = True
+    request(manager, 2)
+    assert sorted(results(manager, 2)) == [0, 1]
+    wait_until(lambda: len(manager._slaves_wait), "the sender waits")
+    assert slave.uplink.stop(PATIENCE_S) is True
+    assert manager.status()["slaves"] == []
 
 
 def test_no_tasks_come_before_the_workers_are_ready(
