@@ -193,9 +193,12 @@ class Job:
     def ask(self, parameter: str) -> None:
         options = WANTED[parameter]
         frame = [parameter.encode()]
+        parked = set(self.queue.tasks)
         (task_id,) = self.manager.addTaskRequests("t", [frame], self.client, options)
         assert self.owner.get(task_id, parameter) == parameter, "it got another one's place"
-        assert task_id not in self.taken_back, "it got a cancelled one's place"
+        # The number of a task that nobody had may be given again; its place may not.
+        assert task_id not in parked & self.taken_back, "it got a cancelled one's place"
+        self.taken_back -= {task_id}
         self.asked[parameter] = task_id
         self.owner[task_id] = parameter
 
