@@ -12,10 +12,12 @@ happens next without more faults, in any order, leads to all results (or reporte
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import logging
 import pickle
+import random
 import sys
 import threading
 from collections import Counter, deque
@@ -41,8 +43,10 @@ from masterslave.stores.memory import MemoryStore
 WANTED = {
     "x": TaskOptions(retries=1, crash_limit=2, backoff=1.0),
     "y": TaskOptions(retries=0, crash_limit=1),
+    "z": TaskOptions(priority=1, retries=3, crash_limit=9, backoff=0.5),  # in long histories only
 }
 NAMES = ("A", "B")  # of the slaves
+WALKS = 150  # long histories for each seed
 
 DEATHS = ("dies", "worker dies", "is taken for dead")  # faults that may count as crashes
 
@@ -56,6 +60,7 @@ class Slave:
         self.token = token
         self.process: int | None = None
         self.generation = 0
+        self.before = 0  # number of its registration before the last one, with the same master
         self.cut = True  # it must register before it can do anything else
         self.held: list[tuple[str, int, str]] = []  # task id, attempt, parameter; oldest first
         self.done: list[tuple[Completion, str]] = []  # not acknowledged; with the parameter
@@ -78,8 +83,9 @@ class Disk(MemoryStore):
 class Job:
     """A state: the task manager, its journal, its client, its slaves, and what must be true."""
 
-    def __init__(self, wanted: str, memory_bytes: int) -> None:
+    def __init__(self, wanted: str, memory_bytes: int, quick: bool) -> None:
         self.wanted = wanted
+        self.quick = quick
         self.memory_bytes = memory_bytes
         self.clock = Clock()
         self.disk = Disk()
@@ -87,6 +93,8 @@ class Job:
         self.tokens = 0
         self.corpses: list[int] = []  # processes of dead slaves that nobody has noticed
         self.kept: dict[str, tuple[str, str]] = {}  # parameter -> how it ended, on record
+        self.kept_failures: Counter[tuple[str, str]] = Counter()
+        self.taken_back: frozenset[str] = frozenset()  # task ids cancelled, on record
         self.slaves = {name: self.new_slave() for name in NAMES}
         self.start_master()
         for name in NAMES:
@@ -97,6 +105,8 @@ class Job:
         journal = Journal(self.disk)
         self.manager = TaskManager("job", settings, clock=self.clock, journal=journal)
         share(self.manager, self.manager._slaves_wait, journal)
+        if self.quick:  # as if many such tasks had been run
+            self.manager._pace.record("t", 0.0)
         self.queue = self.manager._queue
         assert self.manager._ledger is not None
         self.books = self.manager._ledger
@@ -106,6 +116,8 @@ class Job:
         self.got: set[str] = set()  # delivered in this life of the master
         self.cancelled: set[str] = set()
         self.settled = dict(self.kept)  # parameter -> how it ended
+        # (parameter, how) -> attempts that ended so, not counting those that were given up
+        self.failures = Counter(self.kept_failures)
         self.owner = {
             f"{entry.tag}_{number}": text(entry.frame)
             for number, entry in self.disk._requested.items()
@@ -160,6 +172,8 @@ class Job:
                 yield f"{name}'s worker dies", lambda n=name: self.finish(n, Outcome.CRASHED)
             if not slave.cut and slave.answer is None:
                 yield f"{name} fetches, slowly", lambda n=name: self.fetch(n, slowly=True)
+            if slave.before and not slave.cut:
+                yield f"an old call of {name} comes", lambda n=name: self.old_call(n)
             if slave.process is not None:
                 yield f"{name} dies", lambda n=name: self.die(n)
                 if slave.process in self.manager._roster.present and not slave.cut:
@@ -182,8 +196,12 @@ class Job:
     def ask(self, parameter: str) -> None:
         options = WANTED[parameter]
         frame = [parameter.encode()]
+        parked = set(self.queue.tasks)
         (task_id,) = self.manager.addTaskRequests("t", [frame], self.client, options)
         assert self.owner.get(task_id, parameter) == parameter, "it got another one's place"
+        # The number of a task that nobody had may be given again; its place may not.
+        assert task_id not in parked & self.taken_back, "it got a cancelled one's place"
+        self.taken_back -= {task_id}
         self.asked[parameter] = task_id
         self.owner[task_id] = parameter
 
@@ -199,6 +217,8 @@ class Job:
         if self.manager.cancelTask(self.asked[parameter]):
             assert parameter not in self.settled, "what has ended was cancelled"
             self.cancelled.add(parameter)
+            for outcome in Outcome:  # whoever asks for it again asks for another task
+                del self.failures[parameter, outcome.value]
 
     def is_complete(self) -> bool:
         """Whether the client has all that it wants."""
@@ -211,6 +231,7 @@ class Job:
         info = ProcessInfo(slave.token, 1, "elsewhere", 1, slave.token)
         had = [(task_id, attempt) for task_id, attempt, _ in slave.held]
         unsent = [(done.task_id, done.attempt) for done, _ in slave.done]
+        slave.before = slave.generation
         process, obsolete, slave.generation = self.manager.registerProcess(
             None, info, slave.process, had + unsent
         )
@@ -230,6 +251,14 @@ class Job:
             and parameter not in self.cancelled
         ]
         before = set(self.settled)
+        for end, parameter in done:
+            task = self.queue.tasks.get(end.task_id)
+            current = task is not None and (task.holder, task.attempt) == (
+                slave.process,
+                end.attempt,
+            )
+            if current and parameter not in before and end.outcome != Outcome.RESULT:
+                self.failures[parameter, end.outcome] += 1
         try:
             answer = self.manager.exchange(
                 slave.process, [end for end, _ in done], (), 1, 0.0, slave.generation
@@ -242,6 +271,12 @@ class Job:
                 assert parameter in self.settled, "a result was lost"
                 assert parameter in before or self.settled[parameter] == end, "another end"
                 before.add(parameter)
+            for (parameter, outcome), number in self.failures.items():
+                options = WANTED[parameter]
+                limit = options.retries + 1 if outcome == Outcome.EXCEPTION else options.crash_limit
+                if number >= limit and parameter in self.asked:
+                    ended = parameter in self.settled or parameter in self.cancelled
+                    assert ended, "too many failures"
         for task in answer[0]:
             assert text(task.frame) == self.owner[task.task_id], "handed out with other parameters"
             assert text(task.frame) not in self.settled, "handed out although it has ended"
@@ -260,6 +295,14 @@ class Job:
             slave.answer = answer
         else:
             self.digest(slave, answer)
+
+    def old_call(self, name: str) -> None:
+        """It was on its way while the slave registered again; nobody reads its answer."""
+        slave = self.slaves[name]
+        assert slave.process is not None
+        before, slave.before = slave.before, 0
+        with contextlib.suppress(JournalError):
+            self.manager.exchange(slave.process, (), (), 1, 0.0, before)
 
     def receive(self, name: str) -> None:
         slave = self.slaves[name]
@@ -333,7 +376,7 @@ class Job:
         self.start_master()
         self.corpses = []  # nobody has a connection to them
         for slave in self.slaves.values():
-            slave.cut, slave.answer = True, None
+            slave.cut, slave.answer, slave.generation, slave.before = True, None, 0, 0
 
     # --- what must be true ------------------------------------------------------------------
 
@@ -351,6 +394,8 @@ class Job:
         journal = self.books._journal
         if journal.written == journal.added:
             self.kept = dict(self.settled)
+            self.kept_failures = Counter(self.failures)
+            self.taken_back |= {self.asked[parameter] for parameter in self.cancelled}
 
     def check(self) -> None:
         check_books(self.queue)
@@ -378,7 +423,7 @@ class Job:
         """A slave's state without its name."""
         present = self.manager._roster.present.get(slave.process)
         return (
-            slave.process is None, slave.cut, tuple(slave.held),
+            slave.process is None, slave.cut, slave.before > 0, tuple(slave.held),
             tuple((tuple(done)[:3], parameter) for done, parameter in slave.done),
             answer_key(slave.answer),
             present is not None and present.generation == slave.generation
@@ -447,6 +492,9 @@ class Job:
             frozenset(self.cancelled),
             tuple(sorted(self.settled.items())),
             tuple(sorted(self.kept.items())),
+            tuple(sorted(self.failures.items())),
+            tuple(sorted(self.kept_failures.items())),
+            self.taken_back,
             self.faults["raises"],
             sum(self.faults[kind] for kind in DEATHS),
             self.faults.total(),
@@ -552,12 +600,17 @@ class Search:
     """Visits all states that can be reached with so many faults."""
 
     def __init__(
-        self, wanted: str, faults: int, kinds: Sequence[str] = ("",), memory_bytes: int = 1 << 30
+        self,
+        wanted: str,
+        faults: int,
+        kinds: Sequence[str] = ("",),
+        memory_bytes: int = 1 << 30,
+        quick: bool = False,
     ) -> None:
         """`wanted`: parameters of the tasks. `kinds`: parts of the names of the faults."""
         self._faults = faults
         self._kinds = kinds
-        self._first = Job(wanted, memory_bytes)
+        self._first = Job(wanted, memory_bytes, quick)
         self._came: list[tuple[int, str]] = []  # state -> the one before, and what happened
         self._after: list[list[int]] = []  # state -> those that follow without a fault
         self._complete: list[bool] = []
@@ -650,22 +703,30 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "faults", "kinds", "memory_bytes", "states"),
-    [
-        ("xy", 1, [""], 1 << 30, 3400),
-        ("x", 2, ["killed", "raises", "dead", "unanswered"], 1 << 30, 1900),
-        ("y", 2, ["killed", "dies", "dead", "full", "slowly"], 1 << 30, 1900),
-        ("x", 1, [""], 1, 350),  # all that is on record rests in the journal
-    ],
-    ids=["two tasks", "retries", "poison", "at rest"],
-)
-def test_in_any_order_each_task_comes_to_one_end(
-    wanted: str, faults: int, kinds: list[str], memory_bytes: int, states: int
-) -> None:
-    """`states`: fewer than these, and the search has lost something to search."""
-    found = Search(wanted, faults, kinds, memory_bytes).run()
-    assert found.most_faults == faults
+RUNS: dict[str, tuple[int, dict[str, Any]]] = {
+    "two tasks": (3600, {"wanted": "xy", "faults": 1}),
+    "prefetched": (
+        1000,
+        {"wanted": "xy", "faults": 1, "kinds": ["dead", "dies", "raises"], "quick": True},
+    ),
+    "retries": (
+        1000,
+        {"wanted": "x", "faults": 2, "kinds": ["killed", "raises", "unanswered"]},
+    ),
+    "poison": (
+        1000,
+        {"wanted": "y", "faults": 2, "kinds": ["killed", "dead", "worker", "old call"]},
+    ),
+    "at rest": (350, {"wanted": "x", "faults": 1, "memory_bytes": 1}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_in_any_order_each_task_comes_to_one_end(name: str) -> None:
+    """Were there fewer states than these, the search would have lost something to search."""
+    states, arguments = RUNS[name]
+    found = Search(**arguments).run()
+    assert found.most_faults == arguments["faults"]
     assert found.states >= states
     assert found.complete >= states // 20
 
@@ -688,9 +749,49 @@ def test_the_search_finds_what_is_wrong_and_tells_the_shortest_way(
     ]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_long_histories_with_many_faults(seed: int) -> None:
+    """At random, as far as no search goes: many restarts, each with requests in another order."""
+    chance = random.Random(seed)
+    lives = 0
+    for _ in range(WALKS):
+        job = Job("".join(chance.sample("xyz", 3)), 1 << 30, chance.random() < 0.5)
+        trace: list[str] = []
+
+        def go(moves: list[Move], job: Job = job, trace: list[str] = trace) -> None:
+            name, move = chance.choice(moves)
+            trace.append(name)
+            if move == job.start_master_again:
+                job.wanted = "".join(chance.sample("xyz", 3))
+            try:
+                move()
+                job.settle()
+                job.check()
+            except Exception as error:
+                raise AssertionError("\n".join([repr(error), *trace])) from error
+
+        for _ in range(50):
+            blows = list(job.blows())
+            if chance.random() < 0.25:
+                name, move = chance.choice(blows)
+                job.faults[kind_of(name)] += 1
+                go([(name, move)])
+            else:
+                go(list(job.steps()))
+        lives += 1 + job.faults["the master is killed and started"]
+        for _ in range(1000):  # a random way may go round; not for so long
+            if job.is_complete():
+                break
+            go(list(job.steps()))
+        assert job.is_complete(), "\n".join(trace)
+    assert lives > WALKS
+
+
 if __name__ == "__main__":  # larger bounds: python test_interleavings.py xy 2
     import time
 
     logging.disable(logging.CRITICAL)
-    start = time.monotonic()
-    print(Search(sys.argv[1], int(sys.argv[2])).run(), time.monotonic() - start)
+    gc.disable()
+    for run in RUNS.values() if len(sys.argv) < 2 else [(0, eval(f"dict({sys.argv[1]})"))]:
+        start = time.monotonic()
+        print(run, Search(**run[1]).run(), time.monotonic() - start)

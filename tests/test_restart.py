@@ -659,7 +659,14 @@ def test_parameters_that_cannot_be_read_any_more_are_a_failure(
 # --- damage ---------------------------------------------------------------------------------
 
 
-def test_a_damaged_journal_gives_an_error_or_right_results(tmp_path: Path, clock: Clock) -> None:
+@pytest.mark.parametrize("part", ["closed", "open", "wal"])
+def test_a_damaged_journal_gives_an_error_or_right_results(
+    tmp_path: Path, clock: Clock, part: str
+) -> None:
+    """Closed in order, or of a master that was killed: then part of it is in a file beside it.
+
+    Of that file, what follows a damaged place is as if it had never been written.
+    """
     import random
 
     from test_sqlite_store import damage
@@ -673,12 +680,18 @@ def test_a_damaged_journal_gives_an_error_or_right_results(tmp_path: Path, clock
     first.work(slave)
     first.ask(*parameters[8:])
     take(first.manager, slave)
+    wal = path.with_name("journal-wal")
+    if part == "closed":
+        store.close()
+    files = {file: file.read_bytes() for file in (path, wal) if file.exists()}
     store.close()
-    whole = path.read_bytes()
     outcomes = set()
-    for seed in range(40):
-        path.with_name("journal-wal").unlink(missing_ok=True)
-        path.write_bytes(damage(whole, random.Random(seed)))
+    for seed in range(70):
+        for file in (path, wal):
+            file.unlink(missing_ok=True)
+        for file, data in files.items():
+            hit = file == (wal if part == "wal" else path)
+            file.write_bytes(damage(data, random.Random(f"{part} {seed}")) if hit else data)
         try:
             store = SqliteStore(path, KEY)
         except JournalError:
@@ -698,4 +711,11 @@ def test_a_damaged_journal_gives_an_error_or_right_results(tmp_path: Path, clock
         assert sorted(run.results().values()) == [b"<" + one + b">" for one in parameters], seed
         outcomes.add("went on")
         store.close()
-    assert outcomes == {"refused", "found out", "went on"}
+    assert (
+        outcomes
+        >= {
+            "closed": {"refused", "found out", "went on"},
+            "open": {"refused", "went on"},
+            "wal": {"went on"},
+        }[part]
+    )
