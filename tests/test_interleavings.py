@@ -106,7 +106,7 @@ class Job:
         self.manager = TaskManager("job", settings, clock=self.clock, journal=journal)
         share(self.manager, self.manager._slaves_wait, journal)
         if self.quick:  # as if many such tasks had been run
-            self.manager._pace.record("t", 0.0)
+            self.manager._scheduler.pace.record("t", 0.0)
         self.queue = self.manager._queue
         assert self.manager._ledger is not None
         self.books = self.manager._ledger
