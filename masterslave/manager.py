@@ -39,6 +39,7 @@ from masterslave.outbox import Outbox
 from masterslave.queue import Effect, State, Task, TaskQueue
 from masterslave.records import (
     BATCH_BYTES,
+    DEFAULT_OPTIONS,
     Assignment,
     Completion,
     Delivery,
@@ -287,7 +288,7 @@ class TaskManager:
         tag: str,
         parameters: Frame,
         process_id: int = 0,
-        options: Sequence[Any] = TaskOptions(),
+        options: Sequence[Any] = DEFAULT_OPTIONS,
     ) -> str:
         """Put one task into the queue; gives its id. `parameters` is a frame of bytes."""
         return self.addTaskRequests(tag, [parameters], process_id, options)[0]
@@ -297,7 +298,7 @@ class TaskManager:
         tag: str,
         frames: Sequence[Frame],
         process_id: int = 0,
-        options: Sequence[Any] = TaskOptions(),
+        options: Sequence[Any] = DEFAULT_OPTIONS,
     ) -> list[str]:
         """Put many tasks of one tag into the queue; gives their ids in order.
 
@@ -306,7 +307,9 @@ class TaskManager:
         parameters of unfinished tasks exceed the memory budget (without a journal) or the journal
         cannot be written, or raises `QueueFull` or `JournalFull` then, as the settings say.
         """
-        checked = TaskOptions(*options).checked()
+        checked = DEFAULT_OPTIONS
+        if options is not DEFAULT_OPTIONS:
+            checked = TaskOptions(*options).checked()
         books = self._ledger
         names = ledger.names(tag, frames, checked) if books is not None else []
         self._room.take(sum(map(frame_bytes, frames)))
@@ -324,7 +327,8 @@ class TaskManager:
                     self._slaves_wait.wake(tag)
                 elif task.state is not State.RUNNING:
                     self._notify_client(process_id)
-                self._outbox.note("task_requested", task.id, tag)
+                if self._outbox.is_read:
+                    self._outbox.note("task_requested", task.id, tag)
         if books is not None and (process_id != self._embedded or books.is_due()):
             self._sync_requests(books)
         self._outbox.tell()
@@ -450,8 +454,9 @@ class TaskManager:
             timeout = 0.0  # they are to be put on record, and acknowledged, at once
         with self._lock:
             member = self._roster.known(process_id)
+            now = self._clock() if ended else 0.0
             for done in ended:
-                self._settle(process_id, member, done)
+                self._settle(process_id, member, done, now)
             tasks: list[Assignment] = []
             if member is not None and generation is None:
                 generation = member.generation
@@ -693,9 +698,9 @@ class TaskManager:
             log.info("task %s is run a second time", repeated, extra={"action": "task_repeated"})
         return tasks
 
-    def _settle(self, process_id: int, member: Member | None, done: Completion) -> None:
+    def _settle(self, process_id: int, member: Member | None, done: Completion, now: float) -> None:
         """Use one completion."""
-        effect = self._scheduler.complete(process_id, member, done, self._clock())
+        effect = self._scheduler.complete(process_id, member, done, now)
         self._write(effect, process_id, done.attempt, done.duration_s)
         self._act(effect, member, done.detail, done.duration_s)
 
@@ -712,7 +717,8 @@ class TaskManager:
         if effect.kind == "finished":
             self._notify_client(task.client)
             self._room.found()
-            self._outbox.note("task_finished", task.id, task.tag, task.outcome, duration_s)
+            if self._outbox.is_read:
+                self._outbox.note("task_finished", task.id, task.tag, task.outcome, duration_s)
             if task.outcome in ("crashed", "out_of_memory", "timed_out"):
                 log.error("task %s: %s", task.id, task.detail, extra={"action": "task_failed"})
         elif effect.kind == "rescheduled":
@@ -868,7 +874,7 @@ class TaskManager:
             with self._lock:
                 for done in unreadable:
                     assert member is not None
-                    self._settle(member.id, member, done)
+                    self._settle(member.id, member, done, self._clock())
                 books.rest()
         return filled
 
@@ -876,7 +882,7 @@ class TaskManager:
         for task in reversed(tasks):
             returned = Outcome.RETURNED.value
             done = Completion(task.task_id, task.attempt, returned, [], 0.0, "not begun")
-            self._settle(member.id, member, done)
+            self._settle(member.id, member, done, self._clock())
 
     def _sync_requests(self, books: Ledger) -> None:
         """Have the journal hold the requests; a failure holds up the next ones, see `Room`.

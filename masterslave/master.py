@@ -35,6 +35,7 @@ from masterslave.hooks import Observer
 from masterslave.launchers.local import LocalSlaves, SlaveOptions
 from masterslave.memory import check_supported
 from masterslave.records import (
+    DEFAULT_OPTIONS,
     Delivery,
     Frame,
     Outcome,
@@ -256,6 +257,9 @@ class MasterProcess:
         """
         _check_tag(tag)
         options = TaskOptions(priority, timeout, retries, crash_limit, key, backoff)
+        usual = type(priority) is type(retries) is int and type(backoff) is float  # no bool
+        if usual and options == DEFAULT_OPTIONS:
+            options = DEFAULT_OPTIONS
         frame = self._encode(tag, parameters)
         return self.task_manager.addTaskRequest(tag, frame, self.process_id, options)
 

@@ -18,11 +18,12 @@ class Outbox:
     def __init__(self, lock: threading.Lock, observers: Sequence[Observer]) -> None:
         self._lock = lock
         self._observers = tuple(observers)
+        self.is_read = bool(observers)  # whether it is worth noting anything
         self._calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def note(self, hook: str, *args: Any) -> None:
         """(Locked.) Something has happened."""
-        if self._observers:
+        if self.is_read:
             self._calls.append((hook, args))
 
     def tell(self) -> None:

@@ -331,8 +331,10 @@ class TaskQueue:
     def hand_out(self, process: int, tags: Collection[str]) -> Assignment | None:
         """A slave takes the first waiting task of the highest priority among its tags."""
         task = self.peek(tags)
-        if task is None:
-            return None
+        return None if task is None else self.hand_out_next(process, task)
+
+    def hand_out_next(self, process: int, task: Task) -> Assignment:
+        """A slave takes what `peek` has just shown to it."""
         self._move(task, Event.HAND_OUT)
         self._lines.leave(task.tag)
         task.attempt += 1
@@ -586,8 +588,9 @@ class TaskQueue:
             raise IllegalTransition(
                 f"task {task.id} is {task.state.value}: {event.value} cannot happen to it"
             )
-        self._counts[task.state][task.tag] -= 1
-        self._counts[state][task.tag] += 1
+        tag = task.tag
+        self._counts[task.state][tag] -= 1
+        self._counts[state][tag] += 1
         task.state = state
 
     def _is_open(self, task: Task) -> bool:
@@ -645,7 +648,10 @@ class TaskQueue:
 
     def _hold(self, task: Task, process: int) -> None:
         task.holder = process
-        self._held.setdefault(process, {})[task.id] = task
+        held = self._held.get(process)
+        if held is None:
+            held = self._held[process] = {}
+        held[task.id] = task
 
     def _unhold(self, task: Task) -> None:
         if task.holder is not None:

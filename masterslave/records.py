@@ -113,6 +113,10 @@ class TaskOptions(NamedTuple):
         return self
 
 
+#: As they are unless the client says otherwise; nearly all tasks have this very object.
+DEFAULT_OPTIONS = TaskOptions()
+
+
 class Assignment(NamedTuple):
     """A task as it is handed to a slave."""
 

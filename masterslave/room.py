@@ -38,6 +38,7 @@ class Room:
         self._ledger = ledger
         self._settings = settings
         self._has_ended = has_ended
+        self._budget = settings.memory_bytes
         self.waiting = 0  # requests that wait
 
     def take(self, size: int) -> None:
@@ -45,6 +46,8 @@ class Room:
 
         Raises `QueueFull` or `JournalError` instead where the settings say so.
         """
+        if self._ledger is None and self._queue.parameter_bytes + size <= self._budget:
+            return
         while (problem := self._problem(size)) is not None:
             if self._settings.when_full == "raise":
                 raise problem
@@ -70,7 +73,7 @@ class Room:
                 except JournalError as error:
                     return error
             return None
-        budget, held = self._settings.memory_bytes, self._queue.parameter_bytes
+        budget, held = self._budget, self._queue.parameter_bytes
         if not held or held + size <= budget:
             return None
         return QueueFull(

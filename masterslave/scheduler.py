@@ -13,6 +13,9 @@ from masterslave.records import BATCH_BYTES, NO_TIME_LEFT, Assignment, Completio
 from masterslave.roster import Member
 from masterslave.stragglers import Stragglers
 
+#: Outcomes that say how long the handler takes.
+_RAN = frozenset((Outcome.RESULT.value, Outcome.EXCEPTION.value))
+
 
 class Scheduler:
     """Hands out a queue's tasks and takes note of how long they took."""
@@ -32,20 +35,18 @@ class Scheduler:
         size = 0
         tags = self.tags_for(member, now)
         held = self.held_by(member)
-        while True:
-            task = self._queue.peek(tags)
-            if task is None or not member.may_take(task.tag, held, self.pace):
-                return tasks
+        queue, pace = self._queue, self.pace
+        while (task := queue.peek(tags)) is not None and member.may_take(task.tag, held, pace):
             size += task.size
             if size > BATCH_BYTES and tasks:
-                return tasks  # the rest fits into the next answer
-            assignment = self._queue.hand_out(member.id, tags)
-            assert assignment is not None
+                break  # the rest fits into the next answer
+            assignment = queue.hand_out_next(member.id, task)
             self._given(member, assignment)
             if self._stragglers:
                 self._stragglers.began(assignment.task_id, assignment.tag, member.id, now)
             held += 1
             tasks.append(assignment)
+        return tasks
 
     def held_by(self, member: Member) -> int:
         """How many tasks a slave holds."""
@@ -60,15 +61,17 @@ class Scheduler:
     ) -> Effect:
         """A slave hands in the end of an attempt; `member` as far as it is known."""
         effect = self._queue.complete(process_id, done, now)
-        tag = done.task_id.rpartition("_")[0]
         if member is not None:
             member.ended(done.task_id, done.attempt)
-            if done.outcome == Outcome.RETURNED and done.detail == NO_TIME_LEFT:
-                member.too_long.add(tag)
-        if effect.kind != "dropped" and done.outcome in (Outcome.RESULT, Outcome.EXCEPTION):
-            self.pace.record(tag, done.duration_s)
+        task = effect.task
+        if task is None:
+            return effect
+        if done.outcome in _RAN:
+            self.pace.record(task.tag, done.duration_s)
             if member is not None:
                 member.finished += 1
+        elif member is not None and done.detail == NO_TIME_LEFT:
+            member.too_long.add(task.tag)
         return effect
 
     # --- stragglers -------------------------------------------------------------------------
