@@ -143,6 +143,8 @@ def efficiency(farm: Farm, scale: float) -> None:
     from work import spin
 
     for length_s in _CURVE_S:
+        if length_s * 10 > _CURVE_S[-1] and scale < 0.1:
+            break  # a second of waiting tells nothing in a trial run
         ideal = int(_CURVE_WORK_S * WORKERS * max(scale, 0.2) / length_s)
         count = max(WORKERS, min(ideal, farm.tasks))
         begin = time.perf_counter()

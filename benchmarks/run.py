@@ -70,12 +70,16 @@ class Session(NamedTuple):
 
 def plan(cases: list[str], scale: float, names: list[str], number: int) -> list[Session]:
     """The sessions of one round; each round begins with another one."""
+    planned: list[Session] = []
     python, size = sys.executable, ["--scale", str(scale)]
     ours = [python, str(HERE / "ours.py")]
     shared = [case for case in FARM_CASES if case in cases]
-    planned = []
+    if "journal" in cases and not shared:
+        planned.append(Session(OURS, [*ours, "farm", "empty", *size], {}, _LIMIT_S))
     if shared:
         planned.append(Session(OURS, [*ours, "farm", *shared, *size], {}, _LIMIT_S))
+    if "journal" in cases:  # is compared with the one above
+        planned.append(Session(OURS, [*ours, "journal", *size], {}, _LIMIT_S))
     if shared or "start" in cases:
         for name in names:
             command = [*peers.PEERS[name]().command(), str(HERE / "peers.py"), name]
@@ -84,7 +88,7 @@ def plan(cases: list[str], scale: float, names: list[str], number: int) -> list[
     if "start" in cases:
         planned += [Session(OURS, [*ours, "start"], {}, _LIMIT_S)] * _STARTS
     for case in OWN_CASES:
-        if case in cases:
+        if case in cases and case != "journal":
             limit_s = _LONG_LIMIT_S if case == "queue" else _LIMIT_S
             command = [*ours, case, *size, "--seed", str(number)]
             planned.append(Session(OURS, command, {}, limit_s))
@@ -108,9 +112,14 @@ def measure(options: argparse.Namespace) -> Run:
     for number in range(options.rounds):
         found: dict[tuple[str, str], list[float]] = {}
         for session in plan(cases, scale, names, number):
+            started = time.monotonic()
             outcome = sessions.run(
                 session.command, session.environment, session.limit_s, options.log
             )
+            if options.verbose:
+                what = " ".join(map(os.path.basename, session.command[1:]))
+                left = f", {outcome.left_over} processes left over" * bool(outcome.left_over)
+                print(f"  {time.monotonic() - started:6.1f} s{left}: {what}", flush=True)
             for figure, value, note in outcome.figures:
                 found.setdefault((figure, session.system), []).append(value)
                 if note:
@@ -226,6 +235,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few tasks: does everything run?")
     parser.add_argument("--output", type=Path, default=LATEST, help="default: %(default)s")
     parser.add_argument("--log", type=Path, help="file for all that the systems print")
+    parser.add_argument("-v", "--verbose", action="store_true", help="name each session")
     parser.add_argument("--no-plots", action="store_true")
     parser.add_argument("--readme", action="store_true", help="only fill in the READMEs")
     return parser.parse_args()
