@@ -31,7 +31,17 @@ setup(
     ],
     extras_require={
         "examples": ["numpy>=1.22", "pillow>=9", "rich>=13"],
-        "bench": ["numpy>=1.22"],
+        "bench": [
+            "numpy>=1.22",
+            "matplotlib>=3.7",
+            "distributed>=2024.1",
+            "ray>=2.9",
+            "mpi4py>=4.0",  # needs an MPI of the system, or one of PyPI's
+            "loky>=3.4",
+            "ipyparallel>=8.6",
+            "parsl>=2024.1",
+            "executorlib>=1.0",
+        ],
         "test": [
             "pytest>=7.4",
             "pytest-timeout>=2.2",
