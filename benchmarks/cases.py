@@ -175,7 +175,9 @@ def show(value: float | None, unit: str) -> str:
     if unit == "":
         return f"{100 * value:.1f} %"
     if unit == "s":
-        return f"{value:.2f} s" if value >= 0.1 else f"{1e6 * value:,.0f} us"
+        if value >= 0.1:
+            return f"{value:.2f} s"
+        return f"{1e3 * value:.0f} ms" if value >= 0.01 else f"{1e6 * value:,.0f} us"
     if unit == "B":
         return f"{value / 1e6:.0f} MB" if value >= 1e6 else f"{value:.0f} B"
     digits = 0 if value >= 10 else 1

@@ -21,6 +21,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -223,7 +224,9 @@ def fill_readmes(run: Run, root: Path) -> None:
         (root / "README.md", here),
         (root / "benchmarks" / "README.md", systems_of(run)),
     ):
-        content = f"{describe(run)}\n\n{table(run, names, targets=names is here)}"
+        content = (
+            f"{textwrap.fill(describe(run), 127)}\n\n{table(run, names, targets=names is here)}"
+        )
         path.write_text(put_table(path.read_text(encoding="utf-8"), content), encoding="utf-8")
         print(f"{path.relative_to(root)} has the figures of {run['date']}")
 

@@ -121,6 +121,7 @@ def test_the_table_has_what_was_measured(benchmarks: dict[str, ModuleType]) -> N
         (12345.6, "/s", "12,346/s"),
         (4.25, "MB/s", "4.2 MB/s"),
         (0.0001234, "s", "123 us"),
+        (0.0426, "s", "43 ms"),
         (1.5, "s", "1.50 s"),
         (734.2, "B", "734 B"),
         (81.5e6, "B", "82 MB"),
