@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
-from masterslave import payload, slavecode
+from masterslave import payload, shared, slavecode
 from masterslave.chaos import Chaos
 from masterslave.errors import (
     DataNotFound,
@@ -120,7 +120,7 @@ class MasterProcess:
         self.task_manager = self._service.manager
         self.process_id: int = self.task_manager.registerProcess(None, getMachineInfo())[0]
         self.task_manager.embedClient(self.process_id)
-        self._codec = payload.Codec()
+        self._memory: payload.Memory | None = shared if self.settings.shared_memory else None
         self._use_script(slavecode.running_script(), shared=False)
         self._states: dict[int, list[str]] = {}  # names of each state's values
         self._state_uses: Counter[int] = Counter()  # how often each was set
@@ -396,7 +396,7 @@ class MasterProcess:
     def _use_script(self, record: slavecode.Record | None, *, shared: bool) -> None:
         main_id = record["main_id"] if record is not None else None
         payload.set_main_id(main_id)
-        self._codec = payload.Codec(main_id, shared_main=shared)
+        self._codec = payload.Codec(main_id, shared_main=shared, memory=self._memory)
 
     def _encode(self, tag: str, parameters: tuple[Any, ...]) -> Frame:
         try:
