@@ -35,6 +35,7 @@ from __future__ import annotations
 import array
 import errno
 import os
+import select
 import socket
 from collections import deque
 from typing import Any
@@ -50,8 +51,10 @@ from masterslave.shared import (
     available,
     borrow,
     for_another,
+    keeps,
     lend_for_a_message,
     loan_of,
+    trim,
 )
 
 #: Read at once, unless it is the rest of a large buffer.
@@ -63,6 +66,10 @@ _MOST_LOANS = 64
 
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _RIGHTS_BYTES = _MOST_LOANS * array.array("i").itemsize
+
+#: A worker that has nothing to do for so long gives unused shared memory back. Larger: it is kept
+#: from other programs. Smaller: the next results need new memory after each pause.
+_IDLE_S = 1.0
 
 _NO_GAP = memoryview(b"")  # an empty view of a buffer would keep the buffer
 
@@ -327,6 +334,8 @@ class WorkerEnd:
         """The next message; blocks until there is one. Raises `PipeClosed` at the end."""
         while not self._messages:
             try:
+                if keeps() and not self._is_there(_IDLE_S):
+                    trim()
                 count = _receive(self._sock, self._reader)
                 if count:
                     self._messages.extend(self._reader.got(count))
@@ -335,6 +344,12 @@ class WorkerEnd:
             if not count:
                 raise PipeClosed
         return self._messages.popleft()
+
+    def _is_there(self, timeout_s: float) -> bool:
+        """Wait for something to be received, for so long at most."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(1000 * timeout_s))
 
     def receive_available(self) -> list[list[Any]]:
         """The messages that are there already; does not wait. Raises `PipeClosed` at the end."""

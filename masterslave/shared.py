@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import functools
 import hmac
 import mmap
@@ -50,7 +49,7 @@ except ImportError:  # not on every system; `available` is false there
 
 #: Buffers of at least this size are lent. Larger: more is copied and signed. Smaller: what a
 #: segment costs, some system calls on each side, is more than that.
-LEND_BYTES = 1 << 18
+LEND_BYTES = 1 << 17
 
 #: Segments that are kept to be used again, together and each. Larger: an idle process keeps
 #: more memory. Smaller: more buffers are copied into new pages.
@@ -229,6 +228,16 @@ def _keep(segment: _Segment) -> None:
             break
 
 
+def trim() -> None:
+    """Give what is kept to be used again back to the system; for a process that is idle."""
+    _kept.clear()
+
+
+def keeps() -> bool:
+    """Whether there is anything to `trim`."""
+    return bool(_kept)
+
+
 def _used_again(data: Piece) -> _Segment | None:
     capacity, looks = _capacity(len(data)), 0
     for segment in list(_kept):
@@ -347,10 +356,9 @@ class _Borrowed(Loan):
 
     def __init__(self, descriptor: int, name: Name) -> None:
         """Takes the descriptor over. Raises `OSError` when it cannot be mapped."""
-        self.address = 0
+        self.address = _map(descriptor, name.used, mmap.MAP_PRIVATE)
         self.name = name._replace(descriptor=descriptor)
         _open_here.add(descriptor)
-        self.address = _map(descriptor, name.used, mmap.MAP_PRIVATE)
 
     def let_go(self) -> None:
         """Close the descriptor; the memory stays."""
@@ -358,8 +366,9 @@ class _Borrowed(Loan):
         _close(descriptor)
 
     def __del__(self, unmap: Any = _unmap, close: Any = _close) -> None:
-        unmap(self.address, self.name.used)
-        close(self.name.descriptor)
+        if hasattr(self, "name"):
+            unmap(self.address, self.name.used)
+            close(self.name.descriptor)
 
 
 def borrow(descriptor: int, name: Name, *, keep: bool = True) -> memoryview:
@@ -370,23 +379,27 @@ def borrow(descriptor: int, name: Name, *, keep: bool = True) -> memoryview:
     """
     try:
         _check(descriptor, name)
-    except BaseException:
+        loan = _Borrowed(descriptor, name)
+    except LoanError:
         os.close(descriptor)
         raise
-    try:
-        loan = _Borrowed(descriptor, name)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise LoanError(f"shared memory cannot be mapped: {error}") from error
-        return _read(name, descriptor)  # too many mappings, if not too much memory
+    except OSError:  # too many mappings, or too little memory: then for this as well
+        try:
+            return memoryview(_read(descriptor, name.used))
+        finally:
+            os.close(descriptor)
     if not keep or not _has_files(_PART_OF_FILES):
         loan.let_go()
     return _view(loan)
 
 
-def _read(name: Name, descriptor: int) -> memoryview:
-    # The loan that could not be mapped has closed its descriptor.
-    raise MemoryError(f"no memory for {name.used} bytes of shared memory")
+def _read(descriptor: int, size: int) -> bytearray:
+    data = bytearray(size)
+    with memoryview(data) as view:
+        got = 0
+        while got < size:
+            got += os.preadv(descriptor, [view[got:]], got)
+    return data
 
 
 def _check(descriptor: int, name: Name) -> None:
@@ -442,11 +455,10 @@ def take(parts: Sequence[Piece]) -> memoryview | None:
     whole = first.obj
     if loan.descriptor >= 0:  # others may have it: the journal, or a slave that gets it once more
         try:
-            mine = _Borrowed(os.dup(loan.descriptor), loan.name)
+            mine = borrow(for_another(loan), loan.name, keep=False)
         except OSError:
             return None
-        mine.let_go()
-        return _view(mine)[start:end]
+        return mine[start:end]
     return pickle.PickleBuffer(whole).raw()[start:end]
 
 

@@ -399,6 +399,11 @@ class SealedSocket:
             raise ChannelError(str(error)) from error
         return data
 
+    def close(self) -> None:
+        """Close the connection, and let go of what was to be sent or had come."""
+        self._attached, self._held, self._pieces = (), (), []
+        self._sock.close()
+
     def shutdown(self, how: int) -> None:
         """End the connection, in both directions whatever `how` says."""
         end_connection(self._sock)
