@@ -37,6 +37,7 @@ import errno
 import os
 import select
 import socket
+import time
 from collections import deque
 from typing import Any
 
@@ -70,6 +71,9 @@ _RIGHTS_BYTES = _MOST_LOANS * array.array("i").itemsize
 #: A worker that has nothing to do for so long gives unused shared memory back. Larger: it is kept
 #: from other programs. Smaller: the next results need new memory after each pause.
 _IDLE_S = 1.0
+
+#: Between two attempts to send descriptors when too many of the user's are on their way already.
+_POLL_S = 0.001
 
 _NO_GAP = memoryview(b"")  # an empty view of a buffer would keep the buffer
 
@@ -324,7 +328,12 @@ class WorkerEnd:
         outgoing = _Outgoing(message, self.share, lend=True)
         try:
             while outgoing.parts:
-                outgoing.send(self._sock)
+                try:
+                    outgoing.send(self._sock)
+                except OSError as error:
+                    if error.errno != errno.ETOOMANYREFS:
+                        raise
+                    time.sleep(_POLL_S)
         except OSError as error:
             raise PipeClosed from error
         finally:

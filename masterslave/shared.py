@@ -485,10 +485,13 @@ def available() -> bool:
 @functools.cache
 def _can_use_again() -> bool:
     """Whether the system tells who else has a segment; else each is used once."""
-    segment = _Segment(b"\0" * _PAGE)
-    if not segment.is_ours_alone():
+    try:
+        segment = _Segment(b"\0" * _PAGE)
+        if not segment.is_ours_alone():
+            return False
+        other = os.open(f"/proc/self/fd/{segment.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
         return False
-    other = os.open(f"/proc/self/fd/{segment.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return not segment.is_ours_alone()
     finally:

@@ -117,13 +117,19 @@ def start_job(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         job.master.shutdown()
 
 
-def segments(pid: int | str) -> int:
-    """How many segments a process has open."""
-    count = 0
+def inodes(pid: int | str) -> list[str]:
+    """The segments that a process has open, as often as it has."""
+    found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            count += SEGMENT in os.readlink(entry)
-    return count
+            if SEGMENT in os.readlink(entry):
+                found.append(str(entry.stat().st_ino))
+    return found
+
+
+def segments(pid: int | str) -> int:
+    """How many segments a process has open."""
+    return len(inodes(pid))
 
 
 # --- values ---------------------------------------------------------------------------------
@@ -185,17 +191,12 @@ def test_global_state_is_one_segment_for_all_workers(start_job: Callable[..., Jo
         for _ in range(4):
             job.request("where", GlobalStateValue(state_id, "x"))
         for _ in range(4):
-            pid, inodes, value = job.result()
-            found[pid] = inodes
+            pid, mapped, value = job.result()
+            found[pid] = mapped
             assert value == 5.0
     one, other = found.values()
     assert set(one) & set(other)
-    inodes = {
-        str(os.stat(entry).st_ino)
-        for entry in Path("/proc/self/fd").iterdir()
-        if SEGMENT in os.readlink(entry)
-    }
-    assert set(one) & set(other) & inodes  # it is the one that this process has filled
+    assert set(one) & set(other) & set(inodes("self"))  # it is the one that was filled here
 
 
 def test_large_bytes_there_and_back(start_job: Callable[..., Job]) -> None:
