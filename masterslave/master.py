@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import signal
 import threading
 from collections import Counter
@@ -18,7 +19,7 @@ from contextvars import ContextVar
 from os import PathLike
 from typing import Any
 
-from masterslave import payload, slavecode
+from masterslave import payload, pieces, shared, slavecode
 from masterslave.chaos import Chaos
 from masterslave.errors import (
     DataNotFound,
@@ -39,6 +40,7 @@ from masterslave.records import (
     Delivery,
     Frame,
     Outcome,
+    Piece,
     TaskOptions,
     frame_bytes,
     getMachineInfo,
@@ -58,6 +60,10 @@ _FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut]] = {
 
 #: How many requests `requestTasks` pickles before it hands them over. Larger: slaves start later.
 _REQUEST_BATCH = 200
+
+#: Global state is digested in parts of this size. Larger: fewer threads take part. Smaller: more
+#: steps, each of which takes the interpreter's lock.
+_DIGEST_BYTES = 1 << 23
 
 #: Parameters of a task beyond this size bring a warning. Larger: programs that send the same array
 #: with every task are slow and do not learn why. Smaller: a warning where there is nothing to gain.
@@ -142,9 +148,9 @@ class MasterProcess:
         self.task_manager = self._service.manager
         self.process_id: int = self.task_manager.registerProcess(None, getMachineInfo())[0]
         self.task_manager.embedClient(self.process_id)
-        self._codec = payload.Codec()
-        shared = code is not None and code["shared_main"]
-        self._use_script(code if shared else slavecode.running_script(), shared=shared)
+        self._memory: payload.Memory | None = shared if self.settings.shared_memory else None
+        is_script = code is not None and code["shared_main"]
+        self._use_script(code if is_script else slavecode.running_script(), shared=is_script)
         self._states: dict[int, list[str]] = {}  # names of each state's values
         self._state_uses: Counter[int] = Counter()  # how often each was set
         self._large_tags: set[str] = set()  # whose large parameters have been remarked on
@@ -422,7 +428,7 @@ class MasterProcess:
     def _use_script(self, record: slavecode.Record | None, *, shared: bool) -> None:
         main_id = record["main_id"] if record is not None else None
         payload.set_main_id(main_id)
-        self._codec = payload.Codec(main_id, shared_main=shared)
+        self._codec = payload.Codec(main_id, shared_main=shared, memory=self._memory)
 
     def _encode(self, tag: str, parameters: tuple[Any, ...]) -> Frame:
         try:
@@ -466,11 +472,24 @@ def _state_id(frames: Mapping[str, Frame]) -> int:
     slaves that have outlived the run before.
     """
     digest = hashlib.sha256()
+    chunks: list[Piece] = []
     for name, frame in sorted(frames.items()):
         for piece in (name.encode(), *frame):
             digest.update(len(piece).to_bytes(8, "big"))
-            digest.update(piece)
+            chunks += pieces.cut(piece, _DIGEST_BYTES)
+    if len(chunks) > 1 + 2 * len(frames):  # large: by as many threads as there are processors
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+            digests = list(threads.map(_digest, chunks))
+    else:
+        digests = list(map(_digest, chunks))
+    digest.update(b"".join(digests))
     return int.from_bytes(digest.digest()[:8], "big") >> 1  # any language's signed integer holds it
+
+
+def _digest(data: Piece) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _check_tag(tag: Any) -> None:

@@ -27,9 +27,9 @@ import pickle
 import struct
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, Protocol
 
 import cloudpickle
 
@@ -53,17 +53,37 @@ _CUT = b"MSCF"
 _KEPT_BYTES = 1 << 20
 
 
+class Memory(Protocol):
+    """Where large buffers may be that other processes are to get; `shared` is one."""
+
+    def lend(self, data: Piece) -> Piece | None:
+        """A copy of the buffer that can be handed to others as it is; None: it is not to be."""
+
+    def take(self, parts: Sequence[Piece]) -> Piece | None:
+        """One writable buffer, nobody else's, of parts that are in such memory, without a copy.
+
+        None where that cannot be.
+        """
+
+
 class Codec:
     """Turns values into frames and back, for one program.
 
     `main_id` identifies the script that is this process's ``__main__``: None where there is none
     (interactive), or where peers may run another one. `shared_main` says that every peer runs the
-    same script, which allows the fastest way.
+    same script, which allows the fastest way. `memory` takes large buffers, if it is given.
     """
 
-    def __init__(self, main_id: str | None = None, *, shared_main: bool = False) -> None:
+    def __init__(
+        self,
+        main_id: str | None = None,
+        *,
+        shared_main: bool = False,
+        memory: Memory | None = None,
+    ) -> None:
         self.main_id = main_id
         self.shared_main = shared_main
+        self.memory = memory
 
     def encode(self, value: Any, name: str = "", *, copy: bool = True) -> Frame:
         """Pickle `value`. Raises `PayloadError` that says what in it cannot be pickled, and why.
@@ -98,13 +118,23 @@ class Codec:
         frame: Frame = list(_joined_parts(head))
         longest = max(map(len, frame + buffers))
         if len(frame) == 1 and longest <= pieces.PIECE_BYTES:
-            return frame + ([_own(buffer) for buffer in buffers] if copy else buffers)
+            return frame + [self._kept(buffer, copy) for buffer in buffers]
         lengths = [sum(map(len, frame)), *map(len, buffers)]
         index = _CUT + struct.pack(f"!{len(lengths)}Q", *lengths)
         frame = [piece for part in frame for piece in pieces.cut(part)]
         for buffer in buffers:
-            frame += map(_own, pieces.cut(buffer)) if copy else pieces.cut(buffer)
+            lent = self.memory.lend(buffer) if self.memory is not None else None
+            if lent is not None:
+                frame += pieces.cut(lent)
+            else:
+                frame += map(_own, pieces.cut(buffer)) if copy else pieces.cut(buffer)
         return [index, *frame]
+
+    def _kept(self, buffer: Piece, copy: bool) -> Piece:
+        lent = self.memory.lend(buffer) if self.memory is not None else None
+        if lent is not None:
+            return lent
+        return _own(buffer) if copy else buffer
 
     def _refusal(self, value: Any, name: str, error: Exception) -> PayloadError:
         """What is to be said when a value cannot be pickled."""
@@ -133,7 +163,9 @@ class Codec:
         """
         try:
             if frame[0][: len(_CUT)] != _CUT:
-                buffers = frame[1:] and [_writable(part, owned) for part in frame[1:]]
+                buffers = frame[1:] and [
+                    self._writable(deque((part,)), owned) for part in frame[1:]
+                ]
                 return pickle.loads(frame[0], buffers=buffers)
             parts = deque(frame)
             if owned:
@@ -141,11 +173,16 @@ class Codec:
             head = parts.popleft()
             head_length, *lengths = (n for (n,) in struct.iter_unpack("!Q", head[len(_CUT) :]))
             stream = _Stream(_taken(parts, head_length))
-            arrays = (_joined(_taken(parts, length), owned) for length in lengths)
+            arrays = (self._writable(_taken(parts, length), owned) for length in lengths)
             return pickle.Unpickler(stream, buffers=arrays).load()
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise PayloadError(f"a value cannot be unpickled here: {reason}") from error
+
+    def _writable(self, parts: deque[Piece], owned: bool) -> Piece:
+        """One buffer that may be written to, made of these parts."""
+        taken = self.memory.take(parts) if self.memory is not None and owned and parts else None
+        return _joined(parts, owned) if taken is None else taken
 
     def encode_exception(self, error: BaseException) -> Frame:
         """Pickle an exception so that it surely can be unpickled, else a stand-in for it."""

@@ -34,14 +34,15 @@ LIFT_BYTES = 1 << 16
 Place = Sequence[Any]
 
 
-def cut(data: Piece) -> Iterator[Piece]:
-    """The data itself, or views of it of at most `PIECE_BYTES`; nothing is copied."""
-    if len(data) <= PIECE_BYTES:
+def cut(data: Piece, size: int | None = None) -> Iterator[Piece]:
+    """The data itself, or views of it of `size` (`PIECE_BYTES`) at most; nothing is copied."""
+    size = PIECE_BYTES if size is None else size
+    if len(data) <= size:
         yield data
         return
     view = memoryview(data)
-    for start in range(0, len(data), PIECE_BYTES):
-        yield view[start : start + PIECE_BYTES]
+    for start in range(0, len(data), size):
+        yield view[start : start + size]
 
 
 def lift(value: Any) -> tuple[Any, list[Place], list[Piece]]:

@@ -4,7 +4,8 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 
 | supervisor -> worker             |                                                       |
 |----------------------------------|-------------------------------------------------------|
-| `["code", label, record, limit]` | what to load, bytes of memory it may have; the first  |
+| `["code", label, record, limit,  | what to load, bytes of memory it may have, whether to |
+|   share]`                        | share memory; the first                               |
 | `["tasks", [assignment...]]`     | to be run in order                                    |
 | `["skip", [task id...]]`         | tasks in line that are not to be run here after all   |
 | `["data", name, frame, error]`   | the data item asked for, or why there is none         |
@@ -24,12 +25,19 @@ The supervisor never waits for a worker: its end is non-blocking and keeps what 
 
 A message with large buffers (see `pieces`) is sent as ``[nil, what is left of it, places,
 [length...]]`` and is followed by the buffers, one after the other, as they are: sent from where
-they are, and received to where they stay.
+they are, and received to where they stay. What is in shared memory, or can be put there, is not
+sent (see `shared`): its place has ``[n, inode, size, stamp, used, start, length]`` instead of a
+length, and the n-th of the descriptors that come with the message is the one to map.
 """
 
 from __future__ import annotations
 
+import array
+import errno
+import os
+import select
 import socket
+import time
 from collections import deque
 from typing import Any
 
@@ -37,9 +45,35 @@ import msgpack
 
 from masterslave import pieces
 from masterslave.records import Piece
+from masterslave.shared import (
+    Loan,
+    LoanError,
+    Name,
+    available,
+    borrow,
+    for_another,
+    keeps,
+    lend_for_a_message,
+    loan_of,
+    trim,
+)
 
 #: Read at once, unless it is the rest of a large buffer.
 _CHUNK_BYTES = 1 << 18
+
+#: Segments of shared memory that come with one message; its others are sent. Larger: more than the
+#: receiver can have open. The system allows 253.
+_MOST_LOANS = 64
+
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_RIGHTS_BYTES = _MOST_LOANS * array.array("i").itemsize
+
+#: A worker that has nothing to do for so long gives unused shared memory back. Larger: it is kept
+#: from other programs. Smaller: the next results need new memory after each pause.
+_IDLE_S = 1.0
+
+#: Between two attempts to send descriptors when too many of the user's are on their way already.
+_POLL_S = 0.001
 
 _NO_GAP = memoryview(b"")  # an empty view of a buffer would keep the buffer
 
@@ -48,28 +82,95 @@ class PipeClosed(Exception):
     """The other end is gone."""
 
 
-def pack(message: list[Any]) -> list[Piece]:
-    """The bytes of one message, in parts that are to be sent one after the other."""
+def pack(message: list[Any], loans: list[Loan] | None = None, *, lend: bool = False) -> list[Piece]:
+    """The bytes of one message, in parts that are to be sent one after the other.
+
+    `loans`: is filled with those of the parts that are lent; None: nothing is. `lend`: put large
+    parts into shared memory that are not there yet.
+    """
     left, places, parts = pieces.lift(message)
     if parts:
-        left = [None, left, places, list(map(len, parts))]
+        sizes: list[int | list[int]] = []
+        sent: list[Piece] = []
+        for part in parts:
+            size = None if loans is None else _lent(part, loans, lend)
+            if size is None:
+                sent.append(part)
+            sizes.append(len(part) if size is None else size)
+        left, parts = [None, left, places, sizes], sent
     packed: bytes = msgpack.packb(left, unicode_errors="surrogatepass")
     return [packed, *parts] if parts else [packed]
+
+
+def _lent(part: Piece, loans: list[Loan], lend: bool) -> list[int] | None:
+    """Where a part is among the loans of its message; None: it is to be sent."""
+    found = loan_of(part)
+    if found is None and lend and len(loans) < _MOST_LOANS:
+        lent = lend_for_a_message(part)
+        found = None if lent is None else loan_of(lent)
+    if found is None:
+        return None
+    loan, start = found
+    if loan not in loans:
+        if len(loans) == _MOST_LOANS:
+            return None
+        loans.append(loan)
+    return [loans.index(loan), *loan.name[1:], start, len(part)]
+
+
+class _Outgoing:
+    """Parts of messages, of which the first of each takes descriptors along."""
+
+    def __init__(self, message: list[Any], share: bool, *, lend: bool = False) -> None:
+        self.descriptors: list[int] = []
+        loans: list[Loan] | None = [] if share else None
+        parts = pack(message, loans, lend=lend)
+        try:
+            for loan in loans or ():
+                self.descriptors.append(for_another(loan))
+        except OSError:  # too many files: all is sent
+            self.close()
+            parts = pack(message)
+        self.parts = deque(memoryview(part) for part in parts)
+
+    def send(self, sock: socket.socket) -> None:
+        """Send some of it. Raises `OSError`."""
+        part = self.parts[0]
+        if self.descriptors:
+            rights = array.array("i", self.descriptors)
+            sent = sock.sendmsg([part], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            self.close()
+        else:
+            sent = sock.send(part)
+        if sent < len(part):
+            self.parts[0] = part[sent:]
+        else:
+            self.parts.popleft()
+
+    def close(self) -> None:
+        """Close the descriptors, which are with the receiver or not needed."""
+        while self.descriptors:
+            os.close(self.descriptors.pop())
 
 
 class _Reader:
     """Finds the messages in a stream of bytes.
 
-    `space` is where the next bytes of the stream are to be received; `got` takes them from there.
+    `space` is where the next bytes of the stream are to be received; `got` takes them from there,
+    and the descriptors that came with them from `descriptors`. `keep`: whether what was borrowed
+    may have to be handed on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep: bool) -> None:
+        self._keep = keep
+        self.descriptors: deque[int] = deque()
+        self._borrowed: list[memoryview] = []  # of the current message, in order
         self._chunk = memoryview(bytearray(_CHUNK_BYTES))
         self._unpacker = msgpack.Unpacker(
             max_buffer_size=0, strict_map_key=False, unicode_errors="surrogatepass"
         )
         self._left: Any = None  # of a message whose large buffers are to come, and their places
-        self._lengths: deque[int] = deque()  # of those that have not begun
+        self._lengths: deque[Any] = deque()  # of those that have not begun
         self._buffers: list[Piece] = []
         self._gap = _NO_GAP  # what is missing of the last one
 
@@ -87,7 +188,7 @@ class _Reader:
             if self._left is not None:
                 left, places = self._left
                 messages.append(pieces.restore(left, places, self._buffers))
-                self._left, self._buffers = None, []
+                self._left, self._buffers, self._borrowed = None, [], []
             for message in self._unpacker:
                 if message[0] is None:  # its buffers come next
                     _, left, places, lengths = message
@@ -102,22 +203,56 @@ class _Reader:
     def _buffers_are_there(self) -> bool:
         """Fill the large buffers of the current message; false when more must come in first."""
         while not self._gap and self._lengths:
-            buffer = bytearray(self._lengths.popleft())
+            length = self._lengths.popleft()
+            if not isinstance(length, int):
+                self._buffers.append(self._loan(*length))
+                continue
+            buffer = bytearray(length)
             have = self._unpacker.read_bytes(len(buffer))
             buffer[: len(have)] = have
             self._buffers.append(buffer)
             self._gap = memoryview(buffer)[len(have) :] or _NO_GAP
         return not self._gap
 
+    def _loan(self, number: int, *where: int) -> memoryview:
+        *fields, start, length = where
+        if number == len(self._borrowed):
+            if not self.descriptors:
+                raise LoanError("a descriptor is missing")
+            name = Name(-1, *fields)
+            self._borrowed.append(borrow(self.descriptors.popleft(), name, keep=self._keep))
+        return self._borrowed[number][start : start + length]
+
+    def close(self) -> None:
+        """Close the descriptors of messages that did not come to their end."""
+        while self.descriptors:
+            os.close(self.descriptors.popleft())
+
+
+def _receive(sock: socket.socket, reader: _Reader, flags: int = 0) -> int:
+    """Receive into the reader; gives how many bytes. Raises `OSError`."""
+    if not _CLOSE_ON_EXEC:  # so nothing is lent
+        return sock.recv_into(reader.space(), 0, flags)
+    count, extra, told, _ = sock.recvmsg_into(
+        [reader.space()], socket.CMSG_SPACE(_RIGHTS_BYTES), flags | _CLOSE_ON_EXEC
+    )
+    for _, _, data in extra:  # of one kind only
+        reader.descriptors.extend(array.array("i", data))
+    if told & socket.MSG_CTRUNC:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return count
+
 
 class SupervisorEnd:
     """The non-blocking end, driven by a selector."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, share: bool = True) -> None:
+        """`share`: have large buffers go by shared memory where the system has it."""
         sock.setblocking(False)
         self._sock = sock
-        self._reader = _Reader()
-        self._unsent: deque[memoryview] = deque()
+        self._share = share and available()
+        self._reader = _Reader(keep=True)
+        self._unsent: deque[_Outgoing] = deque()
 
     def fileno(self) -> int:
         """For the selector."""
@@ -125,22 +260,25 @@ class SupervisorEnd:
 
     def send(self, message: list[Any]) -> None:
         """Send now what fits, keep the rest for `flush`. A worker that is gone is no error here."""
-        self._unsent.extend(map(memoryview, pack(message)))
+        self._unsent.append(_Outgoing(message, self._share))
         self.flush()
 
     def flush(self) -> None:
         """Send more of what is kept, without waiting."""
         try:
             while self._unsent:
-                sent = self._sock.send(self._unsent[0])
-                if sent < len(self._unsent[0]):
-                    self._unsent[0] = self._unsent[0][sent:]
-                else:
+                self._unsent[0].send(self._sock)
+                if not self._unsent[0].parts:
                     self._unsent.popleft()
         except BlockingIOError:
             pass
-        except OSError:
-            self._unsent.clear()  # its death is noticed by other means
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:  # too many descriptors are on their way
+                self._drop_unsent()  # its death is noticed by other means
+
+    def _drop_unsent(self) -> None:
+        while self._unsent:
+            self._unsent.popleft().close()
 
     @property
     def wants_to_write(self) -> bool:
@@ -150,20 +288,20 @@ class SupervisorEnd:
     def receive(self) -> list[list[Any]]:
         """The messages that have come in, without waiting. Raises `PipeClosed` at the end."""
         try:
-            count = self._sock.recv_into(self._reader.space())
+            count = _receive(self._sock, self._reader)
+            if count:
+                return self._reader.got(count)
         except BlockingIOError:
             return []
         except OSError as error:
             raise PipeClosed from error
-        if not count:
-            raise PipeClosed
-        return self._reader.got(count)
+        raise PipeClosed
 
     def receive_all(self) -> list[list[Any]]:
         """What a worker that has died had still sent."""
         messages: list[list[Any]] = []
         try:
-            while count := self._sock.recv_into(self._reader.space()):
+            while count := _receive(self._sock, self._reader):
                 messages += self._reader.got(count)
         except OSError:  # nothing more, or reset
             pass
@@ -171,6 +309,8 @@ class SupervisorEnd:
 
     def close(self) -> None:
         """Close it; the worker sees the end."""
+        self._drop_unsent()
+        self._reader.close()
         self._sock.close()
 
 
@@ -179,41 +319,59 @@ class WorkerEnd:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._reader = _Reader()
+        self.share = False  # whether large buffers go by shared memory
+        self._reader = _Reader(keep=False)
         self._messages: deque[list[Any]] = deque()
 
     def send(self, message: list[Any]) -> None:
         """Send a message; blocks until the supervisor has taken it. Raises `PipeClosed`."""
+        outgoing = _Outgoing(message, self.share, lend=True)
         try:
-            for part in pack(message):
-                self._sock.sendall(part)
+            while outgoing.parts:
+                try:
+                    outgoing.send(self._sock)
+                except OSError as error:
+                    if error.errno != errno.ETOOMANYREFS:
+                        raise
+                    time.sleep(_POLL_S)
         except OSError as error:
             raise PipeClosed from error
+        finally:
+            outgoing.close()
 
     def receive(self) -> list[Any]:
         """The next message; blocks until there is one. Raises `PipeClosed` at the end."""
         while not self._messages:
             try:
-                count = self._sock.recv_into(self._reader.space())
+                if keeps() and not self._is_there(_IDLE_S):
+                    trim()
+                count = _receive(self._sock, self._reader)
+                if count:
+                    self._messages.extend(self._reader.got(count))
             except OSError as error:
                 raise PipeClosed from error
             if not count:
                 raise PipeClosed
-            self._messages.extend(self._reader.got(count))
         return self._messages.popleft()
+
+    def _is_there(self, timeout_s: float) -> bool:
+        """Wait for something to be received, for so long at most."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(1000 * timeout_s))
 
     def receive_available(self) -> list[list[Any]]:
         """The messages that are there already; does not wait. Raises `PipeClosed` at the end."""
+        count: int | None = None
         try:
-            count = self._sock.recv_into(self._reader.space(), 0, socket.MSG_DONTWAIT)
+            count = _receive(self._sock, self._reader, socket.MSG_DONTWAIT)
+            self._messages.extend(self._reader.got(count))
         except BlockingIOError:
-            count = None
+            pass
         except OSError as error:
             raise PipeClosed from error
-        if count is not None:
-            if not count:
-                raise PipeClosed
-            self._messages.extend(self._reader.got(count))
+        if count == 0:
+            raise PipeClosed
         messages = list(self._messages)
         self._messages.clear()
         return messages

@@ -79,8 +79,9 @@ class Service:
         while True:
             try:
                 server = PyroServer(
-                    self.manager, settings.host, ports.pop(0), key, settings.handshake_s
-                )
+                    self.manager, settings.host, ports.pop(0), key, settings.handshake_s,
+                    share=settings.shared_memory,
+                )  # fmt: skip
                 break
             except ConnectionFailed as error:
                 if not ports:

@@ -1,18 +1,19 @@
 """What can be set from outside: one frozen value, and the only place that reads the environment.
 
-| variable                   | field            | meaning                                        |
-|----------------------------|------------------|------------------------------------------------|
-| `MASTERSLAVE_KEY_FILE`     | `key_file`       | file with the 32-byte key (64 hex digits)      |
-| `MASTERSLAVE_HOST`         | `host`           | address a task manager listens on              |
-| `MASTERSLAVE_PORT`         | `port`           | its port (0: any free one)                     |
-| `MASTERSLAVE_BROADCAST`    | `broadcast`      | look for a name server by broadcast (0 or 1)   |
-| `MASTERSLAVE_MASTER_GONE`  | `master_gone_s`  | seconds a slave goes on looking for its master |
-| `MASTERSLAVE_GRACE`        | `grace_s`        | seconds that running tasks get at SIGTERM      |
-| `MASTERSLAVE_MEMORY`       | `memory_bytes`   | budget for tasks and results: bytes, or 2G     |
-| `MASTERSLAVE_WHEN_FULL`    | `when_full`      | requests beyond it: "block" or "raise"         |
-| `MASTERSLAVE_CHAOS`        | `chaos`          | what goes wrong in slaves on purpose, `chaos`  |
-| `SLURM_JOB_END_TIME`       | `lifetime_s`     | set by Slurm: when the job ends, in Unix time  |
-| `PBS_WALLTIME`             | `lifetime_s`     | set by PBS: seconds that the job may run       |
+| variable                    | field            | meaning                                        |
+|-----------------------------|------------------|------------------------------------------------|
+| `MASTERSLAVE_KEY_FILE`      | `key_file`       | file with the 32-byte key (64 hex digits)      |
+| `MASTERSLAVE_HOST`          | `host`           | address a task manager listens on              |
+| `MASTERSLAVE_PORT`          | `port`           | its port (0: any free one)                     |
+| `MASTERSLAVE_BROADCAST`     | `broadcast`      | look for a name server by broadcast (0 or 1)   |
+| `MASTERSLAVE_MASTER_GONE`   | `master_gone_s`  | seconds a slave goes on looking for its master |
+| `MASTERSLAVE_GRACE`         | `grace_s`        | seconds that running tasks get at SIGTERM      |
+| `MASTERSLAVE_MEMORY`        | `memory_bytes`   | budget for tasks and results: bytes, or 2G     |
+| `MASTERSLAVE_WHEN_FULL`     | `when_full`      | requests beyond it: "block" or "raise"         |
+| `MASTERSLAVE_SHARED_MEMORY` | `shared_memory`  | use it between processes of a host (0 or 1)    |
+| `MASTERSLAVE_CHAOS`         | `chaos`          | what goes wrong in slaves on purpose, `chaos`  |
+| `SLURM_JOB_END_TIME`        | `lifetime_s`     | set by Slurm: when the job ends, in Unix time  |
+| `PBS_WALLTIME`              | `lifetime_s`     | set by PBS: seconds that the job may run       |
 
 Pyro's own variables (`PYRO_NS_HOST`, `PYRO_NS_PORT`, `PYRO_SSL...`) are read by Pyro and obeyed.
 """
@@ -55,6 +56,7 @@ class Settings:
     grace_s: float = 30.0  # then a draining slave kills what still runs and gives it back
     memory_bytes: int = _HALF_OF_MEMORY  # of frames in a task manager; then they go to its journal
     when_full: str = "block"  # what a request does that finds no room: "block" or "raise"
+    shared_memory: bool = True  # for large buffers between processes of one host, where it can be
     resume_s: float = 10.0  # longest time a restarted master waits for its slaves of before
     chaos: Chaos | None = None  # of the slaves started; None: nothing goes wrong on purpose
     handshake_s: float = 10.0  # then a connection that has not proved itself is closed
@@ -84,9 +86,8 @@ class Settings:
         port = _number(env, "MASTERSLAVE_PORT", 0, 65535, whole=True)
         gone = _number(env, "MASTERSLAVE_MASTER_GONE", 0, None)
         grace = _number(env, "MASTERSLAVE_GRACE", 0, None)
-        broadcast = env.get("MASTERSLAVE_BROADCAST", "1")
-        if broadcast not in ("0", "1"):
-            raise SettingsError(f"MASTERSLAVE_BROADCAST={broadcast!r}: must be 0 or 1")
+        broadcast = _switch(env, "MASTERSLAVE_BROADCAST")
+        shared_memory = _switch(env, "MASTERSLAVE_SHARED_MEMORY")
         memory = _size(env, "MASTERSLAVE_MEMORY")
         when_full = env.get("MASTERSLAVE_WHEN_FULL") or cls.when_full
         if when_full not in ("block", "raise"):
@@ -99,7 +100,8 @@ class Settings:
             port=settings.port if port is None else int(port),
             master_gone_s=settings.master_gone_s if gone is None else gone,
             grace_s=settings.grace_s if grace is None else grace,
-            broadcast=broadcast == "1",
+            broadcast=broadcast,
+            shared_memory=shared_memory,
             lifetime_s=_batch_lifetime(env, time.time() if unix_time is None else unix_time),
         )
 
@@ -121,6 +123,13 @@ def _batch_lifetime(env: Mapping[str, str], unix_time: float) -> float | None:
     if walltime.isdecimal() and int(walltime):
         left.append(float(walltime))  # slaves start when their job does, or nearly so
     return min((seconds for seconds in left if seconds < _ENDLESS_S), default=None)
+
+
+def _switch(env: Mapping[str, str], name: str) -> bool:
+    text = env.get(name, "1")
+    if text not in ("0", "1"):
+        raise SettingsError(f"{name}={text!r}: must be 0 or 1")
+    return text == "1"
 
 
 def _number(

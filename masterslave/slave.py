@@ -161,8 +161,12 @@ def run_slave(
 
     def connect() -> Link:
         if follow and master_host is not None:
-            return naming.connect_or_follow(label, master_host, chosen, key)
-        return naming.connect(label, master_host, chosen, key)
+            link = naming.connect_or_follow(label, master_host, chosen, key)
+        else:
+            link = naming.connect(label, master_host, chosen, key)
+        if chosen.shared_memory:
+            link.share_memory()
+        return link
 
     if lifetime_s is not None:
         lifetime_s -= time.monotonic() - began  # the wait

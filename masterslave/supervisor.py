@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from masterslave import slavecode
+from masterslave import shared, slavecode
 from masterslave.dispatch import Action, Dispatch, Kill, Send, Skip
 from masterslave.disturbance import Blow, Disturbance
 from masterslave.errors import SlaveError
@@ -214,7 +214,8 @@ class Supervisor:
         number = self._next_worker
         self._next_worker += 1
         assert self._record is not None
-        worker = WorkerProcess(number, self._label, self._record, self._memory)
+        share = self._settings.shared_memory
+        worker = WorkerProcess(number, self._label, self._record, self._memory, share=share)
         self._workers[number] = worker
         self._watch(worker)
 
@@ -381,6 +382,8 @@ class Supervisor:
 
     def _got_data(self, name: str, value: Any, error: str) -> None:
         if value is not None:
+            if self._settings.shared_memory:
+                value = shared.lend_large(value)  # once for all workers
             self._data[name] = value
             self._trim_data()
         for number in self._askers.pop(name, ()):

@@ -25,10 +25,10 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from masterslave import slavecode
+from masterslave import shared, slavecode
 from masterslave.errors import DataNotFound, PayloadError
 from masterslave.memory import limit_memory
-from masterslave.payload import Codec, clean
+from masterslave.payload import Codec, Memory, clean
 from masterslave.pipe import PipeClosed, WorkerEnd
 from masterslave.records import (
     Assignment,
@@ -57,9 +57,12 @@ class Role(ABC):
     The code is loaded, and the call in it that starts a slave becomes `loop`.
     """
 
-    def __init__(self, label: str, record: slavecode.Record) -> None:
+    def __init__(self, label: str, record: slavecode.Record, memory: Memory | None = None) -> None:
+        """`memory`: where large buffers of results are to be, None for this process's own."""
         self.label = label
-        self.codec = Codec(record.get("main_id"), shared_main=record.get("shared_main", False))
+        self.codec = Codec(
+            record.get("main_id"), shared_main=record.get("shared_main", False), memory=memory
+        )
         self.started = False  # whether the code has come to that call
         self._values: dict[str, Any] = {}  # global state, unpickled
 
@@ -99,7 +102,7 @@ class _Worker(Role):
     def __init__(
         self, pipe: WorkerEnd, label: str, record: slavecode.Record, memory: int | None = None
     ) -> None:
-        super().__init__(label, record)
+        super().__init__(label, record, shared if pipe.share else None)
         self.pipe = pipe
         self.memory = memory  # bytes that this process may have
         self.lift_limit: Callable[[], None] = lambda: None
@@ -258,7 +261,7 @@ def main(descriptor: int, supervisor_pid: int) -> None:
         sys.stdout.reconfigure(line_buffering=True)  # a handler's prints show when they are made
     pipe = WorkerEnd(socket.socket(fileno=descriptor))
     try:
-        _, label, record, memory = pipe.receive()
+        _, label, record, memory, pipe.share = pipe.receive()
         problem = load(_Worker(pipe, label, record, memory), record)
         if problem:
             pipe.send(["failed", does_not_load(record, problem), problem])

@@ -53,14 +53,22 @@ def worker_environment(environ: dict[str, str]) -> dict[str, str]:
 class WorkerProcess:
     """Starts a worker at once; everything else is for the supervisor's loop."""
 
-    def __init__(self, number: int, label: str, record: Record, memory: int | None = None) -> None:
-        """`memory`: bytes that it may have; None: no limit."""
+    def __init__(
+        self,
+        number: int,
+        label: str,
+        record: Record,
+        memory: int | None = None,
+        *,
+        share: bool = True,
+    ) -> None:
+        """`memory`: bytes that it may have; None: no limit. `share`: as `SupervisorEnd` has it."""
         ours, theirs = socket.socketpair()
         self.number = number
         self.memory = memory
         self.memory_used = 0  # when last looked at
         self.ready = False
-        self.pipe = SupervisorEnd(ours)
+        self.pipe = SupervisorEnd(ours, share=share)
         self.pipe_closed = False
         self.stderr_ended = False
         with theirs:
@@ -78,7 +86,7 @@ class WorkerProcess:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._partial = ""
         self.exit_descriptor = _pidfd(self._process.pid)
-        self.pipe.send(["code", label, record, memory])
+        self.pipe.send(["code", label, record, memory, share])
 
     # --- its standard error -----------------------------------------------------------------
 

@@ -365,7 +365,8 @@ def test_a_supervisor_keeps_no_copy_of_what_it_has_to_send(pipe: Pipe) -> None:
     data = bytes(20 << 20)
     for _ in range(10):
         pipe.supervisor.send(["data", "name", [data], ""])
-    kept = [part for part in pipe.supervisor._unsent if len(part) > 1 << 16]
+    unsent = [part for message in pipe.supervisor._unsent for part in message.parts]
+    kept = [part for part in unsent if len(part) > 1 << 16]
     assert len(kept) == 10
     assert all(part.obj is data for part in kept)
 

@@ -15,6 +15,15 @@ several times. They precede it in records of their own, which the signature cove
 | announcement | ``MSLP``, then the length of each piece, 8 bytes, big-endian             |
 | one piece    | the piece; nothing else is accepted until as many came as were announced |
 | message      | Pyro's; the pieces belong to it                                          |
+
+Between processes of one host large pieces are lent (see `shared`), and only their names are sent:
+
+| record       | data                                                                     |
+|--------------|--------------------------------------------------------------------------|
+| offer        | ``MSLO``, and what `shared.Peer` says; before an announcement or message |
+| announcement | ``MSLS``, then an entry for each piece: where it is, or that it follows  |
+
+What was lent is held until the other side's next message is there: by then it has opened it.
 """
 
 from __future__ import annotations
@@ -46,12 +55,16 @@ from masterslave.proofs import (
     signers,
 )
 from masterslave.records import Piece
+from masterslave.shared import ENTRY_BYTES, OFFER, Name, Peer, available
 
 #: A record is one Pyro message, of which Pyro itself allows 1 GiB.
 MAX_RECORD_BYTES = 1 << 30
 
 #: Begins the record that announces pieces.
 _ANNOUNCEMENT = b"MSLP"
+
+#: Begins the one that announces pieces of which some are lent.
+_LOANS = b"MSLS"
 
 #: Sign and send small messages joined, large ones as two pieces that are not copied.
 _JOIN_BYTES = 65536
@@ -235,10 +248,25 @@ class SealedSocket:
         self._record = memoryview(b"")  # verified, not yet taken by Pyro
         self._attached: Sequence[Piece] = ()
         self._pieces: list[Piece] = []  # verified, of the message that came last
+        self._peer: Peer | None = None  # with whom memory is shared
+        self._held: Sequence[Piece] = ()  # lent with the last message that was sent
         self.on_piece: Callable[[], None] = lambda: None  # called for each piece sent or received
 
+    def share_memory(self, *, first: bool) -> None:
+        """From now on, lend and borrow large pieces if the other side is found on this host.
+
+        `first`: whether this side sends the first message.
+        """
+        if available():
+            self._peer = Peer(first=first)
+
     def attach(self, pieces: Sequence[Piece]) -> None:
-        """Have these pieces sent with the next message, and no others. Nothing is copied."""
+        """Have these pieces sent with the next message, and no others.
+
+        Nothing is copied, but large ones into memory that the other side can borrow if it can.
+        """
+        if pieces and self._peer is not None:
+            pieces = [self._peer.lent(piece) for piece in pieces]
         self._attached = pieces
 
     def take_pieces(self) -> list[Piece]:
@@ -248,13 +276,24 @@ class SealedSocket:
 
     def sendall(self, data: bytes) -> None:
         """Send one message of Pyro's as one record, and before it the pieces attached to it."""
+        if self._peer is not None and (offer := self._peer.offer()):
+            self._send_record(offer)
         if self._attached:
             pieces, self._attached = self._attached, ()
-            self._send_record(_ANNOUNCEMENT + struct.pack(f"!{len(pieces)}Q", *map(len, pieces)))
-            for piece in pieces:
+            for piece in self._announce(pieces):
                 self._send_record(piece)
                 self.on_piece()
         self._send_record(data)
+
+    def _announce(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """Say which pieces belong to the next message; gives those that are to be sent."""
+        if self._peer is None or not self._peer.can_borrow:
+            self._send_record(_ANNOUNCEMENT + struct.pack(f"!{len(pieces)}Q", *map(len, pieces)))
+            return pieces
+        self._held = pieces
+        entries = [self._peer.entry(piece) for piece in pieces]
+        self._send_record(_LOANS + b"".join(entry for entry, _ in entries))
+        return [piece for piece, (_, lent) in zip(pieces, entries, strict=True) if not lent]
 
     def _send_record(self, data: Piece) -> None:
         header = self._outgoing.header(data)
@@ -283,9 +322,15 @@ class SealedSocket:
         """The next message; the pieces before it are put aside."""
         self._pieces = []
         data = self._verified()
-        if data is not None and data[: len(_ANNOUNCEMENT)] == _ANNOUNCEMENT:
+        if data is not None and data[: len(OFFER)] == OFFER:
+            self._hear(data)
+            data = self._verified()
+        if data is not None and data[: len(_ANNOUNCEMENT)] in (_ANNOUNCEMENT, _LOANS):
             try:
-                self._receive_pieces(data)
+                if data[: len(_LOANS)] == _LOANS:
+                    self._receive_loans(data)
+                else:
+                    self._receive_pieces(data)
             except BaseException:
                 self._pieces = []  # of no use without the message
                 raise
@@ -298,18 +343,44 @@ class SealedSocket:
         size = check_message(header, MSGPACK_ID, self._types, MAX_RECORD_BYTES)
         if len(data) != _PYRO_HEADER_BYTES + size:  # a second message would pass without a look
             raise ChannelError("a record is not one whole message")
+        self._held = ()
         return memoryview(data)
+
+    def _hear(self, offer: Piece) -> None:
+        if self._peer is not None:
+            try:
+                self._peer.hear(offer)
+            except ValueError as error:
+                raise ChannelError(str(error)) from error
+
+    def _receive_loans(self, announcement: Piece) -> None:
+        entries = memoryview(announcement)[len(_LOANS) :]
+        if self._peer is None or len(entries) % ENTRY_BYTES or not entries:
+            raise ChannelError("an announcement of loans is damaged")
+        whole: dict[Name, memoryview] = {}
+        for start in range(0, len(entries), ENTRY_BYTES):
+            try:
+                piece = self._peer.borrowed(entries[start : start + ENTRY_BYTES], whole)
+            except OSError as error:
+                raise ChannelError(f"a loan cannot be taken: {error}") from error
+            self._take_piece(self._piece(piece) if isinstance(piece, int) else piece)
 
     def _receive_pieces(self, announcement: Piece) -> None:
         lengths = memoryview(announcement)[len(_ANNOUNCEMENT) :]
         if len(lengths) % 8 or not lengths:
             raise ChannelError("an announcement of pieces is damaged")
         for (length,) in struct.iter_unpack("!Q", lengths):
-            piece = self._verified(length)
-            if piece is None:
-                raise ChannelError("the peer closed the connection before a message's end")
-            self._pieces.append(piece)
-            self.on_piece()
+            self._take_piece(self._piece(length))
+
+    def _piece(self, length: int) -> Piece:
+        piece = self._verified(length)
+        if piece is None:
+            raise ChannelError("the peer closed the connection before a message's end")
+        return piece
+
+    def _take_piece(self, piece: Piece) -> None:
+        self._pieces.append(piece)
+        self.on_piece()
 
     def _verified(self, announced: int | None = None) -> Piece | None:
         """The data of the next record, of the announced length if one was; None at the end."""
@@ -327,6 +398,11 @@ class SealedSocket:
         except AuthenticationError as error:
             raise ChannelError(str(error)) from error
         return data
+
+    def close(self) -> None:
+        """Close the connection, and let go of what was to be sent or had come."""
+        self._attached, self._held, self._pieces = (), (), []
+        self._sock.close()
 
     def shutdown(self, how: int) -> None:
         """End the connection, in both directions whatever `how` says."""

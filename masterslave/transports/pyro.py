@@ -100,6 +100,7 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
         self._binding = threading.Lock()
         self._connections: set[Any] = set()
         self._dropped = False
+        self.share = True
         self.on_loss: Callable[[int, int], None] = lambda process_id, generation: None
         self.on_sign_of_life: Callable[[int], None] = lambda process_id: None
         self._strangers = Strangers(end)
@@ -123,6 +124,8 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
             server_tls(conn.sock, self._handshake_s)
             conn.sock = server_handshake(conn.sock, self._key, deadline - time.monotonic())
             conn.sock.on_piece = lambda: self._hear(conn)
+            if self.share:
+                conn.sock.share_memory(first=False)
         except (ConnectionFailed, OSError) as error:
             self._connections.discard(conn)
             self._tell(peer, error)
@@ -228,9 +231,18 @@ class PyroServer:
     """Serves a task manager on a port until stopped."""
 
     def __init__(
-        self, manager: TaskManager, host: str, port: int, key: bytes, handshake_s: float
+        self,
+        manager: TaskManager,
+        host: str,
+        port: int,
+        key: bytes,
+        handshake_s: float,
+        *,
+        share: bool = True,
     ) -> None:
         """Listen on `host`:`port` (0: any free port).
+
+        `share`: share memory with clients of this host, for large buffers.
 
         Raises `ConnectionFailed` if that fails, `SettingsError` if TLS is asked for and its files
         cannot be used, or if Pyro is told to serve all connections with one thread.
@@ -246,6 +258,7 @@ class PyroServer:
                 f"cannot listen on {join_address(host, port)}: {error.strerror or error}; "
                 "another master may be using the port (MASTERSLAVE_PORT chooses another)"
             ) from error
+        self._daemon.share = share
         self._daemon.on_loss = lambda process_id, generation: manager.lostProcess(
             process_id, "its connection closed", generation
         )
@@ -329,6 +342,10 @@ class PyroLink:
         self._sock = sock
         self._sealed = sealed
         self._proxy = _proxy(_object_id(label), sealed)
+
+    def share_memory(self) -> None:
+        """Before the first call: have large buffers lent if the task manager is on this host."""
+        self._sealed.share_memory(first=True)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """See `Link.call`."""

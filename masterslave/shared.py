@@ -1,0 +1,596 @@
+"""Large buffers that travel by shared memory between processes of one host.
+
+The lender copies a buffer into anonymous memory (a *segment*) and says where it is; the borrower
+maps it, privately: writable, without a copy until it writes, and what it writes it alone sees::
+
+    lender    array --copy--> segment (memfd: no name, freed by the system with its last holder)
+                                 |   supervisor <-> worker: the descriptor itself (SCM_RIGHTS)
+                                 |   over TCP: its name, to be opened as /proc/PID/fd/N
+    borrower  array <--maps------+
+
+In a frame both show as a `memoryview`, like any buffer; its `obj` knows which segment it belongs
+to (`loan_of`). So everything else handles them as bytes: the journal, the wire to other hosts.
+
+Nobody but the lender can change a segment (seals), and no one its size, so a borrower cannot be
+killed by memory that has gone. A borrower asks the open descriptor for its owner, inode, size,
+seals and stamp before it uses it.
+
+**Used again.** Pages new from the system cost about eight times as much as the copy into them.
+So a segment that came back is filled again, once nobody else has it: that is asked of the system,
+which grants a write lease to the only one who has a file open. Borrowers have it open or mapped by
+descriptors of their own, so it knows of all of them, those on their way and those killed included.
+A name that is followed late finds another stamp. The order is: lease, new stamp, lease again; who
+came before the second has the old contents, who comes later sees the new stamp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hmac
+import mmap
+import os
+import pickle
+import secrets
+import signal
+import stat
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from masterslave.records import Piece
+
+try:
+    import fcntl
+    import resource
+except ImportError:  # not on every system; `available` is false there
+    fcntl = resource = None  # type: ignore[assignment]
+
+#: Buffers of at least this size are lent. Larger: more is copied and signed. Smaller: what a
+#: segment costs, some system calls on each side, is more than that.
+LEND_BYTES = 1 << 17
+
+#: Segments that are kept to be used again, together and each. Larger: an idle process keeps
+#: more memory. Smaller: more buffers are copied into new pages.
+_KEPT_BYTES = 192 << 20
+_KEPT = 64
+
+#: Part of the files that a process may have open which loans may take, those for one message only
+#: included or not. Larger: the program itself may run out of files. Smaller: more is copied.
+_PART_OF_FILES, _PART_FOR_ALL = 4, 2
+
+#: Segments of one class that are looked at for one that nobody has any more.
+_LOOKS = 8
+
+_F_SETSIG, _F_SETLEASE, _F_ADD_SEALS, _F_GET_SEALS = 10, 1024, 1033, 1034
+_SEAL, _SHRINK, _GROW, _FUTURE_WRITE = 1, 2, 4, 16  # linux/fcntl.h, Linux 5.1
+_SEALS = _SHRINK | _GROW | _FUTURE_WRITE
+_PAGE = mmap.PAGESIZE
+_STAMP = struct.Struct("=Q")
+
+
+class LoanError(OSError):
+    """A loan cannot be used here: it is not there, or not what was announced."""
+
+
+class Name(NamedTuple):
+    """A segment, as its lender or holder names it to others."""
+
+    descriptor: int  # of the process that names it
+    inode: int
+    size: int  # bytes of the segment
+    stamp: int  # of its contents
+    used: int  # bytes of it
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+@functools.cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
+    )  # fmt: skip
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return libc
+
+
+def _map(descriptor: int, size: int, flags: int) -> int:
+    """The address of a mapping. Not by `mmap.mmap`, which keeps one more descriptor for each."""
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    address = _libc().mmap(None, size, protection, flags, descriptor, 0)
+    if address is None or address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(address)
+
+
+class _Bytes:
+    """What a view of a loan shows: memory, and the loan it belongs to."""
+
+    loan: Loan
+
+
+@functools.cache
+def _bytes_type(capacity: int) -> Any:
+    fields = {"_type_": ctypes.c_ubyte, "_length_": capacity}
+    return type("_LoanBytes", (_Bytes, ctypes.Array), fields)
+
+
+def _view(loan: Loan) -> memoryview:
+    """The memory of a loan, which lives as long as the view or anything made of it."""
+    memory = _bytes_type(_capacity(loan.name.used)).from_address(loan.address)
+    memory.loan = loan
+    return pickle.PickleBuffer(memory).raw()[: loan.name.used]
+
+
+def _capacity(size: int) -> int:
+    """Sizes come in powers of two, so that a segment fits again. What is not used costs nothing."""
+    return max(_PAGE, 1 << (size - 1).bit_length())
+
+
+_open_here: set[int] = set()  # descriptors of loans in this process
+
+
+# What ends with its last use may end with the interpreter, when globals and modules are gone.
+
+
+def _close(descriptor: int, close: Any = os.close, open_here: set[int] = _open_here) -> None:
+    if descriptor >= 0:
+        open_here.discard(descriptor)
+        close(descriptor)
+
+
+def _unmap(address: int, size: int, libc: Any = _libc) -> None:
+    if address:
+        libc().munmap(address, size)
+
+
+def _has_files(part: int) -> bool:
+    return len(_open_here) < resource.getrlimit(resource.RLIMIT_NOFILE)[0] // part
+
+
+# --- the lender -------------------------------------------------------------------------------
+
+
+class _Segment:
+    """Memory of this process that others can map and not write to."""
+
+    def __init__(self, data: Piece) -> None:
+        self.pid = os.getpid()
+        self.capacity = _capacity(len(data))
+        self.size = self.capacity + _PAGE  # the stamp comes last
+        self.touched = self.used = len(data)
+        self.stamp = secrets.randbits(64)
+        self.address = 0
+        self.descriptor = -1
+        first = os.memfd_create("masterslave", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:  # the system counts only what was opened in the ordinary way
+            self.descriptor = os.open(f"/proc/self/fd/{first}", os.O_RDWR | os.O_CLOEXEC)
+        finally:
+            os.close(first)
+        _open_here.add(self.descriptor)
+        view = memoryview(data)
+        written = 0
+        while written < len(view):  # cheaper than the faults of a mapping that is new
+            written += os.write(self.descriptor, view[written:])
+        os.ftruncate(self.descriptor, self.size)
+        os.pwrite(self.descriptor, _STAMP.pack(self.stamp), self.capacity)
+        self.address = _map(self.descriptor, self.size, mmap.MAP_SHARED)
+        fcntl.fcntl(self.descriptor, _F_ADD_SEALS, _SEALS | _SEAL)
+        with contextlib.suppress(OSError):  # one who opens it now must not have us killed (SIGIO)
+            fcntl.fcntl(self.descriptor, _F_SETSIG, signal.SIGURG)
+        self.inode = os.fstat(self.descriptor).st_ino
+
+    def is_ours_alone(self) -> bool:
+        """Whether nobody else has it open or mapped."""
+        try:
+            fcntl.fcntl(self.descriptor, _F_SETLEASE, fcntl.F_WRLCK)
+        except OSError:
+            return False
+        fcntl.fcntl(self.descriptor, _F_SETLEASE, fcntl.F_UNLCK)
+        return True
+
+    def fill(self, data: Piece) -> bool:
+        """Put other contents into it; false, with the old ones in place, when somebody has them."""
+        if not self.is_ours_alone():
+            return False
+        memory = _bytes_type(2 * self.capacity).from_address(self.address)
+        self.stamp = secrets.randbits(64)
+        _STAMP.pack_into(memory, self.capacity, self.stamp)
+        if not self.is_ours_alone():
+            return False
+        view = pickle.PickleBuffer(memory).raw()
+        view[: len(data)] = data
+        self.used = len(data)
+        self.touched = max(self.touched, self.used)
+        return True
+
+    def __del__(self, unmap: Any = _unmap, close: Any = _close) -> None:
+        unmap(self.address, self.size)
+        close(self.descriptor)
+
+
+_kept: list[_Segment] = []  # may be used again; changed by single steps, as `__del__` comes anywhen
+
+
+def _keep(segment: _Segment) -> None:
+    if segment.pid != os.getpid() or not _can_use_again():
+        return  # a fork has come between: it is the parent's, too
+    _kept.append(segment)
+    while len(_kept) > _KEPT or sum(one.touched for one in list(_kept)) > _KEPT_BYTES:
+        try:
+            _kept.pop(0)
+        except IndexError:
+            break
+
+
+def trim() -> None:
+    """Give what is kept to be used again back to the system; for a process that is idle."""
+    _kept.clear()
+
+
+def keeps() -> bool:
+    """Whether there is anything to `trim`."""
+    return bool(_kept)
+
+
+def _used_again(data: Piece) -> _Segment | None:
+    capacity, looks = _capacity(len(data)), 0
+    for segment in list(_kept):
+        if segment.capacity != capacity:
+            continue
+        try:
+            _kept.remove(segment)
+        except ValueError:  # another thread has it
+            continue
+        if segment.pid != os.getpid():
+            continue
+        if segment.fill(data):
+            return segment
+        _kept.append(segment)
+        looks += 1
+        if looks == _LOOKS:
+            break
+    return None
+
+
+class Loan:
+    """A segment's contents in use in this process; ends with the last view of them."""
+
+    name: Name
+    address: int
+
+    @property
+    def descriptor(self) -> int:
+        """Through which others can be given it; -1 where there is none any more."""
+        return self.name.descriptor
+
+
+class _Lent(Loan):
+    """What this process lends; its own view must not be written to."""
+
+    def __init__(self, segment: _Segment) -> None:
+        self._segment = segment
+        self.address = segment.address
+        self.name = Name(
+            segment.descriptor, segment.inode, segment.size, segment.stamp, segment.used
+        )
+
+    def __del__(self) -> None:
+        if _keep is not None:  # else the interpreter ends
+            _keep(self._segment)
+
+
+def lend(data: Piece, *, part: int = _PART_OF_FILES) -> memoryview | None:
+    """A copy of `data` that can be handed to other processes; None where that is not to be.
+
+    Not for small buffers, nor when loans take up too many of the files that may be open.
+    """
+    if len(data) < LEND_BYTES or not available():
+        return None
+    segment = _used_again(data)
+    if segment is None:
+        if not _has_files(part):
+            return None
+        try:
+            segment = _Segment(data)
+        except OSError:  # no memory, no file
+            return None
+    return _view(_Lent(segment))
+
+
+def lend_for_a_message(data: Piece) -> memoryview | None:
+    """As `lend`, of what is kept no longer than it takes to be received."""
+    return lend(data, part=_PART_FOR_ALL)
+
+
+def lend_large(frame: Any) -> Any:
+    """A frame with its large buffers lent where that is possible; anything else as it is."""
+    if not isinstance(frame, list):
+        return frame
+    return [piece if _is_loan(piece) else _lent_if_large(piece) for piece in frame]
+
+
+def _is_loan(piece: Any) -> bool:
+    return type(piece) is memoryview and isinstance(piece.obj, _Bytes)
+
+
+def _lent_if_large(piece: Any) -> Any:
+    if isinstance(piece, (bytes, bytearray, memoryview)) and (lent := lend(piece)) is not None:
+        return lent
+    return piece
+
+
+def loan_of(piece: Piece) -> tuple[Loan, int] | None:
+    """The loan that a buffer shows, and from which of its bytes on, if others can be given it."""
+    if not _is_loan(piece):
+        return None
+    assert isinstance(piece, memoryview)
+    loan: Loan = piece.obj.loan  # type: ignore[attr-defined]
+    if loan.descriptor < 0 or not len(piece):
+        return None
+    return loan, _address(piece) - loan.address
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_ubyte.from_buffer(view))
+
+
+def for_another(loan: Loan) -> int:
+    """A descriptor of its own to be sent to another process, and to be closed here then.
+
+    Raises `OSError`.
+    """
+    return os.open(f"/proc/self/fd/{loan.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+# --- the borrower -----------------------------------------------------------------------------
+
+
+class _Borrowed(Loan):
+    """What another process lends, mapped here; it may be written to."""
+
+    def __init__(self, descriptor: int, name: Name) -> None:
+        """Takes the descriptor over. Raises `OSError` when it cannot be mapped."""
+        self.address = _map(descriptor, name.used, mmap.MAP_PRIVATE)
+        self.name = name._replace(descriptor=descriptor)
+        _open_here.add(descriptor)
+
+    def let_go(self) -> None:
+        """Close the descriptor; the memory stays."""
+        descriptor, self.name = self.name.descriptor, self.name._replace(descriptor=-1)
+        _close(descriptor)
+
+    def __del__(self, unmap: Any = _unmap, close: Any = _close) -> None:
+        if hasattr(self, "name"):
+            unmap(self.address, self.name.used)
+            close(self.name.descriptor)
+
+
+def borrow(descriptor: int, name: Name, *, keep: bool = True) -> memoryview:
+    """The contents of a segment that is open here, writable; the descriptor is taken over.
+
+    `keep`: whether it may have to be handed on. Raises `LoanError` for what is not such a segment,
+    `MemoryError` when there is no memory for it.
+    """
+    try:
+        _check(descriptor, name)
+        loan = _Borrowed(descriptor, name)
+    except LoanError:
+        os.close(descriptor)
+        raise
+    except OSError:  # too many mappings, or too little memory: then for this as well
+        try:
+            return memoryview(_read(descriptor, name.used))
+        finally:
+            os.close(descriptor)
+    if not keep or not _has_files(_PART_OF_FILES):
+        loan.let_go()
+    return _view(loan)
+
+
+def _read(descriptor: int, size: int) -> bytearray:
+    data = bytearray(size)
+    with memoryview(data) as view:
+        got = 0
+        while got < size:
+            got += os.preadv(descriptor, [view[got:]], got)
+    return data
+
+
+def _check(descriptor: int, name: Name) -> None:
+    try:
+        status = os.fstat(descriptor)
+        seals = fcntl.fcntl(descriptor, _F_GET_SEALS)
+        stamp = os.pread(descriptor, _STAMP.size, status.st_size - _PAGE)
+    except (OSError, ValueError) as error:
+        raise LoanError(f"not shared memory: {error}") from error
+    for good, what in (
+        (stat.S_ISREG(status.st_mode), "kind"),
+        (status.st_uid == os.geteuid(), "owner"),
+        (status.st_ino == name.inode, "inode"),
+        (status.st_size == name.size, "size"),
+        (0 < name.used <= name.size - _PAGE, "length"),
+        (seals & _SEALS == _SEALS, "seals"),
+        (stamp == _STAMP.pack(name.stamp), "contents"),
+    ):
+        if not good:
+            raise LoanError(f"shared memory has not the {what} that it should have")
+
+
+def borrow_from(pid: int, name: Name) -> memoryview:
+    """The contents of a segment that a process of this host has open; see `borrow`."""
+    path = f"/proc/{pid}/fd/{name.descriptor}"
+    try:
+        # Should it be something else by now, it must neither block nor become our terminal.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise LoanError(f"shared memory of process {pid} cannot be opened: {error}") from error
+    return borrow(descriptor, name)
+
+
+def take(parts: Sequence[Piece]) -> memoryview | None:
+    """One private, writable buffer of borrowed parts that follow each other in one loan.
+
+    None where they do not, or are this process's own. Others may go on using the parts, unless
+    these cannot be handed on.
+    """
+    first = parts[0]
+    if type(first) is not memoryview or not isinstance(first.obj, _Bytes):
+        return None
+    loan = first.obj.loan
+    if not isinstance(loan, _Borrowed):
+        return None
+    start = end = _address(first) - loan.address
+    for part in parts:
+        if type(part) is not memoryview or part.obj is not first.obj:
+            return None
+        if _address(part) - loan.address != end:
+            return None
+        end += len(part)
+    whole = first.obj
+    if loan.descriptor >= 0:  # others may have it: the journal, or a slave that gets it once more
+        try:
+            mine = borrow(for_another(loan), loan.name, keep=False)
+        except OSError:
+            return None
+        return mine[start:end]
+    return pickle.PickleBuffer(whole).raw()[start:end]
+
+
+# --- whether it can be done -------------------------------------------------------------------
+
+
+@functools.cache
+def available() -> bool:
+    """Whether this system has what is needed; asked by trying."""
+    if fcntl is None or not hasattr(os, "memfd_create"):
+        return False
+    try:
+        segment = _Segment(b"\0" * _PAGE)
+        probe = _view(_Lent(segment))
+        found = loan_of(probe)
+        assert found is not None
+        there = borrow_from(os.getpid(), found[0].name)
+        there[0] = 1
+        return probe[0] == 0
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+@functools.cache
+def _can_use_again() -> bool:
+    """Whether the system tells who else has a segment; else each is used once."""
+    try:
+        segment = _Segment(b"\0" * _PAGE)
+        if not segment.is_ours_alone():
+            return False
+        other = os.open(f"/proc/self/fd/{segment.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not segment.is_ours_alone()
+    finally:
+        os.close(other)
+
+
+# --- the other end of a connection ------------------------------------------------------------
+
+#: Begins the record by which the ends of a connection find out whether they share memory.
+OFFER = b"MSLO"
+_OFFER = struct.Struct("!Q5QB32s")
+
+#: A piece in an announcement: its name, where it begins and how long it is.
+_ENTRY = struct.Struct("!5QQQ")
+ENTRY_BYTES = _ENTRY.size
+_NOWHERE = (1 << 64) - 1  # the descriptor of a piece that comes as it is
+
+
+@functools.cache
+def _probe(pid: int) -> tuple[memoryview, Name, bytes]:
+    """A segment of this process with random bytes that only those know who can read it."""
+    secret = secrets.token_bytes(32)
+    view = _view(_Lent(_Segment(secret)))
+    return view, view.obj.loan.name, secret  # type: ignore[attr-defined]
+
+
+class Peer:
+    """What one end of a connection knows of the other: whether it can borrow from this process.
+
+    Each offers a segment with a secret in it, and tells the secret of the other's. It is asked
+    beside the first messages, and takes no message of its own. A process that has more than one
+    connection to another tells at once what it has read before.
+    """
+
+    _last_read: bytes | None = None  # the secret that this process has read last
+
+    def __init__(self, *, first: bool) -> None:
+        """`first`: whether this end sends before it receives."""
+        self.can_borrow = False
+        self._pid = -1  # of the other process, on its own word
+        self._answer = Peer._last_read if first else None  # to its offer
+        self._to_say = first
+
+    def offer(self) -> bytes:
+        """What is to be sent before the next message; empty when there is nothing."""
+        if not self._to_say:
+            return b""
+        self._to_say = False
+        pid = os.getpid()
+        try:
+            name = _probe(pid)[1]
+        except OSError:  # no file for it
+            return b""
+        answered = self._answer is not None
+        return OFFER + _OFFER.pack(pid, *name, answered, self._answer or b"")
+
+    def hear(self, data: Piece) -> None:
+        """The other's offer, and its answer to ours. Raises `ValueError` for what is none."""
+        try:
+            pid, *name, answered, answer = _OFFER.unpack(bytes(data[len(OFFER) :]))
+        except struct.error as error:
+            raise ValueError("an offer of shared memory is damaged") from error
+        if answered:
+            self.can_borrow = hmac.compare_digest(answer, _probe(os.getpid())[2])
+        if self._pid < 0 and pid < 1 << 31:
+            self._pid = pid
+            try:
+                with borrow_from(pid, Name(*name)) as view:
+                    secret = bytes(view[:32])
+            except (OSError, OverflowError):
+                return  # another host, another user: nothing to answer
+            self._to_say = secret != self._answer
+            Peer._last_read = self._answer = secret
+
+    def lent(self, piece: Piece) -> Piece:
+        """The piece, or a copy of it that can be lent; itself where it cannot."""
+        if not self.can_borrow or len(piece) < LEND_BYTES or loan_of(piece) is not None:
+            return piece
+        return lend_for_a_message(piece) or piece
+
+    def entry(self, piece: Piece) -> tuple[bytes, bool]:
+        """What announces a piece, and whether that is all of it."""
+        found = loan_of(piece) if self.can_borrow else None
+        if found is None:
+            return _ENTRY.pack(_NOWHERE, 0, 0, 0, 0, 0, len(piece)), False
+        loan, start = found
+        return _ENTRY.pack(*loan.name, start, len(piece)), True
+
+    def borrowed(self, entry: Piece, whole: dict[Name, memoryview]) -> memoryview | int:
+        """The piece that an entry names, or the length of one that comes as it is.
+
+        `whole`: what was borrowed for the same message. Raises `LoanError`.
+        """
+        *fields, start, length = _ENTRY.unpack(entry)
+        name = Name(*fields)
+        if name.descriptor == _NOWHERE:
+            return int(length)
+        if self._pid < 0 or start + length > name.used or not length:
+            raise LoanError("a piece cannot be where it was said to be")
+        if name not in whole:
+            whole[name] = borrow_from(self._pid, name)
+        return whole[name][start : start + length]
