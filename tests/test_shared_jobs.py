@@ -29,7 +29,7 @@ SEGMENT = "memfd:masterslave"
 pytestmark = pytest.mark.skipif(not shared.available(), reason="the system has no such memory")
 
 SLAVE = """
-    import os, signal, time
+    import os, resource, signal, time
     import numpy as np
     from masterslave import startSlaveProcess
 
@@ -61,6 +61,14 @@ SLAVE = """
             open("failed", "w").close()
             raise OSError("once")
         return before
+
+    def do_exhaust():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+        try:
+            while True:
+                seen.append(open("/dev/null"))
+        except OSError:
+            return os.getpid()
 
     def do_bytes(data):
         return data[::-1]
@@ -437,6 +445,28 @@ def test_killed_while_it_has_loans(start_job: Callable[..., Job], victim: str) -
     for process in job.world.processes():
         # a supervisor has its probe; the result that was acknowledged, until its next message
         assert segments(process.pid) <= 4
+
+
+def test_a_worker_without_files_to_open_is_replaced(start_job: Callable[..., Job]) -> None:
+    job = start_job()
+    slave = job.slave()
+    job.request("exhaust")
+    pid = job.result()
+    job.request("add", np.zeros(1 << 17), 1)
+    assert job.result()[0] == 1.0
+    assert not psutil.pid_exists(pid)
+    assert "Too many open files" in slave.err
+
+
+def test_an_idle_worker_gives_memory_back(start_job: Callable[..., Job]) -> None:
+    job = start_job()
+    slave = job.slave()
+    for x in range(3):
+        job.request("add", np.zeros(1 << 17), x)
+    for _ in range(3):
+        job.result()
+    (worker,) = psutil.Process(slave.pid).children()
+    wait_until(lambda: not segments(worker.pid), "nothing is kept")
 
 
 def test_a_killed_master_leaves_nothing(world: World) -> None:
