@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -375,6 +376,50 @@ def test_a_loan_that_has_gone_is_a_lost_connection(
     again = hub.link()
     again.call("storeData", x=[b"head", DATA])
     assert hub.manager.retrieveData("x") == [b"head", DATA]
+
+
+BIG = (1 << 64) - 2
+
+
+def entry(**changes: int) -> bytes:
+    """An announcement of one lent piece, which is there but for the changes."""
+    name = shared.Name(descriptor=0, inode=0, size=0, stamp=0, used=1000)
+    fields = {**name._asdict(), "start": 0, "length": 1000, **changes}
+    return b"MSLS" + struct.pack("!7Q", *fields.values())
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"MSLO",
+        b"MSLO" + bytes(100),
+        b"MSLS",
+        b"MSLS" + bytes(55),
+        entry(),
+        entry(length=0),
+        entry(start=900),
+        entry(start=BIG, length=BIG),
+        entry(descriptor=BIG, inode=BIG, size=BIG, stamp=BIG, used=BIG),
+    ],
+)
+def test_what_cannot_be_ends_the_connection_and_nothing_else(hub: Hub, record: bytes) -> None:
+    link = hub.link()
+    link.call("numberOfActiveProcesses")
+    link.call("numberOfActiveProcesses")
+    link._sealed._send_record(record)
+    with pytest.raises(ConnectionFailed):
+        link.call("numberOfActiveProcesses")
+    assert hub.link().call("numberOfActiveProcesses") == 0
+
+
+def test_an_offer_that_leads_nowhere_is_no_harm(hub: Hub, stored: Callable[[], bool]) -> None:
+    for pid, number in ((0, 0), (BIG, BIG), (1, BIG), (os.getpid(), 1 << 33)):
+        link = hub.link(share=False)
+        offer = struct.pack("!Q5QB32s", pid, *[number] * 5, True, b"x" * 32)
+        link._sealed._send_record(b"MSLO" + offer)
+        link.call("storeData", x=[b"head", DATA])
+        assert not stored()
+        assert link.call("retrieveData", "x") == [b"head", DATA]
 
 
 def test_a_lender_holds_what_the_other_side_has_not_opened_yet(hub: Hub) -> None:
