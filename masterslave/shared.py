@@ -446,11 +446,11 @@ def borrow_from(pid: int, name: Name) -> memoryview:
     return borrow(descriptor, name)
 
 
-def take(parts: Sequence[Piece]) -> memoryview | None:
+def take(parts: Sequence[Piece], *, owned: bool = True) -> memoryview | None:
     """One private, writable buffer of borrowed parts that follow each other in one loan.
 
-    None where they do not, or are this process's own. Others may go on using the parts, unless
-    these cannot be handed on.
+    None where they do not, or are this process's own. Others may go on using the parts; `owned`:
+    nobody does, and they may be taken where they cannot be mapped once more.
     """
     first = parts[0]
     if type(first) is not memoryview or not isinstance(first.obj, _Bytes):
@@ -466,13 +466,13 @@ def take(parts: Sequence[Piece]) -> memoryview | None:
             return None
         end += len(part)
     whole = first.obj
-    if loan.descriptor >= 0:  # others may have it: the journal, or a slave that gets it once more
+    if loan.descriptor >= 0:
         try:
             mine = borrow(for_another(loan), loan.name, keep=False)
         except OSError:
             return None
         return mine[start:end]
-    return pickle.PickleBuffer(whole).raw()[start:end]
+    return pickle.PickleBuffer(whole).raw()[start:end] if owned else None
 
 
 # --- whether it can be done -------------------------------------------------------------------
