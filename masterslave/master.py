@@ -153,6 +153,8 @@ class MasterProcess:
         self._use_script(code if is_script else slavecode.running_script(), shared=is_script)
         self._states: dict[int, list[str]] = {}  # names of each state's values
         self._state_uses: Counter[int] = Counter()  # how often each was set
+        # A journal may still have to write what is delivered, and not what the program makes of it.
+        self._owns_results = journal is None
         self._large_tags: set[str] = set()  # whose large parameters have been remarked on
         self._lock = threading.Lock()
         self._slaves = LocalSlaves()
@@ -452,7 +454,7 @@ class MasterProcess:
         """The result of a finished task; raises what it raised."""
         if delivery.outcome == Outcome.RESULT:
             try:
-                return self._codec.decode(delivery.frame, owned=True)
+                return self._codec.decode(delivery.frame, owned=self._owns_results)
             except PayloadError as error:
                 raise TaskRaisedException(
                     delivery.task_id, delivery.tag, error, f"the result arrived, but {error}"

@@ -59,10 +59,10 @@ class Memory(Protocol):
     def lend(self, data: Piece) -> Piece | None:
         """A copy of the buffer that can be handed to others as it is; None: it is not to be."""
 
-    def take(self, parts: Sequence[Piece]) -> Piece | None:
+    def take(self, parts: Sequence[Piece], *, owned: bool) -> Piece | None:
         """One writable buffer, nobody else's, of parts that are in such memory, without a copy.
 
-        None where that cannot be.
+        None where that cannot be. `owned`: the parts themselves may be taken.
         """
 
 
@@ -181,7 +181,9 @@ class Codec:
 
     def _writable(self, parts: deque[Piece], owned: bool) -> Piece:
         """One buffer that may be written to, made of these parts."""
-        taken = self.memory.take(parts) if self.memory is not None and owned and parts else None
+        taken = None
+        if self.memory is not None and parts:
+            taken = self.memory.take(parts, owned=owned)
         return _joined(parts, owned) if taken is None else taken
 
     def encode_exception(self, error: BaseException) -> Frame:

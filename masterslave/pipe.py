@@ -239,7 +239,7 @@ def _receive(sock: socket.socket, reader: _Reader, flags: int = 0) -> int:
     for _, _, data in extra:  # of one kind only
         reader.descriptors.extend(array.array("i", data))
     if told & socket.MSG_CTRUNC:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        raise LoanError(errno.EMFILE, f"a loan cannot be taken: {os.strerror(errno.EMFILE)}")
     return count
 
 
@@ -340,7 +340,11 @@ class WorkerEnd:
             outgoing.close()
 
     def receive(self) -> list[Any]:
-        """The next message; blocks until there is one. Raises `PipeClosed` at the end."""
+        """The next message; blocks until there is one.
+
+        Raises `PipeClosed` at the end, `LoanError` when a loan cannot be taken, as for want of
+        files that may be open.
+        """
         while not self._messages:
             try:
                 if keeps() and not self._is_there(_IDLE_S):
@@ -348,6 +352,8 @@ class WorkerEnd:
                 count = _receive(self._sock, self._reader)
                 if count:
                     self._messages.extend(self._reader.got(count))
+            except LoanError:
+                raise  # the supervisor is there, and tells the story of our end
             except OSError as error:
                 raise PipeClosed from error
             if not count:
@@ -366,8 +372,9 @@ class WorkerEnd:
         try:
             count = _receive(self._sock, self._reader, socket.MSG_DONTWAIT)
             self._messages.extend(self._reader.got(count))
-        except BlockingIOError:
-            pass
+        except (BlockingIOError, LoanError) as error:
+            if isinstance(error, LoanError):
+                raise
         except OSError as error:
             raise PipeClosed from error
         if count == 0:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import hmac
 import mmap
@@ -65,6 +66,7 @@ _LOOKS = 8
 
 _F_SETSIG, _F_SETLEASE, _F_ADD_SEALS, _F_GET_SEALS = 10, 1024, 1033, 1034
 _SEAL, _SHRINK, _GROW, _FUTURE_WRITE = 1, 2, 4, 16  # linux/fcntl.h, Linux 5.1
+_NOT_EXECUTABLE = 8  # linux/memfd.h, Linux 6.3
 _SEALS = _SHRINK | _GROW | _FUTURE_WRITE
 _PAGE = mmap.PAGESIZE
 _STAMP = struct.Struct("=Q")
@@ -156,6 +158,16 @@ def _has_files(part: int) -> bool:
 # --- the lender -------------------------------------------------------------------------------
 
 
+def _anonymous_file() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("masterslave", flags | _NOT_EXECUTABLE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # an older system, which does not insist on it either
+            raise
+    return os.memfd_create("masterslave", flags)
+
+
 class _Segment:
     """Memory of this process that others can map and not write to."""
 
@@ -167,8 +179,9 @@ class _Segment:
         self.stamp = secrets.randbits(64)
         self.address = 0
         self.descriptor = -1
-        first = os.memfd_create("masterslave", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        first = _anonymous_file()
         try:  # the system counts only what was opened in the ordinary way
+            os.fchmod(first, stat.S_IRUSR | stat.S_IWUSR)
             self.descriptor = os.open(f"/proc/self/fd/{first}", os.O_RDWR | os.O_CLOEXEC)
         finally:
             os.close(first)
@@ -433,11 +446,11 @@ def borrow_from(pid: int, name: Name) -> memoryview:
     return borrow(descriptor, name)
 
 
-def take(parts: Sequence[Piece]) -> memoryview | None:
+def take(parts: Sequence[Piece], *, owned: bool = True) -> memoryview | None:
     """One private, writable buffer of borrowed parts that follow each other in one loan.
 
-    None where they do not, or are this process's own. Others may go on using the parts, unless
-    these cannot be handed on.
+    None where they do not, or are this process's own. Others may go on using the parts; `owned`:
+    nobody does, and they may be taken where they cannot be mapped once more.
     """
     first = parts[0]
     if type(first) is not memoryview or not isinstance(first.obj, _Bytes):
@@ -453,13 +466,13 @@ def take(parts: Sequence[Piece]) -> memoryview | None:
             return None
         end += len(part)
     whole = first.obj
-    if loan.descriptor >= 0:  # others may have it: the journal, or a slave that gets it once more
+    if loan.descriptor >= 0:
         try:
             mine = borrow(for_another(loan), loan.name, keep=False)
         except OSError:
             return None
         return mine[start:end]
-    return pickle.PickleBuffer(whole).raw()[start:end]
+    return pickle.PickleBuffer(whole).raw()[start:end] if owned else None
 
 
 # --- whether it can be done -------------------------------------------------------------------

@@ -133,7 +133,9 @@ class _Worker(Role):
             task = self._tasks.popleft()
             done = self._run(task, handlers[task.tag])
             self.pipe.send(["done", done])
-            if done.outcome == Outcome.OUT_OF_MEMORY:
+            outcome = done.outcome
+            del task, done  # may be gigabytes, and the next task may be late
+            if outcome == Outcome.OUT_OF_MEMORY:
                 self._end_now()  # what tasks have left behind here may be what took the memory
             if termination_test():
                 self.pipe.send(["leaving"])  # what it has not begun is given to others

@@ -346,7 +346,15 @@ def test_what_others_may_still_need_is_mapped_anew() -> None:
     codec = Codec(memory=shared)
     there = borrowed(codec.encode(np.zeros(SIZE)), keep=True)
     codec.decode(list(there), owned=True)[:] = 1.0
-    assert not any(codec.decode(list(there), owned=True))  # it may be in the journal's line
+    codec.decode(list(there))[:] = 1.0
+    assert not any(codec.decode(list(there), owned=True))
+
+
+def test_what_is_not_ours_alone_and_cannot_be_mapped_anew_is_copied() -> None:
+    codec = Codec(memory=shared)
+    there = borrowed(codec.encode(np.zeros(SIZE)), keep=False)
+    codec.decode(list(there))[:] = 1.0
+    assert not any(codec.decode(list(there), owned=True))
 
 
 def test_an_array_that_was_cut_is_one_again_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:

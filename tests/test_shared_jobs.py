@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,7 +30,7 @@ SEGMENT = "memfd:masterslave"
 pytestmark = pytest.mark.skipif(not shared.available(), reason="the system has no such memory")
 
 SLAVE = """
-    import os, signal, time
+    import os, resource, signal, time
     import numpy as np
     from masterslave import startSlaveProcess
 
@@ -61,6 +62,14 @@ SLAVE = """
             open("failed", "w").close()
             raise OSError("once")
         return before
+
+    def do_exhaust():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+        try:
+            while True:
+                seen.append(open("/dev/null"))
+        except OSError:
+            return os.getpid()
 
     def do_bytes(data):
         return data[::-1]
@@ -207,20 +216,25 @@ def test_large_bytes_there_and_back(start_job: Callable[..., Job]) -> None:
     assert [job.result() for _ in range(3)] == [DATA[::-1]] * 3
 
 
-def test_a_journal_has_what_was_in_shared_memory(
-    world: World, start_job: Callable[..., Job]
+@pytest.mark.parametrize("share", [True, False])
+def test_a_journal_has_results_as_they_came(
+    world: World, start_job: Callable[..., Job], share: bool
 ) -> None:
+    """The program may change them before they are written."""
     journal = world.path / "journal"
-    job = start_job(journal=journal)
+    job = start_job(journal=journal, shared_memory=share)
     job.slave()
-    array = np.arange(1 << 17, dtype=np.float64)
-    job.request("add", array, 1)
-    got = job.result()
-    got[:] = 0
+    array = np.arange(1 << 19, dtype=np.float64)
+    for x in range(8):
+        job.request("add", array, x)
+    for _ in range(8):
+        job.result()[:] = -1
     job.master.shutdown()
-    again = start_job(journal=journal)  # without a slave: the result is on record
-    again.request("add", array, 1)
-    assert np.array_equal(again.result(), array + 1)
+    again = start_job(journal=journal)  # without a slave: the results are on record
+    for x in range(8):
+        again.request("add", array, x)
+    for x in range(8):
+        assert np.array_equal(again.result(), array + x)
 
 
 # --- switched off, or not to be had ---------------------------------------------------------
@@ -369,6 +383,50 @@ def test_a_loan_that_has_gone_is_a_lost_connection(
     assert hub.manager.retrieveData("x") == [b"head", DATA]
 
 
+BIG = (1 << 64) - 2
+
+
+def entry(**changes: int) -> bytes:
+    """An announcement of one lent piece, which is there but for the changes."""
+    name = shared.Name(descriptor=0, inode=0, size=0, stamp=0, used=1000)
+    fields = {**name._asdict(), "start": 0, "length": 1000, **changes}
+    return b"MSLS" + struct.pack("!7Q", *fields.values())
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"MSLO",
+        b"MSLO" + bytes(100),
+        b"MSLS",
+        b"MSLS" + bytes(55),
+        entry(),
+        entry(length=0),
+        entry(start=900),
+        entry(start=BIG, length=BIG),
+        entry(descriptor=BIG, inode=BIG, size=BIG, stamp=BIG, used=BIG),
+    ],
+)
+def test_what_cannot_be_ends_the_connection_and_nothing_else(hub: Hub, record: bytes) -> None:
+    link = hub.link()
+    link.call("numberOfActiveProcesses")
+    link.call("numberOfActiveProcesses")
+    link._sealed._send_record(record)
+    with pytest.raises(ConnectionFailed):
+        link.call("numberOfActiveProcesses")
+    assert hub.link().call("numberOfActiveProcesses") == 0
+
+
+def test_an_offer_that_leads_nowhere_is_no_harm(hub: Hub, stored: Callable[[], bool]) -> None:
+    for pid, number in ((0, 0), (BIG, BIG), (1, BIG), (os.getpid(), 1 << 33)):
+        link = hub.link(share=False)
+        offer = struct.pack("!Q5QB32s", pid, *[number] * 5, True, b"x" * 32)
+        link._sealed._send_record(b"MSLO" + offer)
+        link.call("storeData", x=[b"head", DATA])
+        assert not stored()
+        assert link.call("retrieveData", "x") == [b"head", DATA]
+
+
 def test_a_lender_holds_what_the_other_side_has_not_opened_yet(hub: Hub) -> None:
     """What is delivered is nobody's any more but the reply's."""
     link = hub.link()
@@ -427,6 +485,7 @@ def test_killed_while_it_has_loans(start_job: Callable[..., Job], victim: str) -
     else:
         first.kill()
         first.wait()
+        wait_until(lambda: not job.ready(), "its loss is known")
         job.slave()
     job.holders(2)
     (job.world.path / "go").touch()
@@ -437,6 +496,28 @@ def test_killed_while_it_has_loans(start_job: Callable[..., Job], victim: str) -
     for process in job.world.processes():
         # a supervisor has its probe; the result that was acknowledged, until its next message
         assert segments(process.pid) <= 4
+
+
+def test_a_worker_without_files_to_open_is_replaced(start_job: Callable[..., Job]) -> None:
+    job = start_job()
+    slave = job.slave()
+    job.request("exhaust")
+    pid = job.result()
+    job.request("add", np.zeros(1 << 17), 1)
+    assert job.result()[0] == 1.0
+    assert not psutil.pid_exists(pid)
+    assert "Too many open files" in slave.err
+
+
+def test_an_idle_worker_gives_memory_back(start_job: Callable[..., Job]) -> None:
+    job = start_job()
+    slave = job.slave()
+    for x in range(3):
+        job.request("add", np.zeros(1 << 17), x)
+    for _ in range(3):
+        job.result()
+    (worker,) = psutil.Process(slave.pid).children()
+    wait_until(lambda: not segments(worker.pid), "nothing is kept")
 
 
 def test_a_killed_master_leaves_nothing(world: World) -> None:
