@@ -131,7 +131,7 @@ def test_what_has_finished_or_runs_meanwhile_is_not_run_again(world: World) -> N
         assert slave.finish() == ""
     assert sorted(got(second)) == runs.numbers
     assert runs.all_once(), runs.ran()
-    assert runs.ran_by() == {slave.pid for slave in slaves}
+    assert runs.ran_by() <= {slave.pid for slave in slaves}  # one may have come late
     assert port(second) == port(first)
 
 
