@@ -29,6 +29,10 @@ from masterslave.records import (
     frame_bytes,
 )
 
+#: Work in line for each worker that is enough for results to be gathered, see `Uplink.hand_in`.
+#: Larger: seldom so much. Smaller: workers run dry while their slave waits for more results.
+ENOUGH_S = 0.006
+
 #: Work in a worker's own line beyond the running task. Larger: more waits behind a task that turns
 #: out long. Smaller: the worker waits for its supervisor between tiny tasks.
 AHEAD_S = 0.002
@@ -256,6 +260,19 @@ class Dispatch:
             return 0
         usable = [w for w in self._workers.values() if w.ready and w.blame is None]
         return sum(1 for worker in usable if worker.line or not worker.unread)
+
+    def runs_low(self) -> bool:
+        """Whether workers may want tasks that are not here within `ENOUGH_S` seconds."""
+        waiting = len(self.backlog)
+        last = self.backlog[-1] if self.backlog else None
+        for worker in self._workers.values():
+            if len(worker.line) > 1:
+                waiting += len(worker.line) - 1
+                last = last or worker.line[-1]
+        if last is None:
+            return True
+        estimate_s = self._pace.estimate_s(last.tag) or 0.0
+        return waiting * estimate_s < ENOUGH_S * len(self._workers)
 
     def busy(self) -> bool:
         """Whether any task is here."""

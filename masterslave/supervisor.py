@@ -447,7 +447,8 @@ class Supervisor:
             completions = self._disturbance.hold_back(completions, now, none=everything)
         started = self._dispatch.newly_started(now - (0.0 if everything else _TELL_STARTED_S))
         idle = not self._dispatch.busy()
-        self._uplink.hand_in(completions, started, room=self._dispatch.room(now), idle=idle)
+        room, low = self._dispatch.room(now), self._dispatch.runs_low()
+        self._uplink.hand_in(completions, started, room=room, idle=idle, low=low or everything)
 
     # --- waiting, signals -------------------------------------------------------------------
 

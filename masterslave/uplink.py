@@ -22,6 +22,7 @@ acknowledged; handing in twice is harmless.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -58,6 +59,10 @@ _REST_S = 0.002
 
 #: What the fetcher waits in the task manager if it only wants the sender's call to be answered.
 _A_MOMENT_S = 0.001
+
+#: Results are gathered for so long while the slave has enough to do. Larger: the master waits for
+#: them. Smaller: tasks of a millisecond cost a call each, which takes as long as a third of one.
+_GATHER_S = 0.005
 
 #: Pause before handing in again what the task manager could not put on record.
 _JOURNAL_PAUSE_S = 1.0
@@ -109,6 +114,8 @@ class Uplink:
         self._room_told = 0
         self._stopping = False
         self._idle = False  # nothing runs or waits here
+        self._low = True  # a worker may soon want a task that is not here
+        self._gathered_at = 0.0  # when completions are to be handed in at the latest
         self._fetching = False  # whether the fetcher waits in the task manager, or is about to
         self._sender_waits = False  # whether the sender does so
         self._on_their_way = 0  # completions in the sender's call
@@ -151,17 +158,26 @@ class Uplink:
             self._changed.notify_all()
 
     def hand_in(
-        self, completions: list[Completion], started: list[str], *, room: int, idle: bool = False
+        self,
+        completions: list[Completion],
+        started: list[str],
+        *,
+        room: int,
+        idle: bool = False,
+        low: bool = True,
     ) -> None:
         """Queue results and starts for the task manager.
 
         `room`: for how many tasks of any length there are ready workers, idle or busy. `idle`:
-        nothing runs or waits here any more.
+        nothing runs or waits here any more. `low`: a worker may soon want a task that is not here;
+        else results may be gathered for a few milliseconds.
         """
         with self._changed:
+            if completions and not self._has_more():
+                self._gathered_at = time.monotonic() + _GATHER_S
             self._completions.extend(completions)
             self._started += started
-            self._idle = idle
+            self._idle, self._low = idle, low
             if completions or started or room != self._room:
                 self._room = room
                 self._changed.notify_all()
@@ -218,7 +234,7 @@ class Uplink:
     def _send_once(self) -> bool:
         """One exchange; false when it was the last."""
         with self._changed:
-            self._changed.wait_for(self._due, self._period_s)  # past that, it is time to ping
+            self._wait_until_due()
             completions = self._batch()
             started, self._started = self._started, []
             needed, self._needed = list(self._needed), deque()
@@ -288,9 +304,24 @@ class Uplink:
                 return list(islice(self._completions, count))
         return list(self._completions)
 
+    def _wait_until_due(self) -> None:
+        """(Locked.) Wait for something to send, or until it is time to ping."""
+        period_s = self._period_s
+        ping_at = math.inf if period_s is None else time.monotonic() + period_s
+        while not self._due():
+            until = min(ping_at, self._gathered_at if self._has_more() else math.inf)
+            wait_s = until - time.monotonic()
+            if wait_s <= 0 and until == ping_at:
+                return
+            self._changed.wait(None if until == math.inf else max(0.0, wait_s))
+
+    def _has_more(self) -> bool:
+        """Whether there are completions that are not on their way."""
+        return len(self._completions) > self._on_their_way
+
     def _due(self) -> bool:
         return bool(
-            len(self._completions) > self._on_their_way
+            (self._has_more() and (self._low or time.monotonic() >= self._gathered_at))
             or self._started
             or self._needed
             or self._stopping
@@ -425,13 +456,17 @@ class Uplink:
             while not self._fetching:
                 if self._stopping and not self._sender_waits:
                     return False
-                rest_s = self._rest_until - time.monotonic()
+                rest_s: float | None = self._rest_until - time.monotonic()
                 if self._sender_waits:
                     self._fetching = self._due()
                 else:
-                    self._fetching = rest_s <= 0
+                    self._fetching = time.monotonic() >= self._rest_until
+                if self._sender_waits and self._has_more():
+                    rest_s = max(0.0, self._gathered_at - time.monotonic())
+                elif self._sender_waits:
+                    rest_s = None
                 if not self._fetching:
-                    self._changed.wait(None if self._sender_waits else rest_s)
+                    self._changed.wait(rest_s)
             return True
 
     def _rest_if_busy(self, tasks: list[Any]) -> None:

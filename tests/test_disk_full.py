@@ -250,7 +250,7 @@ def test_a_limit_from_the_start(world: World) -> None:
         "limited.py",
         """
         import os, resource, sys
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # less than a page; its traceback fits
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # a traceback, not a page
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
         """,
     )

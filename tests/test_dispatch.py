@@ -16,7 +16,7 @@ from dispatching import (
     with_full_line,
 )
 
-from masterslave.dispatch import AHEAD_S, Kill, Skip
+from masterslave.dispatch import AHEAD_S, ENOUGH_S, Kill, Skip
 from masterslave.records import Completion, Outcome
 
 # --- feeding --------------------------------------------------------------------------------
@@ -92,6 +92,36 @@ def test_work_sent_ahead_is_limited_and_refilled_before_the_worker_runs_dry() ->
         got += more
         left += len(more)
     assert got == names
+
+
+def test_a_slave_says_whether_its_workers_may_soon_want_more() -> None:
+    dispatch = slave(1, knows={"short": ENOUGH_S / 2, "tiny": TINY_S})
+    assert dispatch.runs_low()
+    dispatch.arrived(tasks("ab", "short"))
+    dispatch.tick(0.0)
+    assert dispatch.runs_low()  # one waits: half of what is enough
+    dispatch.arrived(tasks("c", "short"))
+    assert not dispatch.runs_low()
+    dispatch.finished(1, result(task("a", "short"), ENOUGH_S / 2), 0.0)
+    dispatch.tick(0.0)
+    assert dispatch.runs_low()
+
+
+def test_what_waits_in_the_lines_of_workers_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("masterslave.dispatch.ENOUGH_S", 2.9 * TINY_S)
+    dispatch = slave(1, knows={"tiny": TINY_S})
+    dispatch.arrived(tasks("abcd", "tiny"))
+    dispatch.tick(0.0)
+    assert waiting(dispatch) == ""
+    assert not dispatch.runs_low()
+
+
+def test_nobody_knows_how_long_tasks_of_a_new_kind_last() -> None:
+    dispatch = slave(1)
+    dispatch.arrived(tasks("abcdef"))
+    assert dispatch.runs_low()
 
 
 def test_every_idle_worker_is_served_before_tasks_are_sent_ahead() -> None:

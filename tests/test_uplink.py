@@ -262,6 +262,35 @@ def test_the_next_task_comes_with_the_answer_to_the_last_result(
     assert line.calls[len(before) :] == ["fetch"] * 19
 
 
+def test_results_are_gathered_while_there_is_enough_to_do(
+    manager: TaskManager, line: Line, start: Callable[..., Slave], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uplink, "_GATHER_S", 2 * PATIENCE_S)
+    slave = start(poll_s=PATIENCE_S)
+    request(manager, 2)
+    wait_until(lambda: len(slave.tasks) == 2)
+    before = line.calls.count("exchange")
+    slave.uplink.hand_in([done(slave.tasks[0])], [], room=2, low=False)
+    slave.uplink.hand_in([done(slave.tasks[1])], [], room=2, low=True)
+    assert sorted(results(manager, 2)) == [0, 1]
+    assert line.calls.count("exchange") <= before + 1
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["", "while the sender waits"])
+def test_results_are_not_gathered_for_ever(
+    manager: TaskManager, line: Line, start: Callable[..., Slave], no_hurry: None, waits: bool
+) -> None:
+    slave = start(poll_s=PATIENCE_S)
+    request(manager, 3)
+    wait_until(lambda: len(slave.tasks) >= 2)
+    first, second = slave.tasks[:2]
+    slave.uplink.hand_in([done(first)], [], room=2, idle=waits)
+    assert len(results(manager, 1)) == 1
+    wait_until(lambda: len(slave.tasks) == 3)
+    slave.uplink.hand_in([done(second)], [], room=2, low=False)
+    assert len(results(manager, 1)) == 1
+
+
 def test_what_is_to_be_sent_does_not_wait_for_tasks(
     manager: TaskManager, line: Line, start: Callable[..., Slave], no_hurry: None
 ) -> None:
