@@ -51,7 +51,7 @@ class Setback(NamedTuple):
     number: int
     attempt: int
     process: int
-    outcome: str  # an Outcome's value
+    outcome: str  # an Outcome's value, or LOST
     story: str
     at: float  # seconds since 1970
 

@@ -56,7 +56,7 @@ class Ledger:
     # --- at the start -----------------------------------------------------------------------
 
     def restore(self, failures: FailureLog) -> dict[int, ProcessInfo]:
-        """Park the tasks of earlier runs; gives the slaves that may still be at some of them.
+        """Park the tasks of earlier runs; gives the slaves that may come back with some of them.
 
         `failures` is told of what failed then.
         """
@@ -85,10 +85,10 @@ class Ledger:
                 info = processes.get(entry.process)
                 unknown = f"slave {entry.process} of an earlier run"
                 self._ended_before(entry, tag, info.machine if info else unknown, failures)
-        for process in queue.holders():
-            if process not in processes:  # it has left, or was never a slave of ours
-                queue.release(process)
-        return {process: processes[process] for process in queue.holders()}
+        known = {*queue.holders(), *queue.blamed()}
+        for process in known - processes.keys():  # it has left, or was never a slave of ours
+            queue.release(process)
+        return {process: processes[process] for process in sorted(known & processes.keys())}
 
     def _ended_before(
         self, entry: Setback | Ended, tag: str, where: str, failures: FailureLog
@@ -96,7 +96,7 @@ class Ledger:
         """Take up the end of an attempt of an earlier run."""
         task_id, story = f"{tag}_{entry.number}", entry.story
         if isinstance(entry, Setback):
-            self._queue.failed_before(task_id, entry.attempt, entry.outcome, story)
+            self._queue.failed_before(entry.process, task_id, entry.attempt, entry.outcome, story)
             tell = failures.setback
         else:
             self._queue.finished_before(task_id, entry.outcome, story)

@@ -806,6 +806,8 @@ class TaskManager:
         """Take up what earlier runs have left; wait for those of their slaves that may live."""
         for process_id, info in books.restore(self._failure_log).items():
             self._roster.remember(process_id, info)
+            if not self._queue.held_by(process_id):
+                continue  # it was lost before; nothing waits for it
             self._awaited[process_id] = self._clock() + self._settings.resume_s
             if info.host == platform.node() and not _is_running(info.pid):
                 self._give_up(process_id, "has ended")

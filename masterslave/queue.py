@@ -38,6 +38,7 @@ from masterslave.errors import IllegalTransition, UnknownTask
 from masterslave.lines import FinishedLine, WaitingLines
 from masterslave.records import (
     AT_REST,
+    LOST,
     Assignment,
     Completion,
     Delivery,
@@ -186,7 +187,7 @@ class Effect(NamedTuple):
     kind: str  # "finished", "rescheduled", "deferred", "due" or "dropped"
     task: Task | None
     stop_on: int | None = None  # a slave that runs another attempt in vain
-    setback: str = ""  # an Outcome's value when the attempt failed and another one follows
+    setback: str = ""  # an Outcome's value, or LOST: the attempt failed and another one follows
 
 
 def _is_delivered(task: Task) -> bool:
@@ -256,10 +257,13 @@ class TaskQueue:
         """An earlier run has given that number to a task that is forgotten."""
         self._next_id = max(self._next_id, number + 1)
 
-    def failed_before(self, task_id: str, attempt: int, outcome: str, story: str) -> None:
+    def failed_before(
+        self, process: int, task_id: str, attempt: int, outcome: str, story: str
+    ) -> None:
         """An attempt of a parked task has failed in an earlier run, and was to be answered.
 
         No limit is asked about it: those of its request of that time may not be those of the next.
+        If its slave was only `LOST`, that may come back with it, and then it has not failed.
         """
         task = self.tasks[task_id]
         if not self._is_open(task):
@@ -269,7 +273,11 @@ class TaskQueue:
         else:
             task.crashes += 1
         task.history += (f"attempt {attempt}: {story}",)
-        task.answered = max(task.answered, attempt)
+        if outcome == LOST:
+            blamed = self._blamed.setdefault(process, [])
+            blamed.append((task_id, attempt, task.history[-1]))
+        else:
+            task.answered = max(task.answered, attempt)
         if attempt >= task.attempt:
             task.attempt = attempt
             self._unhold(task)
@@ -281,8 +289,8 @@ class TaskQueue:
         if stories and self._is_open(task):
             task.crashes -= 1
             task.history = tuple(one for one in task.history if one != stories[-1])
-            if task.answered == attempt:
-                task.answered = attempt - 1
+            for blamed in self._blamed.values():
+                blamed[:] = [one for one in blamed if one[:2] != (task_id, attempt)]
 
     def finished_before(self, task_id: str, outcome: str, detail: str) -> None:
         """A parked task has come to its end in an earlier run; its result is at rest."""
@@ -409,7 +417,7 @@ class TaskQueue:
         absolved = []
         for task_id, attempt, story in self._blamed.pop(process, ()):
             task = self.tasks.get(task_id)
-            if task is not None and task.state in _LIVE:
+            if task is not None and (task.state in _LIVE or self._is_open(task)):
                 task.crashes -= 1
                 task.history = tuple(one for one in task.history if one != story)
                 absolved.append((task_id, attempt))
@@ -481,7 +489,7 @@ class TaskQueue:
         blamed = self._blamed[process] = []
         for task in reversed(held):  # each goes to the head of its line: keep their order
             if task.id in guilty:
-                effects.append(self._crash(task, story))
+                effects.append(self._crash(task, story, setback=LOST))
                 blamed.append((task.id, task.attempt, task.history[-1]))
             else:
                 effects.append(self._reschedule(task))
@@ -547,6 +555,10 @@ class TaskQueue:
     def holders(self) -> list[int]:
         """The slaves that have tasks."""
         return list(self._held)
+
+    def blamed(self) -> list[int]:
+        """The lost slaves whose loss counts as a crash of a task, until they come back."""
+        return [process for process, tasks in self._blamed.items() if tasks]
 
     def outstanding(self, client: int, tag: str | None = None) -> int:
         """How many tasks the client has requested and neither received nor cancelled."""
@@ -616,11 +628,13 @@ class TaskQueue:
         heapq.heappush(self._deferred, (now + delay_s, task.ticket, task))
         return Effect("deferred", task, None, setback)
 
-    def _crash(self, task: Task, story: str, outcome: Outcome = Outcome.CRASHED) -> Effect:
+    def _crash(
+        self, task: Task, story: str, outcome: Outcome = Outcome.CRASHED, setback: str = ""
+    ) -> Effect:
         task.crashes += 1
         task.history += (f"attempt {task.attempt}: {story}",)
         if task.crashes < task.options.crash_limit:
-            return self._reschedule(task, outcome.value)
+            return self._reschedule(task, setback or outcome.value)
         former = task.former
         self._finish(task, _OUTCOME_EVENTS[outcome.value], [], "\n".join(task.history))
         return Effect("finished", task, former)

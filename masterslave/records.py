@@ -63,6 +63,10 @@ class Outcome(str, Enum):
 
 _OUTCOMES = frozenset(outcome.value for outcome in Outcome)
 
+#: In place of an `Outcome`, of an attempt whose slave was lost: it counts as a crash for as long as
+#: the slave does not come back.
+LOST = "lost"
+
 #: `Completion.detail` of a task that a slave gives back unrun as it would not end in time there.
 NO_TIME_LEFT = "not enough time left"
 

@@ -467,6 +467,48 @@ def test_a_slave_survives_many_masters(jobs: Jobs) -> None:
 # --- failures that were answered by another attempt -----------------------------------------
 
 
+@pytest.mark.parametrize("asked_first", [True, False], ids=["after the request", "before it"])
+def test_a_slave_that_was_lost_to_the_master_before_keeps_its_task(
+    jobs: Jobs, asked_first: bool
+) -> None:
+    first = jobs()
+    (task_id,) = first.ask(b"1", crash_limit=2)
+    slave = first.slave("a")
+    (task,) = take(first.manager, slave)
+    first.manager.exchange(slave, (), [task_id], 0)
+    first.manager.lostProcess(slave, "a cable was cut")
+    first.manager._ledger.sync()  # type: ignore[union-attr]
+    second = jobs()
+    if asked_first:
+        second.ask(b"1", crash_limit=2)
+    assert second.back(slave, "a", task) == (slave, [])  # nothing to let go of
+    if not asked_first:
+        second.ask(b"1", crash_limit=2)
+    kept = second.manager._queue.tasks[task_id]
+    assert (kept.holder, kept.attempt, kept.crashes, kept.history) == (slave, 1, 0, ())
+    assert take(second.manager, second.slave("b")) == []
+    give(second.manager, slave, task, frame=answer(task))
+    assert second.results() == {task_id: b"<1>"}
+    third = jobs()
+    third.ask(b"1", crash_limit=2)
+    assert third.results() == {task_id: b"<1>"}
+
+
+def test_a_slave_that_was_lost_and_stays_away_counts_a_crash(jobs: Jobs) -> None:
+    first = jobs()
+    (task_id,) = first.ask(b"1", crash_limit=2)
+    slave = first.slave("a")
+    take(first.manager, slave)
+    first.manager.exchange(slave, (), [task_id], 0)
+    first.manager.lostProcess(slave, "a cable was cut")
+    first.manager._ledger.sync()  # type: ignore[union-attr]
+    second = jobs()
+    second.ask(b"1", crash_limit=2)
+    assert second.manager._queue.tasks[task_id].crashes == 1
+    (again,) = take(second.manager, second.slave("b"))  # at once: nobody is awaited
+    assert (again.task_id, again.attempt) == (task_id, 2)
+
+
 @pytest.mark.parametrize("outcome", [Outcome.CRASHED, Outcome.OUT_OF_MEMORY, Outcome.EXCEPTION])
 def test_failures_are_counted_through_all_runs(jobs: Jobs, outcome: Outcome) -> None:
     for number in range(1, 4):
