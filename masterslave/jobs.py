@@ -9,7 +9,7 @@ from typing import Any
 
 from masterslave import slavecode, worker
 from masterslave.errors import SettingsError
-from masterslave.master import MasterProcess, slave_code
+from masterslave.master import Circumstances, MasterProcess, circumstances
 from masterslave.slave import DEFAULT_WATCHDOG_PERIOD, SlaveProcess, check_watchdog_period
 
 
@@ -51,7 +51,8 @@ def runJob(
     shared_main = record is not None and slave_class.__module__ in sys.modules
     if record is None or not shared_main:
         record = slavecode.object_record((slave_class, watchdog_period))
-    with slave_code(record, shared_main=shared_main):
+    code = {**record, "shared_main": shared_main}
+    with circumstances(Circumstances(code)):
         master = master_class(label) if journal is None else master_class(label, journal=journal)
     try:
         if launch_slaves:
@@ -88,7 +89,8 @@ def initializeMasterProcess(
         record = slavecode.script_record(slave_script)
     elif slave_module is not None:
         record = slavecode.module_record(slave_module)
-    with slave_code(record):
+    code = None if record is None else {**record, "shared_main": False}
+    with circumstances(Circumstances(code)):
         master = MasterProcess(label, use_name_server, journal=journal)
     atexit.register(master.shutdown)
     return master

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from masterslave import payload, pieces, shared, slavecode
 from masterslave.chaos import Chaos
@@ -49,6 +49,9 @@ from masterslave.service import Service
 from masterslave.settings import Settings, check_label
 from masterslave.units import parse_bytes, parse_duration
 
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
 log = logging.getLogger(__name__)
 
 #: What stands for the failure of a task that has no exception object of its own.
@@ -70,21 +73,29 @@ _DIGEST_BYTES = 1 << 23
 _LARGE_PARAMETERS_BYTES = 10_000_000
 
 
-_slave_code: ContextVar[slavecode.Record | None] = ContextVar("slave_code", default=None)
+class Circumstances(NamedTuple):
+    """What `runJob` and its kin know of the next master that its class's constructor need not."""
+
+    code: slavecode.Record | None = None  # what slaves load; "shared_main": it is this very script
+    folder: str | PathLike[str] | None = None  # where master and slaves meet, instead of a network
+    executor: Executor | None = None  # what runs the handlers, instead of slaves
+
+
+_circumstances: ContextVar[Circumstances] = ContextVar("circumstances", default=Circumstances())
 
 
 @contextlib.contextmanager
-def slave_code(record: slavecode.Record | None, *, shared_main: bool = False) -> Iterator[None]:
-    """Within it, the next master keeps this code for its slaves, before they can ask for it.
+def circumstances(of_next: Circumstances) -> Iterator[None]:
+    """Within it, the next master is made under these circumstances.
 
-    A master can be reached from its constructor on, which may be a subclass's and take long.
-    `shared_main`: it is this very script.
+    A master can be reached from its constructor on, which may be a subclass's and take long: what
+    slaves ask for must be there before.
     """
-    token = _slave_code.set(None if record is None else {**record, "shared_main": shared_main})
+    token = _circumstances.set(of_next)
     try:
         yield
     finally:
-        _slave_code.reset(token)
+        _circumstances.reset(token)
 
 
 @contextlib.contextmanager
@@ -135,8 +146,9 @@ class MasterProcess:
         check_label(label)
         self.label = label
         self.settings = settings or Settings.from_environment()
-        code = _slave_code.get()
-        _slave_code.set(None)
+        given = _circumstances.get()
+        _circumstances.set(Circumstances())
+        code = given.code
         self._service = Service(
             label,
             self.settings,
