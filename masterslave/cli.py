@@ -38,7 +38,7 @@ _COMMANDS = ("show", "list", "slave", "serve", "failures", "journal", "replay")
 #: Options that are followed by a value.
 _WITH_VALUE = (
     "-m", "--master", "-n", "--workers", "--memory", "--lifetime", "--chaos",
-    "--to", "--journal", "--port",
+    "--to", "--journal", "--port", "--folder", "--idle",
 )  # fmt: skip
 
 
@@ -87,12 +87,22 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     show = commands.add_parser("show", parents=[common], help="show what goes on in a job")
-    show.add_argument("label", metavar="LABEL")
+    show.add_argument("label", metavar="LABEL", nargs="?")
+    show.add_argument("--folder", metavar="DIR", help="of the master in this shared folder")
     show.add_argument("--json", action="store_true", help="for programs")
     labels = commands.add_parser("list", parents=[common], help="list the known labels")
     labels.add_argument("--json", action="store_true", help="for programs")
     slave = commands.add_parser("slave", parents=[common], help="start a slave here")
-    slave.add_argument("label", metavar="LABEL")
+    slave.add_argument("label", metavar="LABEL", nargs="?")
+    slave.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="directory shared with the master: without LABEL the only way to it, else in case "
+        "the network does not lead there",
+    )
+    slave.add_argument(
+        "--idle", type=_duration, metavar="TIME", help="with --folder: leave after so long unused"
+    )
     slave.add_argument(
         "-n", "--workers", type=_positive, default=1, metavar="N", help="worker processes (1)"
     )
@@ -175,7 +185,7 @@ def _with_command(argv: list[str]) -> list[str]:
         else:
             break
     if position >= len(argv):
-        return argv
+        return ["show", *argv] if "--folder" in argv else argv
     if argv[position] in _COMMANDS:
         return [argv[position], *argv[:position], *argv[position + 1 :]]
     return ["show", *argv]
@@ -222,11 +232,18 @@ def _connect(options: argparse.Namespace, settings: Settings, label: str) -> Any
 
 
 def _show(options: argparse.Namespace, settings: Settings) -> int:
-    link = _connect(options, settings, options.label)
-    try:
-        status = link.call("status")
-    finally:
-        link.close()
+    if options.folder is not None:
+        from masterslave.folder.session import read_status
+
+        status = read_status(options.folder, load_key(settings.key_file))
+    elif options.label is None:
+        raise SettingsError("show: name a label, or a folder with --folder DIR")
+    else:
+        link = _connect(options, settings, options.label)
+        try:
+            status = link.call("status")
+        finally:
+            link.close()
     if options.json:
         print(json.dumps(status, indent=2, sort_keys=True))
         return 0
@@ -261,6 +278,8 @@ def _slave(options: argparse.Namespace, settings: Settings) -> int:
         memory=options.memory,
         lifetime_s=options.lifetime,
         follow=options.follow,
+        folder=options.folder,
+        idle_s=options.idle,
     )
     return 0
 

@@ -28,6 +28,7 @@
     |   |-- ForeignProtocol         ... because something else answers at its address
     |   `-- AuthenticationError     ... because one side could not prove that it holds the key
     |-- LabelInUse                  a living task manager has that label already
+    |   `-- FolderInUse             ... or that shared folder
     |-- LauncherError               a batch system, or another way to start slaves, refuses or fails
     `-- SlaveError                  a slave cannot go on: its code does not load, its master is gone
 
@@ -211,6 +212,10 @@ class LabelInUse(MasterSlaveError):
 
 class LauncherError(MasterSlaveError):
     """A command that starts, asks for or ends processes failed: which, how, and what it said."""
+
+
+class FolderInUse(LabelInUse):
+    """Another living master has the shared folder."""
 
 
 class SlaveError(MasterSlaveError):

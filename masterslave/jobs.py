@@ -9,7 +9,7 @@ from typing import Any
 
 from masterslave import slavecode, worker
 from masterslave.errors import SettingsError
-from masterslave.master import Circumstances, MasterProcess, circumstances
+from masterslave.master import Circumstances, MasterProcess, circumstances, folder_way
 from masterslave.slave import DEFAULT_WATCHDOG_PERIOD, SlaveProcess, check_watchdog_period
 
 
@@ -21,6 +21,9 @@ def runJob(
     launch_slaves: int = 0,
     *,
     journal: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    failover_folder: str | os.PathLike[str] | None = None,
+    straggler_fraction: float = 0.05,
 ) -> None:
     """Run a master, and the slaves that work for it, from one script. Blocks until `run` ends.
 
@@ -33,6 +36,9 @@ def runJob(
     `watchdog_period`: seconds between the slaves' signs of life, see `SlaveProcess`. `journal`: a
     file from which this job goes on when its master was killed and is started again, see
     `MasterProcess`; a master class with a constructor of its own must take this keyword then.
+    `folder`: a directory in which master and slaves meet, without a network; slaves are started
+    with ``task_manager slave --folder DIR``. `failover_folder`, `straggler_fraction`: see
+    `MasterProcess`.
     Raises what the master's `run` raises, `LabelInUse` when a living master has the label,
     `SettingsError` for an argument that cannot be used, `JournalError` for such a file.
     """
@@ -52,7 +58,8 @@ def runJob(
     if record is None or not shared_main:
         record = slavecode.object_record((slave_class, watchdog_period))
     code = {**record, "shared_main": shared_main}
-    with circumstances(Circumstances(code)):
+    way = folder_way(folder, failover_folder, straggler_fraction)
+    with circumstances(Circumstances(code, way)):
         master = master_class(label) if journal is None else master_class(label, journal=journal)
     try:
         if launch_slaves:
@@ -70,6 +77,9 @@ def initializeMasterProcess(
     use_name_server: bool = True,
     *,
     journal: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    failover_folder: str | os.PathLike[str] | None = None,
+    straggler_fraction: float = 0.05,
 ) -> MasterProcess:
     """Make this program a master; for programs whose master and slave are separate.
 
@@ -77,7 +87,8 @@ def initializeMasterProcess(
     it is shut down at interpreter exit. `slave_script`: file of a script that ends with
     `startSlaveProcess()`; `slave_module`: name of a module that defines ``do_<tag>`` functions.
     With either, ``task_manager slave LABEL`` and `launchSlaveJobs` start slaves. `journal`: a file
-    from which a master that was killed goes on, see `MasterProcess`. Raises as
+    from which a master that was killed goes on, see `MasterProcess`, and there also for `folder`,
+    `failover_folder` and `straggler_fraction`. Raises as
     `MasterProcess`, and `SlaveError` when the script cannot be read.
     """
     if slave_script is not None and slave_module is not None:
@@ -90,7 +101,8 @@ def initializeMasterProcess(
     elif slave_module is not None:
         record = slavecode.module_record(slave_module)
     code = None if record is None else {**record, "shared_main": False}
-    with circumstances(Circumstances(code)):
+    way = folder_way(folder, failover_folder, straggler_fraction)
+    with circumstances(Circumstances(code, way)):
         master = MasterProcess(label, use_name_server, journal=journal)
     atexit.register(master.shutdown)
     return master

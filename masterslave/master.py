@@ -73,15 +73,23 @@ _DIGEST_BYTES = 1 << 23
 _LARGE_PARAMETERS_BYTES = 10_000_000
 
 
+class FolderWay(NamedTuple):
+    """A shared folder as the way between master and slaves."""
+
+    path: str | PathLike[str]
+    network: bool = False  # whether the task manager listens as well
+    straggler_fraction: float = 0.05  # when so few tasks are left, slow ones are run twice; 0: none
+
+
 class Circumstances(NamedTuple):
     """What `runJob` and its kin know of the next master that its class's constructor need not."""
 
     code: slavecode.Record | None = None  # what slaves load; "shared_main": it is this very script
-    folder: str | PathLike[str] | None = None  # where master and slaves meet, instead of a network
+    folder: FolderWay | None = None  # where master and slaves meet, instead of a network or beside
     executor: Executor | None = None  # what runs the handlers, instead of slaves
 
 
-_circumstances: ContextVar[Circumstances] = ContextVar("circumstances", default=Circumstances())
+_circumstances: ContextVar[Circumstances] = ContextVar("circumstances", default=Circumstances())  # noqa: B039 - it cannot change
 
 
 @contextlib.contextmanager
@@ -131,6 +139,9 @@ class MasterProcess:
         settings: Settings | None = None,
         observers: Sequence[Observer] = (),
         journal: str | PathLike[str] | None = None,
+        folder: str | PathLike[str] | None = None,
+        failover_folder: str | PathLike[str] | None = None,
+        straggler_fraction: float = 0.05,
     ) -> None:
         """Create the task manager and make it known.
 
@@ -139,9 +150,17 @@ class MasterProcess:
         listen on port 7766, and slaves must know the host. `observers`: told of what happens, see
         `Observer`. `journal`: a file that keeps tasks and results, so that a master that was killed
         can be started again: a request that equals one of the run before (same tag and parameters,
-        or same `key`) takes its place, and what had finished is not run again. Raises `LabelInUse`
-        when a living master has the label, `SettingsError` and `ConnectionFailed` when it cannot be
-        set up, `JournalError` or a subclass when the journal cannot be used.
+        or same `key`) takes its place, and what had finished is not run again.
+
+        `folder`: a directory that slaves share, in which they and this master meet; there is no
+        network then, and the journal is in it. `failover_folder`: the same beside the network, for
+        slaves that the network does not let through. `straggler_fraction`: when only this part of
+        a tag's tasks is left, those that take long are begun a second time in the folder, and the
+        first result wins; 0 for never.
+
+        Raises `LabelInUse` when a living master has the label, `FolderInUse` when one has the
+        folder, `SettingsError` and `ConnectionFailed` when it cannot be set up, `JournalError` or
+        a subclass when the journal cannot be used.
         """
         check_label(label)
         self.label = label
@@ -149,7 +168,10 @@ class MasterProcess:
         given = _circumstances.get()
         _circumstances.set(Circumstances())
         code = given.code
-        self._service = Service(
+        way = folder_way(folder, failover_folder, straggler_fraction) or given.folder
+        journaled = journal is not None or way is not None
+        self._service = _open_service(
+            given._replace(folder=way),
             label,
             self.settings,
             use_name_server=use_name_server,
@@ -166,7 +188,7 @@ class MasterProcess:
         self._states: dict[int, list[str]] = {}  # names of each state's values
         self._state_uses: Counter[int] = Counter()  # how often each was set
         # A journal may still have to write what is delivered, and not what the program makes of it.
-        self._owns_results = journal is None
+        self._owns_results = not journaled
         self._large_tags: set[str] = set()  # whose large parameters have been remarked on
         self._lock = threading.Lock()
         self._slaves = LocalSlaves()
@@ -234,6 +256,7 @@ class MasterProcess:
             None if lifetime is None else parse_duration(lifetime),
             self.settings.chaos if chaos is None else Chaos.parse(chaos) or Chaos(),
             follow=self._service.is_named,
+            folder=self._service.folder,
         )
         check_supported(options.memory)
         try:
@@ -248,7 +271,10 @@ class MasterProcess:
 
     @property
     def address(self) -> str:
-        """``host:port`` at which a slave on this machine reaches the task manager."""
+        """``host:port`` at which a slave on this machine reaches the task manager.
+
+        Empty where there is only a shared folder.
+        """
         return self._service.address
 
     # --- tasks ------------------------------------------------------------------------------
@@ -477,6 +503,36 @@ class MasterProcess:
         else:
             exception = _FAILURES[delivery.outcome](delivery.detail)
         raise TaskRaisedException(delivery.task_id, delivery.tag, exception, delivery.detail)
+
+
+def folder_way(
+    folder: str | PathLike[str] | None,
+    failover_folder: str | PathLike[str] | None,
+    straggler_fraction: float,
+) -> FolderWay | None:
+    """What these arguments say of a shared folder; None: nothing. Raises `SettingsError`."""
+    if folder is not None and failover_folder is not None:
+        raise SettingsError(
+            "give folder= (no network) or failover_folder= (beside the network), not both"
+        )
+    fraction = straggler_fraction
+    if (
+        isinstance(fraction, bool)
+        or not isinstance(fraction, (int, float))
+        or not 0 <= fraction <= 1
+    ):
+        raise SettingsError(f"straggler_fraction={fraction!r}: must be a number from 0 to 1")
+    path = failover_folder if folder is None else folder
+    return None if path is None else FolderWay(path, folder is None, fraction)
+
+
+def _open_service(given: Circumstances, label: str, settings: Settings, **options: Any) -> Service:
+    """The kind of service that the circumstances ask for. Takes and raises what `Service` does."""
+    if given.folder is not None:
+        from masterslave.folderservice import FolderService  # few masters need it
+
+        return FolderService(label, settings, **given.folder._asdict(), **options)
+    return Service(label, settings, **options)
 
 
 def _state_id(frames: Mapping[str, Frame]) -> int:

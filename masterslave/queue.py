@@ -366,6 +366,11 @@ class TaskQueue:
         self._hold(task, process)
         return Assignment(task.id, task.tag, task.attempt, task.frame, task.options.timeout)
 
+    def pass_on(self, task: Task, process: int) -> None:
+        """Its holder gives a running task to another process, as the same attempt."""
+        self._unhold(task)
+        self._hold(task, process)
+
     def adopt(self, process: int, task_id: str, attempt: int) -> bool:
         """A slave that came back says it still has that attempt; false: it should let go of it.
 

@@ -46,27 +46,55 @@ class Service:
         before is taken again where it is free, so that slaves that outlived it find this one.
         Raises `LabelInUse`, `SettingsError`, `ConnectionFailed`, `JournalError`.
         """
-        # Only masters need these, but every worker imports the master: they take time to load.
-        from masterslave.naming import Registration
-
+        self._label = label
+        self._settings = settings
+        self._server: PyroServer | None = None
+        self._registration: Registration | None = None
         key = load_key(settings.key_file)
         with contextlib.ExitStack() as undo:
             self._journal = None
             if journal is not None:
-                self._journal = _open_journal(journal, key, label)
+                self._journal = self._open_journal(journal, key, label)
                 undo.callback(self._journal.close)
-            self.manager = TaskManager(label, settings, observers, journal=self._journal)
+            self.manager = self._make_manager(label, settings, observers)
             self.manager.storeData(**(data or {}))
-            self._server = self._listen(settings, key, use_name_server)
-            self._server.start()
-            undo.callback(self._server.stop)
-            self._registration: Registration | None = None
-            if use_name_server:
-                self._registration = Registration(self._server, label, settings, key)
-                self._registration.start()
+            self._open(key, use_name_server, undo)
             undo.pop_all()
         self._watchdog = Watchdog(self.manager, settings.stall_s)
         self._watchdog.start()
+
+    # --- what another kind of service does in another way -----------------------------------
+
+    def _open_journal(self, path: str | os.PathLike[str], key: bytes, label: str) -> Journal:
+        return open_journal(path, key, label)
+
+    def _make_manager(
+        self, label: str, settings: Settings, observers: Sequence[Observer]
+    ) -> TaskManager:
+        return TaskManager(label, settings, observers, journal=self._journal)
+
+    def _open(self, key: bytes, use_name_server: bool, undo: contextlib.ExitStack) -> None:
+        """Let slaves in; `undo` is told how to shut them out again."""
+        # Only masters need these, but every worker imports the master: they take time to load.
+        from masterslave.naming import Registration
+
+        self._server = self._listen(self._settings, key, use_name_server)
+        self._server.start()
+        undo.callback(self._server.stop)
+        if use_name_server:
+            registration = Registration(self._server, self._label, self._settings, key)
+            registration.start()
+            undo.callback(registration.stop)
+            self._registration = registration
+
+    def _close(self) -> None:
+        """Let nobody in any more. Blocks until all threads of it have ended."""
+        if self._registration is not None:
+            self._registration.stop()
+        if self._server is not None:
+            self._server.stop()
+
+    # --- the network ------------------------------------------------------------------------
 
     def _listen(self, settings: Settings, key: bytes, use_name_server: bool) -> PyroServer:
         from masterslave.transports.pyro import PyroServer
@@ -97,9 +125,19 @@ class Service:
 
     @property
     def address(self) -> str:
-        """``host:port`` at which a slave on this machine reaches the task manager."""
+        """``host:port`` at which a slave on this machine reaches the task manager.
+
+        Empty when it cannot be reached over the network.
+        """
+        if self._server is None:
+            return ""
         host = split_address(self._server.addresses[-1])[0]
         return join_address(host, self._server.port)
+
+    @property
+    def folder(self) -> str | None:
+        """The shared folder in which slaves reach it, if they can do so."""
+        return None
 
     @property
     def is_named(self) -> bool:
@@ -116,9 +154,7 @@ class Service:
     def stop(self) -> None:
         """Free the label and the port, close the journal. Blocks until all threads have ended."""
         self._watchdog.stop()
-        if self._registration is not None:
-            self._registration.stop()
-        self._server.stop()
+        self._close()
         if self._journal is not None:
             try:
                 self._journal.close()
@@ -126,11 +162,14 @@ class Service:
                 log.error("the last entries are not in the journal: %s", error)
 
 
-def _open_journal(path: str | os.PathLike[str], key: bytes, label: str) -> Journal:
+def open_journal(
+    path: str | os.PathLike[str], key: bytes, label: str, *, guarded: bool = False
+) -> Journal:
+    """The journal of that label at `path`. Raises `JournalError`; `guarded`: see `SqliteStore`."""
     from masterslave.journal import Journal
     from masterslave.stores.sqlite import SqliteStore
 
-    store = SqliteStore(path, key)
+    store = SqliteStore(path, key, guarded=guarded)
     try:
         owner = store.note("label")
         if not owner:

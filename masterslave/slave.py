@@ -7,19 +7,29 @@ interactive session), the slave object itself is sent to the workers by value.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from masterslave import slavecode, worker
-from masterslave.errors import SettingsError, SlaveError
+from masterslave.errors import (
+    AuthenticationError,
+    ConnectionFailed,
+    SettingsError,
+    SlaveError,
+)
 from masterslave.keyfile import load_key
 from masterslave.memory import check_supported
 from masterslave.settings import Settings, check_label, split_address
 from masterslave.transports.base import Link
 
+log = logging.getLogger(__name__)
+
 DEFAULT_WATCHDOG_PERIOD = 120.0
+
+_WAIT_STEP_S = 0.25  # between two looks for a master that is to come into a folder
 
 
 class SlaveProcess:
@@ -127,7 +137,7 @@ def start_loaded(loaded: Any) -> None:
 
 
 def run_slave(
-    label: str,
+    label: str | None,
     master_host: str | None,
     *,
     workers: int = 1,
@@ -137,6 +147,8 @@ def run_slave(
     memory: int | None = None,
     lifetime_s: float | None = None,
     follow: bool = False,
+    folder: str | None = None,
+    idle_s: float | None = None,
 ) -> None:
     """Be a slave of `workers` worker processes until the master has ended. Blocks.
 
@@ -144,6 +156,9 @@ def run_slave(
     come. `memory`: bytes of private memory that each worker may have, None for no limit.
     `lifetime_s`: seconds in which the slave must have left, None for what the batch system allows.
     `follow`: ask the name server where the master is when it does not answer at `master_host`.
+    `folder`: the directory shared with the master: with a label it is used when the network does
+    not lead to the master, without one there is no network. `idle_s`: leave after so many seconds
+    in the folder without a task.
     Raises as `SlaveProcess.start`, and `SettingsError` where the system cannot limit memory.
     """
     began = time.monotonic()
@@ -156,10 +171,44 @@ def run_slave(
     if lifetime_s is None:
         lifetime_s = chosen.lifetime_s
     key = load_key(chosen.key_file)
+    if folder is not None:
+        from masterslave.folder.session import FolderConnector
+
+        met = FolderConnector(folder, key, label, idle_s)
+    if label is None:
+        if folder is None:
+            raise SettingsError("a slave needs the label of its master, or its folder")
+        while label is None:
+            try:
+                met()
+                label = met.label
+            except ConnectionFailed:
+                if not wait:
+                    raise
+                time.sleep(_WAIT_STEP_S)
+        if lifetime_s is not None:
+            lifetime_s -= time.monotonic() - began
+        Supervisor(label, met, workers, chosen, record, memory=memory, lifetime_s=lifetime_s).run()
+        return
     if wait:
         naming.wait_and_connect(label, master_host, chosen, key).close()
 
     def connect() -> Link:
+        if folder is None:
+            return by_network()
+        try:
+            return by_network()
+        except AuthenticationError:
+            raise
+        except ConnectionFailed as error:
+            try:
+                link = met()
+            except ConnectionFailed as other:
+                raise ConnectionFailed(f"{error}; {other}") from error
+            log.warning("no way by the network (%s): using folder %s", error, folder)
+            return link
+
+    def by_network() -> Link:
         if follow and master_host is not None:
             link = naming.connect_or_follow(label, master_host, chosen, key)
         else:

@@ -27,6 +27,7 @@ class SlaveOptions(NamedTuple):
     lifetime_s: float | None = None  # it must have left by then; None: as the batch system says
     chaos: Chaos | None = None  # what goes wrong on purpose; None leaves it to the environment
     follow: bool = False  # whether the name server knows where its master is started again
+    folder: str | None = None  # shared with its master; without an address, the only way
 
     def arguments(self) -> list[str]:
         """As arguments of ``task_manager slave``."""
@@ -39,6 +40,8 @@ class SlaveOptions(NamedTuple):
             arguments.append(f"--chaos={self.chaos}")
         if self.follow:
             arguments.append("--follow")
+        if self.folder is not None:
+            arguments += ["--folder", self.folder]
         return arguments
 
 
@@ -46,14 +49,18 @@ _PLAIN = SlaveOptions()
 
 
 def slave_command(label: str, address: str, options: SlaveOptions = _PLAIN) -> list[str]:
-    """The command that starts a slave for the master of `label` at ``host:port``."""
+    """The command that starts a slave for the master of `label` at ``host:port``.
+
+    An empty address: the master is met in `options.folder` only.
+    """
     boot = (
         f"import sys; sys.path.insert(0, {_PACKAGE_PARENT!r}); "
         f"from masterslave.cli import main; sys.path.remove({_PACKAGE_PARENT!r}); sys.exit(main())"
     )
-    return [
-        sys.executable, "-c", boot, "slave", "-m", address, *options.arguments(), "--", label,
-    ]  # fmt: skip
+    start = [sys.executable, "-c", boot, "slave"]
+    if not address:
+        return [*start, *options.arguments()]
+    return [*start, "-m", address, *options.arguments(), "--", label]
 
 
 class LocalSlaves:

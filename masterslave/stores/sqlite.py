@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import msgpack
 
@@ -96,15 +97,25 @@ def _queries() -> dict[str, str]:
 class SqliteStore:
     """A `Store` in one file. Used by one thread at a time, whichever that is."""
 
-    def __init__(self, path: str | os.PathLike[str], key: bytes, *, create: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        key: bytes,
+        *,
+        create: bool = True,
+        guarded: bool = False,
+    ) -> None:
         """Open the journal at `path`, or make one if there is no file and `create` allows it.
 
+        `guarded`: others are kept away by other means, so that the file is not locked: on network
+        file systems that may not be possible.
         Brings an older version up to date. Raises `JournalInUse` while another process has it open,
         `JournalDamaged` when SQLite finds its structure broken, and `JournalError` for a file of
         another program, of a newer version, or signed with another key. No file is changed then.
         """
         self.path = os.path.abspath(path)
         self._key = hmac.digest(key, b"masterslave journal", "sha256")
+        self._guarded = guarded
         self._seq: int | None = None  # of the last entry; None: not looked up yet
         self._closed = False
         with _opening:
@@ -157,8 +168,13 @@ class SqliteStore:
             except OSError as error:
                 raise JournalError(f"journal {self.path}: {error.strerror or error}") from error
         try:
+            vfs = "?vfs=unix-none" if self._guarded else ""
             return sqlite3.connect(
-                self.path, timeout=0, isolation_level=None, check_same_thread=False
+                f"file:{quote(self.path)}{vfs}",
+                uri=True,
+                timeout=0,
+                isolation_level=None,
+                check_same_thread=False,
             )
         except sqlite3.Error as error:
             raise JournalError(f"journal {self.path}: {error}") from error

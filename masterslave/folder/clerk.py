@@ -1,0 +1,501 @@
+"""The master's side of a shared folder: two threads between the task manager and the files.
+
+::
+
+    task manager --shelf's exchange--> publisher --> tasks/*.in
+    task manager <--a slave's exchange-- collector <-- tasks/*.lock-*, *.part*, *.out, slaves/*
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from itertools import islice
+from typing import Any
+
+from masterslave.errors import JournalError
+from masterslave.folder import names
+from masterslave.folder.passing import PassingManager
+from masterslave.folder.pauses import Pause, Watch
+from masterslave.folder.place import BEAT_S, Place, Who
+from masterslave.folder.seal import Refused
+from masterslave.pace import Pace
+from masterslave.records import Assignment, Completion, Outcome, ProcessInfo, as_completion
+
+log = logging.getLogger(__name__)
+
+#: Work in one bundle, in seconds. Larger: results come late. Smaller: more files per task.
+BUNDLE_S = 0.5
+
+#: Tasks in one bundle at most. Larger: more is run again when a slave is lost.
+BUNDLE_TASKS = 256
+
+#: Bundles laid out for each worker, and at least. Larger: a task of high priority waits behind
+#: more. Smaller: slaves find nothing while the master sleeps.
+AHEAD, AT_LEAST = 2, 8
+
+#: A bundle is taken for lost when no file of it has been seen for so long.
+_VANISHED_S = 5.0
+
+#: A task is slow when it takes so many times the average, and so many seconds. Larger: one slow
+#: machine holds up the end of a job for longer. Smaller: usual tasks are run twice.
+_SLOW, _YOUNGEST_S = 3.0, 1.0
+
+_WAIT_S = 0.5  # longest sleep of the publisher while enough is laid out
+_LOOK_AT_SLAVES_S = 0.25  # between two looks for slaves that come, go or have died
+_STATUS_S = 2.0
+_TROUBLE_S = 1.0  # before what could not be written is tried again
+
+
+class _Slave:
+    """A slave that has a file in the folder."""
+
+    def __init__(self, head: dict[str, Any]) -> None:
+        self.who = Who.of(head["who"])
+        self.period_s: float | None = head["period_s"]
+        self.workers: int = head["info"][3]
+        self.tags: list[str] | None = head["tags"]
+        self.registration: str = head["registration"]
+        self.id = -1
+        self.mtime_ns = 0
+        self.look_at = 0.0
+        self.told = ""  # its failure that was reported
+
+
+class Clerk:
+    """Serves one folder until `stop`."""
+
+    def __init__(
+        self, place: Place, manager: PassingManager, *, alone: bool, straggler_fraction: float
+    ) -> None:
+        """`alone`: slaves come by the folder only, so tasks may be laid out before any is there.
+
+        `straggler_fraction`: when no more of a tag's tasks are left, slow ones are run twice.
+        """
+        self._fraction = straggler_fraction
+        self._ended: Counter[str] = Counter()  # tag -> tasks that have come to an end here
+        self._taken_at: dict[str, float] = {}  # bundle -> when it was seen to be taken
+        self._repeated: set[str] = set()  # tasks that are run a second time
+        self._place = place
+        self._manager = manager
+        self._alone = alone
+        self._lock = threading.Lock()
+        self._moved = threading.Event()  # something was taken from the shelf
+        self._stopping = threading.Event()
+        self._bundles: dict[str, dict[tuple[str, int], Assignment]] = {}
+        self._owners: dict[str, str] = {}  # bundle -> who has taken it
+        self._missing: dict[str, float] = {}  # bundle -> since when no file of it is seen
+        self._slaves: dict[str, _Slave] = {}
+        self._pace = Pace()
+        self._watch, self._slaves_watch = Watch(), Watch()
+        self._data: dict[str, Any] = {}
+        self._orders: dict[str, Any] = {"run": place.owner, "seq": 0, "end": False, "to": []}
+        self._status: Any = None
+        manager.open_shelf(f"folder {place.path}")
+        for name in place.files.list(place.at("tasks")).names:
+            entry = names.parse(name)
+            if entry is not None and entry.kind == "in":  # to be asked for again
+                place.files.remove(place.at("tasks", name))
+        place.files.remove(place.at("stop"))
+        self._write_orders()
+        self._sync_data()
+        self._look_at_slaves()
+        self._collect(time.monotonic())
+        self._publisher = threading.Thread(target=self._publish, name="folder-out", daemon=True)
+        self._collector = threading.Thread(target=self._run, name="folder-in", daemon=True)
+
+    def start(self) -> None:
+        """Start both threads."""
+        self._publisher.start()
+        self._collector.start()
+
+    def announce_end(self) -> None:
+        """Tell all slaves, those to come as well, that the job is over."""
+        self._orders["end"] = True
+        try:
+            self._place.write(self._orders["run"], "stop")
+            self._write_orders()
+        except OSError as error:
+            log.error("the end of the job cannot be written into the folder: %s", error)
+
+    def stop(self) -> None:
+        """End both threads and remove what nobody needs. Blocks."""
+        self._stopping.set()
+        self._moved.set()
+        for thread in (self._publisher, self._collector):
+            if thread.ident is not None:
+                thread.join()
+        for folder in ("tasks", "aside", "slaves"):
+            for name in self._place.files.list(self._place.at(folder)).names:
+                entry = names.parse(name)
+                if folder != "tasks" or (entry is not None and entry.kind in ("in", "lock")):
+                    self._place.files.remove(self._place.at(folder, name))
+
+    # --- laying out -------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        while not self._stopping.is_set():
+            room = self._open_lines()
+            if not room:
+                self._moved.wait(_WAIT_S)
+                self._moved.clear()
+                continue
+            try:
+                shelf = self._manager.shelf
+                tasks, notices = self._manager.exchange(shelf, (), (), room, _WAIT_S)
+            except JournalError as error:
+                log.info("nothing is laid out while the journal cannot be written: %s", error)
+                self._stopping.wait(_TROUBLE_S)
+                continue
+            if notices.get("terminate"):
+                return
+            by_tag: dict[str, list[Assignment]] = {}
+            for task in tasks:
+                by_tag.setdefault(task.tag, []).append(task)
+            for tag, line in by_tag.items():
+                rest = iter(line)
+                size = self._bundle_size(tag, len(line))
+                while bundle := list(islice(rest, size)):
+                    self._lay_out(bundle)
+
+    def _workers(self) -> int:
+        return sum(slave.workers for slave in list(self._slaves.values()))
+
+    def _open_lines(self) -> int:
+        """Have the shelf take tags of which too little is laid out; gives its room, 0: none."""
+        tags = {tag for slave in list(self._slaves.values()) for tag in slave.tags or ()}
+        if not tags and self._alone and not self._slaves:
+            tags = set(self._manager.numberOfTasks()[0])
+            if not tags:
+                self._stopping.wait(0.02)
+                return 0
+        there = Counter(self._manager.laid_out())
+        bundles = max(AT_LEAST, AHEAD * self._workers())
+        missing = {tag: bundles * self._bundle_size(tag, 1 << 30) - there[tag] for tag in tags}
+        lines = {tag for tag, count in missing.items() if count > 0}
+        self._manager.lay_out(lines)
+        return sum(there.values()) + sum(missing[tag] for tag in lines) if lines else 0
+
+    def _bundle_size(self, tag: str, waiting: int) -> int:
+        estimate_s = self._pace.estimate_s(tag)
+        if estimate_s is None:
+            return 1
+        fair = -(-waiting // (AHEAD * max(1, self._workers())))
+        return max(1, min(BUNDLE_TASKS, fair, int(BUNDLE_S / max(estimate_s, 1e-6))))
+
+    def _lay_out(self, tasks: list[Assignment]) -> None:
+        first = tasks[0]
+        bundle = names.bundle_name(first.task_id, first.tag, first.attempt, len(tasks))
+        with self._lock:
+            self._bundles[bundle] = {(task.task_id, task.attempt): task for task in tasks}
+        head = {
+            "estimate_s": self._pace.estimate_s(first.tag),
+            "tasks": [[t.task_id, t.tag, t.attempt, t.timeout] for t in tasks],
+        }
+        while not self._stopping.is_set():
+            try:
+                self._sync_data()
+                frames = (task.frame for task in tasks)
+                self._place.write(head, "tasks", f"{bundle}.in", frames=frames)
+                return
+            except OSError as error:
+                log.error(
+                    "%s cannot be written, it is tried again: %s", bundle, error.strerror or error,
+                    extra={"action": "folder_trouble"},
+                )  # fmt: skip
+                self._stopping.wait(_TROUBLE_S)
+
+    def _sync_data(self) -> None:
+        """Data items are there before the tasks that need them."""
+        items = self._manager.data_items()
+        with self._lock:
+            for name, value in items.items():
+                if self._data.get(name) is not value:
+                    file = names.data_text(name)
+                    if isinstance(value, list):
+                        self._place.write(None, "data", file, frames=[value])
+                    else:
+                        self._place.write(value, "data", file)
+                    self._data[name] = value
+            for name in [name for name in self._data if name not in items]:
+                self._place.files.remove(self._place.at("data", names.data_text(name)))
+                del self._data[name]
+
+    # --- taking in --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        pause = Pause(0.01, 0.08)
+        beat_at = slaves_at = status_at = look_again_at = 0.0
+        files, place = self._place.files, self._place
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            try:
+                if now >= beat_at:
+                    beat_at = now + BEAT_S
+                    files.touch(place.at("master"))
+                if now >= slaves_at:
+                    slaves_at = now + (0.05 if self._orders["end"] else _LOOK_AT_SLAVES_S)
+                    self._look_at_slaves()
+                    self._sync_data()
+                    if self._fraction:
+                        self._repeat_late(now)
+                self._tell()
+                if now >= status_at:
+                    status_at = now + _STATUS_S
+                    self._write_status()
+                outstanding = self._bundles or self._owners
+                look = outstanding and self._watch.must_list(files.look(place.at("tasks")), now)
+                if self._missing and now >= look_again_at:
+                    look, look_again_at = True, now + _VANISHED_S / 5
+                if look and self._collect(now):
+                    pause.reset()
+                    self._moved.set()
+                self._stopping.wait(pause.next_s(now))
+            except JournalError as error:
+                log.info("outputs stay in the folder, the journal cannot be written: %s", error)
+                self._stopping.wait(_TROUBLE_S)
+            except OSError as error:
+                log.error("the folder cannot be used at present: %s", error)
+                self._stopping.wait(_TROUBLE_S)
+            except Exception:
+                log.exception("the folder's clerk has failed, and goes on")
+                self._stopping.wait(_TROUBLE_S)
+
+    def _collect(self, now: float) -> bool:
+        """List the tasks and act upon what is there; whether anything was new."""
+        listing = self._place.files.list(self._place.at("tasks"))
+        self._watch.listed(listing.stamp, now)
+        news = False
+        seen = set()
+        ended = []
+        for name in sorted(listing.names, key=lambda name: name.endswith(".out")):  # parts first
+            entry = names.parse(name)
+            if entry is None:
+                self._place.refuse("has no name of ours", "tasks", name)
+            elif entry.kind in ("out", "part"):
+                news = True
+                if self._take_in(name, entry):
+                    ended.append(name)
+            else:
+                seen.add(entry.bundle)
+                if entry.kind == "lock" and self._owners.get(entry.bundle) != entry.owner:
+                    news = self._taken(name, entry) or news
+        for name in ended:
+            self._place.files.remove(self._place.at("tasks", name))
+        self._look_for_vanished(seen, now)
+        return news
+
+    def _taken(self, name: str, entry: names.Entry) -> bool:
+        """A slave has a bundle."""
+        slave = self._slaves.get(entry.owner)
+        tasks = self._bundles.get(entry.bundle)
+        if slave is None or tasks is None:
+            return False
+        self._owners[entry.bundle] = entry.owner
+        self._taken_at[entry.bundle] = time.monotonic()
+        self._manager.pass_on(slave.id, list(tasks))
+        return True
+
+    def _repeat_late(self, now: float) -> None:
+        """Lay out a second time what takes long, when little else is left and a worker is idle."""
+        waiting, running, _ = self._manager.numberOfTasks()
+        held = Counter(self._owners.values())
+        idle = sum(max(0, s.workers - held[owner]) for owner, s in self._slaves.items())
+        for bundle, since in list(self._taken_at.items()):
+            for task in list(self._bundles.get(bundle, {}).values()):
+                tag, mean_s = task.tag, self._pace.estimate_s(task.tag)
+                left = running.get(tag, 0)
+                few = left <= self._fraction * (left + self._ended[tag])
+                if waiting.get(tag) or not few or not idle or mean_s is None:
+                    continue
+                if now - since < max(_YOUNGEST_S, _SLOW * mean_s) or task.task_id in self._repeated:
+                    continue
+                again = self._manager.repeat(task.task_id)
+                if again is not None:
+                    log.info("%s takes long and is laid out once more", task.task_id)
+                    self._repeated.add(task.task_id)
+                    idle -= 1
+                    self._lay_out([again])
+
+    def _take_in(self, name: str, entry: names.Entry) -> bool:
+        """Hand in what a file brings; whether it is on record, so that the file may go."""
+        try:
+            head, frames = self._place.read("tasks", name)
+            done = [
+                as_completion([*fields[:3], frame, *fields[3:]])
+                for fields, frame in zip(head["done"], frames, strict=True)
+            ]
+            owner = head["owner"]
+        except FileNotFoundError:
+            return False
+        except (Refused, ValueError, KeyError, TypeError) as error:
+            self._place.refuse(error, "tasks", name)
+            if entry.kind == "out":
+                self._lost(entry.bundle, f"its output {name} was refused: it {error}")
+            return False
+        slave = self._slaves.get(owner)
+        process_id = -1 if slave is None else slave.id
+        tasks = self._bundles.get(entry.bundle, {})
+        if slave is not None and entry.bundle not in self._owners:
+            self._manager.pass_on(process_id, list(tasks))
+        _, notices = self._manager.exchange(process_id, done, (), 0)
+        self._order(owner, notices)
+        for one in done:
+            task = tasks.pop((one.task_id, one.attempt), None)
+            if one.outcome != Outcome.RETURNED.value and task is not None:
+                self._ended[task.tag] += 1
+            if task is not None and one.outcome == Outcome.RESULT.value:
+                self._pace.record(task.tag, one.duration_s)
+        if entry.kind == "out":
+            self._lost(entry.bundle, f"its output {name} did not hold its end")
+        return True
+
+    def _look_for_vanished(self, seen: set[str], now: float) -> None:
+        for bundle in [one for one in self._bundles if one in seen]:
+            self._missing.pop(bundle, None)
+        for bundle in [one for one in self._bundles if one not in seen]:
+            since = self._missing.setdefault(bundle, now)
+            if now - since > _VANISHED_S:
+                self._lost(bundle, "its file was refused by its slave, or removed")
+
+    def _lost(self, bundle: str, story: str) -> None:
+        """A bundle has come to its end; what is left of it is run again, at its cost."""
+        with self._lock:
+            tasks = self._bundles.pop(bundle, {})
+        owner = self._owners.pop(bundle, "")
+        self._taken_at.pop(bundle, None)
+        self._missing.pop(bundle, None)
+        slave = self._slaves.get(owner)
+        holder = self._manager.shelf if slave is None else slave.id
+        crashed = Outcome.CRASHED.value
+        done = [Completion(i, attempt, crashed, [], 0.0, story) for i, attempt in tasks]
+        if done:
+            self._manager.exchange(holder, done, (), 0)
+
+    # --- slaves -----------------------------------------------------------------------------
+
+    def _look_at_slaves(self) -> None:
+        now = time.monotonic()
+        stamp = self._place.files.look(self._place.at("slaves"))
+        if self._slaves_watch.must_list(stamp, now):
+            listing = self._place.files.list(self._place.at("slaves"))
+            self._slaves_watch.listed(listing.stamp, now)
+            for owner in listing.names:  # all: a new file may have the inode of the old one
+                self._enrol(owner)
+            gone = [one for one in self._slaves if one not in listing.names]
+            if gone:
+                self._collect(now)  # their last results first
+            for owner in gone:
+                self._manager.unregisterProcess(self._slaves.pop(owner).id)
+                self._free(owner)
+        for owner, slave in list(self._slaves.items()):
+            if slave.who.has_ended():
+                self._collect(now)
+                self._manager.lostProcess(slave.id, "its process has ended")
+                del self._slaves[owner]
+                self._place.files.remove(self._place.at("slaves", owner))
+                self._free(owner)
+            elif slave.period_s is not None and now >= slave.look_at:
+                slave.look_at = now + slave.period_s / 2
+                file = self._place.files.look(self._place.at("slaves", owner))
+                if file is not None and file.mtime_ns != slave.mtime_ns:
+                    slave.mtime_ns = file.mtime_ns
+                    self._heard(owner, slave)
+
+    def _heard(self, owner: str, slave: _Slave) -> None:
+        if slave.id in self._manager.activeProcesses():
+            self._manager.ping(slave.id)
+        else:  # it was taken for dead, and is not
+            self._enrol(owner, again=True)
+
+    def _enrol(self, owner: str, *, again: bool = False) -> None:
+        try:
+            head = self._place.read("slaves", owner)[0]
+            slave = _Slave(head)
+        except FileNotFoundError:
+            return
+        except (Refused, ValueError, KeyError, TypeError, IndexError) as error:
+            self._place.refuse(error, "slaves", owner)
+            return
+        known = self._slaves.get(owner)
+        self._slaves[owner] = slave
+        if known is not None and known.registration == slave.registration and not again:
+            slave.id, slave.mtime_ns, slave.told = known.id, known.mtime_ns, known.told
+        else:
+            info = ProcessInfo(*head["info"])
+            resume = self._manager.find_process(info.token)
+            held = [tuple(one) for one in head["held"]] + self._locked_by(owner)
+            slave.id, obsolete, _ = self._manager.registerProcess(
+                slave.period_s, info, resume, dict.fromkeys(held)
+            )
+            self._manager.announceSlave(slave.id)
+            self._manager.exchange(slave.id, (), (), 0)
+            if obsolete:
+                self._order(owner, {"outdated": [list(one) for one in obsolete]})
+        if slave.tags is not None and (known is None or known.tags is None or again):
+            self._manager.announceTags(slave.id, slave.tags)
+        if head["failure"] and head["failure"] != slave.told:
+            slave.told = head["failure"]
+            self._manager.reportFailure(slave.id, head["failure"])
+        self._moved.set()
+
+    def _locked_by(self, owner: str) -> list[tuple[str, int]]:
+        """What a slave has in its hands, by its locks."""
+        held: list[tuple[str, int]] = []
+        for name in self._place.files.list(self._place.at("tasks")).names:
+            entry = names.parse(name)
+            if entry is None or entry.kind != "lock" or entry.owner != owner:
+                continue
+            tasks = self._bundles.get(entry.bundle)
+            if tasks is None:
+                try:
+                    head = self._place.read("tasks", name, name=f"{entry.bundle}.in")[0]
+                except (Refused, OSError):  # it is being written over; its end comes soon
+                    continue
+                tasks = {
+                    (t[0], t[2]): Assignment(t[0], t[1], t[2], [], t[3]) for t in head["tasks"]
+                }
+                self._bundles[entry.bundle] = tasks
+                self._owners[entry.bundle] = owner
+            held += tasks
+        return held
+
+    def _free(self, owner: str) -> None:
+        """A slave has gone: its locks go as well."""
+        for bundle in [one for one, whose in self._owners.items() if whose == owner]:
+            del self._owners[bundle]
+            self._bundles.pop(bundle, None)
+            self._taken_at.pop(bundle, None)
+        for name in self._place.files.list(self._place.at("tasks")).names:
+            entry = names.parse(name)
+            if entry is not None and entry.kind == "lock" and entry.owner == owner:
+                tasks = self._bundles.pop(entry.bundle, {})  # taken, and not seen before
+                self._place.files.remove(self._place.at("tasks", name))
+                returned = Outcome.RETURNED.value
+                done = [Completion(i, a, returned, [], 0.0, "its slave was lost") for i, a in tasks]
+                self._manager.exchange(self._manager.shelf, done, (), 0)
+
+    # --- telling ----------------------------------------------------------------------------
+
+    def _order(self, owner: str, notices: dict[str, Any]) -> None:
+        kept = {name: notices[name] for name in ("stop", "forget", "outdated") if notices.get(name)}
+        if kept:
+            self._orders["seq"] += 1
+            self._orders["to"].append([self._orders["seq"], owner, kept])
+            del self._orders["to"][:-200]
+            self._write_orders()
+
+    def _tell(self) -> None:
+        for owner, slave in list(self._slaves.items()):
+            self._order(owner, self._manager.notices_for(slave.id))
+
+    def _write_orders(self) -> None:
+        self._place.write(self._orders, "orders")
+
+    def _write_status(self) -> None:
+        status = self._manager.status()
+        if status != self._status:
+            self._place.write(status, "status")
+            self._status = status

@@ -1,0 +1,524 @@
+"""A slave's side of a shared folder: takes bundles, gives out their tasks, writes the results.
+
+::
+
+    tasks/*.in --rename--> *.lock-HOST-PID --> pool --exchange--> uplink
+                           *.lock-HOST-PID --written over, renamed--> *.out
+
+It answers the calls that an uplink makes of a task manager. A call that waits looks into the folder
+meanwhile; while all workers are busy it does so only for orders. Results are acknowledged when they
+are in this process's memory, and written when their bundle is complete, or after `_FLUSH_S`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from masterslave.errors import ConnectionFailed, DataNotFound
+from masterslave.folder import names
+from masterslave.folder.files import Stamp
+from masterslave.folder.pauses import Pause, Watch
+from masterslave.folder.place import SILENT_S, Place, Who, lives
+from masterslave.folder.seal import Refused
+from masterslave.pace import HORIZON_S, Pace
+from masterslave.records import NO_TIME_LEFT, Assignment, Completion, Outcome, as_completion
+
+log = logging.getLogger(__name__)
+
+#: Results of a bundle that is not complete are written after so long, in seconds. Larger: they come
+#: late when one task of it takes long. Smaller: more files per task.
+_FLUSH_S = 1.0
+
+#: Between two looks for orders. Larger: a cancelled task runs on for longer, and the end of the job
+#: is noticed later. Smaller: more operations while nothing happens.
+_ORDERS_S = 0.5
+
+_MASTER_S = 2.0  # between two looks whether the master lives, of a slave with nothing to do
+_CANDIDATES_S = 1.0  # for so long a listing is used
+_FIRST_FEW = 8  # one of so many is taken, so that not all slaves want the same
+_TROUBLE_S = 1.0  # before what could not be written is tried again
+
+
+class _Bundle:
+    def __init__(self, name: str, lock: str, attempts: set[tuple[str, int]]) -> None:
+        self.name = name
+        self.lock = lock
+        self.pending = attempts
+        self.done: list[Completion] = []
+        self.since = 0.0  # when the first of those ended
+
+
+class Session:
+    """What a slave does in a folder, for all of its links. Safe in several threads."""
+
+    def __init__(self, place: Place, idle_s: float | None) -> None:
+        """`idle_s`: the slave leaves when it had nothing to do for so long; None: never."""
+        self._place = place
+        self._idle_s = idle_s
+        self._cond = threading.Condition()
+        self._io = threading.Lock()  # of the thread that looks into the folder
+        self._head: dict[str, Any] = {}
+        self._tags: frozenset[str] = frozenset()
+        self._too_long: set[str] = set()
+        self._room = 0
+        self._turn = 0  # number of the last call that waits
+        self._pool: deque[Assignment] = deque()
+        self._held: dict[tuple[str, int], float] = {}  # given out -> expected seconds
+        self._of_task: dict[tuple[str, int], _Bundle] = {}
+        self._unwritten: list[_Bundle] = []
+        self._notices: dict[str, Any] = {}
+        self._pace = Pace()
+        self._parts = 0
+        self._watch = Watch()
+        self._pause = Pause(0.01, 0.08, 0.5)
+        self._candidates: list[str] = []
+        self._listed_at = 0.0
+        self._orders_at = self._master_at = self._beat_at = self._retry_at = 0.0
+        self._orders_watch = Watch()
+        self._orders_seen: tuple[str, int] = ("", 0)
+        self._master_stamp: Stamp | None = None
+        self._master_seen_at = self._busy_at = time.monotonic()
+
+    # --- calls of a task manager ------------------------------------------------------------
+
+    def registerProcess(
+        self,
+        period_s: float | None,
+        info: Sequence[Any],
+        resume: int | None = None,
+        held: Sequence[Sequence[Any]] = (),
+    ) -> list[Any]:
+        """See `TaskManager`. The process id is this slave's own affair here."""
+        with self._cond:
+            mine = list(self._of_task)
+            self._head = {
+                "who": list(self._place.me), "period_s": period_s, "info": list(info),
+                "tags": self._head.get("tags"), "failure": "",
+                "registration": secrets.token_hex(8),
+                "held": [list(one) for one in dict.fromkeys([*map(tuple, held), *mine])],
+            }  # fmt: skip
+        self._master_seen_at = time.monotonic()
+        self._write_head()
+        return [0 if resume is None else resume, [], 1]
+
+    def announceTags(self, process_id: int, tags: Sequence[str]) -> None:
+        """See `TaskManager`."""
+        self._head["tags"] = list(tags)
+        self._write_head()
+        with self._cond:
+            self._tags = frozenset(map(names.tag_text, tags))
+            self._busy_at = time.monotonic()
+            self._cond.notify_all()
+
+    def reportFailure(self, process_id: int, text: str) -> None:
+        """See `TaskManager`."""
+        self._head["failure"] = text
+        self._write_head()
+
+    def unregisterProcess(self, process_id: int) -> None:
+        """See `TaskManager`. What was not begun goes back."""
+        with self._io:
+            with self._cond:
+                self._pool.clear()
+                bundles = dict.fromkeys([*self._of_task.values(), *self._unwritten])
+                self._of_task.clear()
+                self._unwritten = []
+            for bundle in bundles:
+                returned = Outcome.RETURNED.value
+                bundle.done += [
+                    Completion(task_id, attempt, returned, [], 0.0, "not begun")
+                    for task_id, attempt in bundle.pending
+                ]
+                bundle.pending = set()
+                if not self._write_out(bundle):
+                    raise ConnectionFailed("the last results could not be written into the folder")
+        self._place.files.remove(self._place.at("slaves", self._place.owner))
+
+    def retrieveData(self, name: str) -> Any:
+        """See `TaskManager`."""
+        try:
+            head, frames = self._place.read("data", names.data_text(name))
+        except FileNotFoundError:
+            raise DataNotFound(f"no data item {name!r}: never stored, or deleted") from None
+        except (Refused, OSError) as error:
+            raise DataNotFound(
+                f"data item {name!r} in folder {self._place.path}: {error}"
+            ) from None
+        return frames[0] if frames else head
+
+    def exchange(
+        self,
+        process_id: int,
+        completions: Sequence[Any],
+        started: Sequence[str],
+        room: int,
+        timeout: float,
+        generation: int | None = None,
+    ) -> list[Any]:
+        """See `TaskManager`. Raises `ConnectionFailed` when the master has been silent for long."""
+        complete = self._use([as_completion(one) for one in completions], room, timeout > 0)
+        turn = self._turn
+        if complete:
+            with self._io:
+                for bundle in complete:
+                    self._write_or_keep(bundle)
+        deadline = time.monotonic() + timeout
+        while True:
+            with self._cond:
+                tasks = self._give()
+                notices, self._notices = self._notices, {}
+                now = time.monotonic()
+                if tasks or notices or now >= deadline or turn != self._turn:
+                    return [tasks, notices]
+            with self._io:
+                news = self._step()
+            with self._cond:
+                if not news and not self._notices and turn == self._turn:
+                    now = time.monotonic()
+                    wait_s = self._pause.next_s(now) if self._wants() else _ORDERS_S / 2
+                    self._cond.wait(min(wait_s, max(0.0, deadline - now)))
+
+    # --- tasks and results (locked) ---------------------------------------------------------
+
+    def _use(self, ended: list[Completion], room: int, waits: bool) -> list[_Bundle]:
+        """Take note of what ended; gives the bundles that are complete."""
+        complete: dict[_Bundle, None] = {}
+        now = time.monotonic()
+        with self._cond:
+            for done in ended:
+                key = (done.task_id, done.attempt)
+                self._held.pop(key, None)
+                self._busy_at = now
+                tag = done.task_id.rpartition("_")[0]
+                if done.detail == NO_TIME_LEFT:
+                    self._too_long.add(names.tag_text(tag))
+                elif done.outcome in ("result", "exception"):
+                    self._pace.record(tag, done.duration_s)
+                bundle = self._of_task.pop(key, None)
+                if bundle is None:  # of before this way was taken, or handed in twice
+                    bundle = _Bundle(
+                        names.bundle_name(done.task_id, tag, done.attempt, 1), "", set()
+                    )
+                if not bundle.done:
+                    bundle.since = now
+                bundle.pending.discard(key)
+                bundle.done.append(done)
+                if not bundle.pending:
+                    complete[bundle] = None
+            if room >= 0:
+                self._room = room
+            self._turn += waits
+            if ended or room >= 0:
+                self._pause.reset()
+                self._cond.notify_all()
+        return list(complete)
+
+    def _give(self) -> list[Assignment]:
+        tasks = []
+        load_s = sum(self._held.values())
+        while self._pool and self._room:
+            task = self._pool[0]
+            estimate_s = self._pace.estimate_s(task.tag)
+            tiny = estimate_s is not None and load_s + estimate_s <= HORIZON_S * self._room
+            if len(self._held) >= self._room and not tiny:
+                break
+            self._pool.popleft()
+            cost_s = HORIZON_S if estimate_s is None else estimate_s
+            self._held[task.task_id, task.attempt] = cost_s
+            load_s += cost_s
+            tasks.append(task)
+        return tasks
+
+    def _wants(self) -> bool:
+        if self._pool or not self._room or not self._tags or self._notices:
+            return False
+        load_s = sum(self._held.values())
+        return len(self._held) < self._room or load_s < HORIZON_S * self._room / 2
+
+    # --- files (with the lock of files) -----------------------------------------------------
+
+    def _write_head(self) -> None:
+        try:
+            self._place.write(self._head, "slaves", self._place.owner)
+        except OSError as error:
+            raise ConnectionFailed(f"folder {self._place.path}: {error.strerror}") from error
+
+    def _write_or_keep(self, bundle: _Bundle) -> None:
+        if not self._write_out(bundle):
+            self._unwritten.append(bundle)
+            self._retry_at = time.monotonic() + _TROUBLE_S
+
+    def _write_out(self, bundle: _Bundle) -> bool:
+        """Write what ended: a complete bundle's lock becomes its output. False: it cannot be now.
+
+        A lock that is gone was freed by the master: then the results are late, and written anew.
+        """
+        done, place = list(bundle.done), self._place
+        if not done and bundle.pending:
+            return True
+        head = {
+            "owner": place.owner,
+            "done": [[d.task_id, d.attempt, d.outcome, d.duration_s, d.detail] for d in done],
+        }
+        frames = [d.frame for d in done]
+        try:
+            if bundle.lock and not bundle.pending:
+                out = f"{bundle.name}.out"
+                try:
+                    pieces = place.pack(out, head, frames)
+                    place.files.finish(bundle.lock, place.at("tasks", out), pieces)
+                    bundle.done = []
+                    return True
+                except FileNotFoundError:
+                    log.info("the lock of %s was taken away, its results are late", bundle.name)
+            self._parts += 1
+            part = f"{bundle.name}.part{self._parts}-{place.owner}"
+            place.write(head, "tasks", part, frames=frames)
+        except OSError as error:
+            log.error(
+                "results of %s cannot be written, they are kept and it is tried again: %s",
+                bundle.name, error.strerror or error, extra={"action": "folder_trouble"},
+            )  # fmt: skip
+            return False
+        del bundle.done[: len(done)]
+        return True
+
+    def _step(self) -> bool:
+        """Do what is due in the folder; whether there is anything new."""
+        now = time.monotonic()
+        if self._unwritten and now >= self._retry_at:
+            again, self._unwritten = self._unwritten, []
+            for bundle in again:
+                self._write_or_keep(bundle)
+        late = [
+            b for b in dict.fromkeys(list(self._of_task.values()))
+            if b.done and now - b.since > _FLUSH_S
+        ]  # fmt: skip
+        for bundle in late:
+            bundle.since = now
+            self._write_out(bundle)
+        try:
+            self._beat(now)
+            if now >= self._orders_at:
+                self._orders_at = now + _ORDERS_S
+                self._look_at_orders()
+            with self._cond:
+                wants = self._wants()
+            if wants and self._claim(now):
+                self._busy_at = now
+                self._pause.reset()
+                return True
+            if wants and not self._held:
+                self._look_at_idleness(now)
+        except OSError as error:
+            raise ConnectionFailed(f"folder {self._place.path}: {error}") from error
+        return False
+
+    def _beat(self, now: float) -> None:
+        period_s = self._head["period_s"]
+        if period_s is None or now < self._beat_at:
+            return
+        self._beat_at = now + period_s
+        self._place.files.touch(self._place.at("slaves", self._place.owner))
+        for bundle in dict.fromkeys(list(self._of_task.values())):
+            if bundle.lock:
+                self._place.files.touch(bundle.lock)
+
+    def _look_at_orders(self) -> None:
+        stamp = self._place.files.look(self._place.at("orders"))
+        now = time.monotonic()
+        if stamp is None or not self._orders_watch.must_list(stamp, now):
+            return
+        try:
+            orders = self._place.read("orders")[0]
+        except FileNotFoundError:
+            return
+        except Refused as error:
+            self._place.refuse(error, "orders")
+            return
+        self._orders_watch.listed(stamp, now)
+        run, seen = self._orders_seen
+        if run != orders["run"]:
+            seen = 0
+        with self._cond:
+            for seq, owner, notices in orders["to"]:
+                if seq > seen and owner == self._place.owner:
+                    for name, values in notices.items():
+                        kind = "stop" if name == "outdated" else name
+                        items = [v[0] for v in values] if name == "outdated" else values
+                        self._notices.setdefault(kind, []).extend(items)
+            self._orders_seen = (orders["run"], orders["seq"])
+            if orders["end"]:
+                self._notices["terminate"] = True
+            stopped = set(self._notices.get("stop", ()))
+            if stopped:
+                self._let_go(stopped)
+
+    def _let_go(self, task_ids: set[str]) -> None:
+        """(Locked.) Nobody wants these tasks any more; they bring no completion."""
+        self._pool = deque(task for task in self._pool if task.task_id not in task_ids)
+        for key in [key for key in self._of_task if key[0] in task_ids]:
+            bundle = self._of_task.pop(key)
+            self._held.pop(key, None)
+            bundle.pending.discard(key)
+            returned = Outcome.RETURNED.value
+            bundle.done.append(Completion(*key, returned, [], 0.0, "cancelled"))
+            if not bundle.pending:
+                self._unwritten.append(bundle)
+
+    def _look_at_idleness(self, now: float) -> None:
+        if self._idle_s is not None and now - self._busy_at > self._idle_s:
+            log.info("nothing to do for %g s: the slave leaves", self._idle_s)
+            self._notices["terminate"] = True
+        if now < self._master_at:
+            return
+        self._master_at = now + _MASTER_S
+        stamp = self._place.files.look(self._place.at("master"))
+        if stamp is not None and stamp != self._master_stamp:
+            self._master_stamp, self._master_seen_at = stamp, now
+        elif now - self._master_seen_at > SILENT_S:
+            raise ConnectionFailed(
+                f"the master in folder {self._place.path} has been silent for "
+                f"{now - self._master_seen_at:.0f} s"
+            )
+
+    def _claim(self, now: float) -> bool:
+        """Take one bundle; false: there is none."""
+        tasks_at = self._place.at("tasks")
+        if not self._candidates or now - self._listed_at > _CANDIDATES_S:
+            if not self._watch.must_list(self._place.files.look(tasks_at), now):
+                return False
+            listing = self._place.files.list(tasks_at)
+            self._watch.listed(listing.stamp, now)
+            self._listed_at = now
+            entries = ((names.parse(name), name) for name in listing.names)
+            self._candidates = [
+                name
+                for entry, name in entries
+                if entry is not None and entry.kind == "in"
+                and entry.tag in self._tags and entry.tag not in self._too_long
+            ]  # fmt: skip
+            self._candidates.sort(key=_number)
+        while self._candidates:
+            pick = random.randrange(min(_FIRST_FEW, len(self._candidates)))  # noqa: S311
+            name = self._candidates.pop(pick)
+            bundle = name.removesuffix(".in")
+            lock = f"{bundle}.lock-{self._place.owner}"
+            if self._place.files.move(self._place.at("tasks", name), self._place.at("tasks", lock)):
+                return self._open(bundle, lock)
+        return False
+
+    def _open(self, name: str, lock: str) -> bool:
+        try:
+            head, frames = self._place.read("tasks", lock, name=f"{name}.in")
+            tasks = [
+                Assignment(task_id, tag, attempt, frame, timeout)
+                for (task_id, tag, attempt, timeout), frame in zip(
+                    head["tasks"], frames, strict=True
+                )
+            ]
+        except (Refused, ValueError, KeyError, TypeError) as error:
+            self._place.refuse(error, "tasks", lock)
+            return True
+        except FileNotFoundError:
+            return True  # the master has freed it at once
+        attempts = {(task.task_id, task.attempt) for task in tasks}
+        bundle = _Bundle(name, self._place.at("tasks", lock), attempts)
+        with self._cond:
+            estimate_s = head["estimate_s"]
+            if estimate_s is not None and self._pace.estimate_s(tasks[0].tag) is None:
+                self._pace.record(tasks[0].tag, estimate_s)
+            self._of_task.update(dict.fromkeys(attempts, bundle))
+            self._pool.extend(tasks)
+        return True
+
+
+def _number(name: str) -> tuple[int, str]:
+    return int(name.rpartition("_")[2].partition(".")[0]), name
+
+
+class FolderLink:
+    """A `Link` to the task manager of a folder."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._closed = False
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See `Link.call`."""
+        if self._closed:
+            raise ConnectionFailed("the link was closed")
+        if method == "announceSlave":  # its file says so
+            return None
+        return getattr(self._session, method)(*args, **kwargs)
+
+    def close(self) -> None:
+        """See `Link.close`. The slave's file stays: the master judges by its process and time."""
+        self._closed = True
+
+
+class FolderConnector:
+    """Connects a slave to the master in a folder; all its links share one `Session`."""
+
+    def __init__(
+        self, path: str, key: bytes, label: str | None = None, idle_s: float | None = None
+    ) -> None:
+        """`label`: of the master that must be there; None: any."""
+        self._path, self._key = path, key
+        self._label, self._idle_s = label, idle_s
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+        self.label: str | None = label  # of the master that was found
+
+    def __call__(self) -> FolderLink:
+        """A link. Raises `ConnectionFailed` when no master lives there, or `SettingsError`."""
+        with self._lock:
+            if self._session is None:
+                place = Place(self._path, self._key)
+                self.label = self.find_master(place)
+                self._session = Session(place, self._idle_s)
+            else:
+                self.find_master(self._session._place)
+            return FolderLink(self._session)
+
+    def find_master(self, place: Place) -> str:
+        """The label of the folder's living master. Raises `ConnectionFailed`."""
+        try:
+            head = place.read("master")[0]
+        except FileNotFoundError:
+            raise ConnectionFailed(
+                f"folder {place.path}: no master is at work in it; start it first, or wait with -w"
+            ) from None
+        except (Refused, OSError) as error:
+            raise ConnectionFailed(f"folder {place.path}: its file master {error}") from None
+        label: str = head["label"]
+        if self._label is not None and label != self._label:
+            raise ConnectionFailed(
+                f"folder {place.path}: is that of {label!r}, not {self._label!r}"
+            )
+        if not lives(place, Who.of(head["who"]), 2.0):
+            raise ConnectionFailed(f"folder {place.path}: the master of {label!r} has gone")
+        return label
+
+
+def read_status(path: str, key: bytes) -> dict[str, Any]:
+    """What the master in a folder says of its job, at most some seconds old.
+
+    Raises `ConnectionFailed` when no master lives there.
+    """
+    place = Place(path, key)
+    FolderConnector(path, key).find_master(place)
+    try:
+        status: dict[str, Any] = place.read("status")[0]
+    except FileNotFoundError:
+        raise ConnectionFailed(f"folder {place.path}: its master has just begun") from None
+    except (Refused, OSError) as error:
+        raise ConnectionFailed(f"folder {place.path}: its file status {error}") from None
+    return status

@@ -1,0 +1,131 @@
+"""What the shared folder is made of: names, signed files, pauses, operations on files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from masterslave.folder import names, seal
+from masterslave.folder.files import Files, Stamp
+from masterslave.folder.pauses import SETTLED_S, Pause, Watch
+
+KEY = b"k" * 32
+
+
+@pytest.mark.parametrize("tag", ["square", "a.b/c d", "é", "x" * 300, "with_under_2.3", "lock-"])
+@pytest.mark.parametrize("count", [1, 32])
+def test_what_a_name_says_is_read_again(tag: str, count: int) -> None:
+    bundle = names.bundle_name(f"{tag}_17", tag, 2, count)
+    owner = names.owner_name("node-3.site.org", 4711)
+    for end, kind, whose in (
+        ("in", "in", ""), ("out", "out", ""),
+        (f"lock-{owner}", "lock", owner), (f"part12-{owner}", "part", owner),
+    ):  # fmt: skip
+        name = f"{bundle}.{end}"
+        assert len(name.encode()) < 255
+        assert names.parse(name) == (bundle, names.tag_text(tag), kind, whose)
+
+
+def test_names_are_for_people() -> None:
+    assert names.bundle_name("square_17", "square", 1, 1) == "square_17.1"
+    assert names.bundle_name("square_17", "square", 1, 32) == "square_17.1+31"
+    assert names.owner_name("node3", 4711) == "node3-4711"
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "square.in", "square_1.1", "a/b_1.1.in", ".x_1.1.in"]
+)
+def test_foreign_names_say_nothing(name: str) -> None:
+    assert names.parse(name) is None
+
+
+def write(path: Path, name: str = "a.out", key: bytes = KEY) -> bytes:
+    frames = [[b"small", memoryview(b"L" * 100_000)], [b""], []]
+    content = b"".join(seal.pack(key, name, {"x": [1, "two", b"3"]}, frames))
+    path.write_bytes(content)
+    return content
+
+
+def read(path: Path, name: str = "a.out") -> object:
+    head, frames = seal.read(KEY, name, os.open(path, os.O_RDONLY))
+    return head, [[bytes(piece) for piece in frame] for frame in frames]
+
+
+def test_a_sealed_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write(tmp_path / "f")
+    expected = {"x": [1, "two", b"3"]}, [[b"small", b"L" * 100_000], [b""], []]
+    assert read(tmp_path / "f") == expected
+
+
+def test_a_file_under_another_name_or_with_another_key_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "f")
+    with pytest.raises(seal.Refused, match="another name"):
+        read(tmp_path / "f", "b.out")
+    write(tmp_path / "f", key=b"o" * 32)
+    with pytest.raises(seal.Refused, match="another key"):
+        read(tmp_path / "f")
+
+
+def test_every_changed_or_missing_byte_is_noticed(tmp_path: Path) -> None:
+    content = write(tmp_path / "f")
+    for at in [*range(0, 200), 5000, len(content) - 1]:
+        (tmp_path / "f").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(seal.Refused):
+            read(tmp_path / "f")
+        (tmp_path / "f").write_bytes(content[:at])
+        with pytest.raises(seal.Refused):
+            read(tmp_path / "f")
+    (tmp_path / "f").write_bytes(content + b"x")
+    with pytest.raises(seal.Refused, match="longer"):
+        read(tmp_path / "f")
+
+
+def test_a_directory_is_listed_when_its_time_changes_and_once_more_when_that_was_recent() -> None:
+    watch, stamp = Watch(), Stamp(1, 123)
+    assert watch.must_list(stamp, 0.0)
+    watch.listed(stamp, 0.0)
+    assert not watch.must_list(stamp, SETTLED_S / 2)
+    assert watch.must_list(stamp, SETTLED_S)  # what happened in the same tick as the listing
+    watch.listed(stamp, SETTLED_S)
+    assert not watch.must_list(stamp, 100.0)
+    assert watch.must_list(Stamp(1, 124), 100.0)
+    assert not watch.must_list(None, 100.0)
+
+
+def test_a_pause_grows_to_its_limit_and_begins_again() -> None:
+    pause = Pause(0.01, 0.08, 0.5, late_at_s=60)
+    pauses = [pause.next_s(0.0) for _ in range(20)]
+    assert pauses[0] <= 0.01
+    assert max(pauses) <= 0.08
+    assert pauses[-1] > 0.06
+    assert max(pause.next_s(61.0) for _ in range(20)) > 0.3
+    pause.reset()
+    assert pause.next_s(62.0) <= 0.01
+
+
+def test_only_one_gets_a_file_that_several_move(tmp_path: Path) -> None:
+    files = Files(str(tmp_path), "me")
+    (tmp_path / "x.in").write_text("")
+    got = [files.move(str(tmp_path / "x.in"), str(tmp_path / f"x.lock{i}")) for i in range(3)]
+    assert got == [True, False, False]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    files = Files(str(tmp_path), "me")
+
+    def full(kind: str, path: str) -> None:
+        if kind == "sync":
+            raise OSError(28, "No space left on device")
+
+    files.before = full
+    with pytest.raises(OSError, match="No space"):
+        files.replace(str(tmp_path / "f"), [b"x"])
+    assert list(tmp_path.iterdir()) == []
+    files.before = lambda kind, path: None
+    files.create(str(tmp_path / "f"), [b"x", b"", memoryview(b"yz")])
+    assert (tmp_path / "f").read_bytes() == b"xyz"
+    with pytest.raises(FileExistsError):
+        files.create(str(tmp_path / "f"), [b"other"])
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
