@@ -28,6 +28,7 @@
     |   |-- ForeignProtocol         ... because something else answers at its address
     |   `-- AuthenticationError     ... because one side could not prove that it holds the key
     |-- LabelInUse                  a living task manager has that label already
+    |-- LauncherError               a batch system, or another way to start slaves, refuses or fails
     `-- SlaveError                  a slave cannot go on: its code does not load, its master is gone
 
 Foreign errors (Pyro's, the operating system's) are translated at the edge where they arise.
@@ -206,6 +207,10 @@ class AuthenticationError(ConnectionFailed):
 
 class LabelInUse(MasterSlaveError):
     """Another living task manager has the label."""
+
+
+class LauncherError(MasterSlaveError):
+    """A command that starts, asks for or ends processes failed: which, how, and what it said."""
 
 
 class SlaveError(MasterSlaveError):
