@@ -18,7 +18,7 @@ LAYERS = {
     1: "queue lines liveness pace payload pieces unpicklable proofs diagnosis dispatch disturbance "
     "lifetime roster stragglers scheduler attempts",
     2: "manager room outbox waiters watchdog journal ledger stores.*",
-    3: "transports.* launchers.* naming keyfile pipe slavecode tables memory shared",
+    3: "transports.* launchers.* naming keyfile pipe slavecode tables memory shared board",
     4: "worker workerprocess uplink supervisor slave master service",
     5: "jobs cli commands.* __init__ __main__",
 }
