@@ -150,9 +150,6 @@ class TaskManager(ClientDesk):
             effects, obsolete = self._queue.reconcile(member.id, had)
             for effect in effects:
                 self._act(effect, member, "not begun")
-            member.emptied()
-            for task in self._queue.held_by(member.id):
-                member.took(task.id, task.attempt, None)
             self._rouse(member)  # its calls from before are void
             self._outbox.note("process_joined", member.id, record.machine)
             generation = member.generation
@@ -457,8 +454,8 @@ class TaskManager(ClientDesk):
         with self._lock:
             member = self._roster.known(process_id)
             now = self._clock() if ended else 0.0
-            for done in ended:
-                self._settle(process_id, member, done, now)
+            if ended:
+                self._settle_all(process_id, member, ended, now)
             tasks: list[Assignment] = []
             if member is not None and generation is None:
                 generation = member.generation
@@ -638,7 +635,8 @@ class TaskManager(ClientDesk):
                 task = books.request(process_id, tag, frame, options, names[index])
             ids.append(task.id)
             if task.state is State.WAITING:
-                self._slaves_wait.wake(tag)
+                if self._slaves_wait:
+                    self._slaves_wait.wake(tag)
             elif task.state is not State.RUNNING:
                 self._notify_client(process_id)
             if self._outbox.is_read:
@@ -744,6 +742,29 @@ class TaskManager(ClientDesk):
             log.info("task %s is run a second time", repeated, extra={"action": "task_repeated"})
         return tasks
 
+    def _settle_all(
+        self, process_id: int, member: Member | None, ended: list[Completion], now: float
+    ) -> None:
+        """Use the completions of one call: what each costs is paid for every task."""
+        plain, others = self._scheduler.complete_all(process_id, member, ended, now)
+        if plain:
+            if self._ledger is not None:
+                self._ledger.finished(plain, process_id)
+            if self._failure_log.is_under_way:
+                for task, _ in plain:
+                    self._failure_log.ended_well(task.id)
+            if self._outbox.is_read:
+                for task, done in plain:
+                    self._outbox.note(
+                        "task_finished", task.id, task.tag, task.outcome, done.duration_s
+                    )
+            for client in {task.client for task, _ in plain} if self._clients_wait else ():
+                self._notify_client(client)
+            self._room.found()
+        for effect, done in others:
+            self._write(effect, process_id, done.attempt, done.duration_s)
+            self._act(effect, member, done.detail, done.duration_s)
+
     def _settle(self, process_id: int, member: Member | None, done: Completion, now: float) -> None:
         """Use one completion."""
         effect = self._scheduler.complete(process_id, member, done, now)
@@ -794,14 +815,13 @@ class TaskManager(ClientDesk):
         self._outbox.note("task_rescheduled", task.id, task.tag, reason)
 
     def _release(self, member: Member) -> None:
-        member.emptied()
         for effect in self._queue.release(member.id):
             self._act(effect, member, "not begun")
 
     def _order_stop(self, process_id: int, task_id: str) -> None:
         member = self._roster.present.get(process_id)
         if member is not None:
-            member.stop(task_id)
+            member.cancelled.append(task_id)
             self._rouse(member)
 
     def _notify_client(self, process_id: int) -> None:

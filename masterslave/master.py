@@ -85,7 +85,8 @@ class Circumstances(NamedTuple):
     executor: Executor | None = None  # what runs the handlers, instead of slaves
 
 
-_circumstances: ContextVar[Circumstances] = ContextVar("circumstances", default=Circumstances())
+_USUAL = Circumstances()
+_circumstances: ContextVar[Circumstances] = ContextVar("circumstances", default=_USUAL)
 
 
 @contextlib.contextmanager
@@ -292,10 +293,19 @@ class MasterProcess:
         after the end.
         """
         _check_tag(tag)
-        options = TaskOptions(priority, timeout, retries, crash_limit, key, backoff)
-        usual = type(priority) is type(retries) is int and type(backoff) is float  # no bool
-        if usual and options == DEFAULT_OPTIONS:
-            options = DEFAULT_OPTIONS
+        options = DEFAULT_OPTIONS
+        if (
+            type(priority) is not int  # a bool is none
+            or priority
+            or timeout is not None
+            or type(retries) is not int
+            or retries
+            or crash_limit != options.crash_limit
+            or key is not None
+            or type(backoff) is not float
+            or backoff
+        ):
+            options = TaskOptions(priority, timeout, retries, crash_limit, key, backoff)
         frame = self._encode(tag, parameters)
         return self.task_manager.addTaskRequest(tag, frame, self.process_id, options)
 

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple
 
@@ -126,6 +126,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 FINISHED = frozenset(
     (State.RESULT, State.EXCEPTION, State.CRASHED, State.OUT_OF_MEMORY, State.TIMED_OUT)
 )
+_RESULT = Outcome.RESULT.value
 _LIVE = frozenset((State.WAITING, State.DEFERRED, State.RUNNING))
 _NOBODY = -1  # the client of a parked task
 _OUTCOME_EVENTS = {
@@ -213,6 +214,16 @@ class _Client:
         self.outstanding: Counter[str] = Counter()  # tag -> requested, not yet delivered
 
 
+class _Held:
+    """What a slave has."""
+
+    __slots__ = ("by_tag", "tasks")
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Task] = {}  # oldest first
+        self.by_tag: dict[str, int] = {}  # how many
+
+
 class TaskQueue:
     """All tasks that were requested and not yet delivered. Not thread-safe: the shell locks."""
 
@@ -227,7 +238,7 @@ class TaskQueue:
         self._owned: dict[str, deque[tuple[bytes, Task]]] = {}  # client's token -> identity, task
         self._lines = WaitingLines[Task]()
         self._deferred: list[tuple[float, int, Task]] = []  # a heap: due time, ticket, task
-        self._held: dict[int, dict[str, Task]] = {}  # process id -> its tasks, oldest first
+        self._held: dict[int, _Held] = {}  # by process id
         # Of each lost process: tasks that count it as a crash, with attempt and story.
         self._blamed: dict[int, list[tuple[str, int, str]]] = {}
         self._clients: dict[int, _Client] = {}
@@ -244,7 +255,8 @@ class TaskQueue:
         self.tasks[task.id] = task
         self.parameter_bytes += task.size
         self._counts[State.WAITING][tag] += 1
-        self._client(client).outstanding[tag] += 1
+        mine = self._clients.get(client) or self._client(client)
+        mine.outstanding[tag] += 1
         self._lines.join(task, tag, options.priority)
         return task
 
@@ -422,12 +434,43 @@ class TaskQueue:
 
     def hand_out_next(self, process: int, task: Task) -> Assignment:
         """A slave takes what `peek` has just shown to it."""
-        self._move(task, Event.HAND_OUT)
-        self._lines.leave(task.tag)
-        task.attempt += 1
-        task.started = False
-        self._hold(task, process)
-        return Assignment(task.id, task.tag, task.attempt, task.frame, task.options.timeout)
+        return self.hand_out_run(process, task, (task.tag,), 1)[0]
+
+    def hand_out_run(
+        self, process: int, first: Task, tags: Collection[str], count: int, limit_bytes: int = 0
+    ) -> list[Assignment]:
+        """A slave takes what `peek` has just shown to it, and what follows, if of the same tag.
+
+        So many at most, of so many bytes (beyond the first).
+        """
+        tag, task = first.tag, first
+        lines, running = self._lines, TRANSITIONS[first.state, Event.HAND_OUT]
+        held = self._held.get(process)
+        if held is None:
+            held = self._held[process] = _Held()
+        run: list[Assignment] = []
+        size = task.size
+        while True:
+            lines.leave(tag)
+            task.state = running
+            task.attempt += 1
+            task.started = False
+            task.holder = process
+            held.tasks[task.id] = task
+            run.append(Assignment(task.id, tag, task.attempt, task.frame, task.options.timeout))
+            if len(run) >= count:
+                break
+            following = self.peek(tags)
+            if following is None or following.tag != tag:
+                break
+            task = following
+            size += task.size
+            if size > limit_bytes:
+                break
+        self._counts[State.WAITING][tag] -= len(run)
+        self._counts[running][tag] += len(run)
+        held.by_tag[tag] = held.by_tag.get(tag, 0) + len(run)
+        return run
 
     def repeat(self, process: int, task_id: str) -> Assignment | None:
         """A slave begins a second attempt of a task that another one is at; the first result wins.
@@ -504,10 +547,59 @@ class TaskQueue:
 
     def started(self, process: int, task_ids: Iterable[str]) -> None:
         """A slave says which of its tasks a worker has begun; only those can cost a crash."""
-        held = self._held.get(process, {})
+        held = self._held.get(process)
         for task_id in task_ids:
-            if task_id in held:
-                held[task_id].started = True
+            if held is not None and task_id in held.tasks:
+                held.tasks[task_id].started = True
+
+    def complete_all(
+        self, process: int, batch: Iterable[Completion], now: float = 0.0
+    ) -> tuple[list[tuple[Task, Completion]], list[tuple[Effect, Completion]]]:
+        """`complete` for each of these, in their order and in one pass.
+
+        Nearly all are results of tasks that run there and nowhere else: those come first in the
+        answer, the others with their effects.
+        """
+        plain: list[tuple[Task, Completion]] = []
+        others: list[tuple[Effect, Completion]] = []
+        tasks, clients = self.tasks, self._clients
+        held = self._held.get(process)
+        freed: dict[str, int] = {}  # by tag
+        for done in batch:
+            task = tasks.get(done.task_id)
+            if (
+                done.outcome != _RESULT
+                or task is None
+                or task.state is not State.RUNNING
+                or task.holder != process
+                or task.attempt != done.attempt
+                or task.former is not None
+                or held is None
+            ):
+                others.append((self.complete(process, done, now), done))
+                held = self._held.get(process)
+                continue
+            del held.tasks[task.id]
+            task.holder = None
+            if task.frame is not AT_REST:
+                self.parameter_bytes -= task.size
+            task.frame = frame = done.frame
+            task.size = size = frame_bytes(frame)
+            self.result_bytes += size
+            task.detail = done.detail
+            task.state = State.RESULT
+            task.outcome = _RESULT
+            freed[task.tag] = freed.get(task.tag, 0) + 1
+            clients[task.client].finished.add(task)
+            plain.append((task, done))
+        for tag, count in freed.items():
+            self._counts[State.RUNNING][tag] -= count
+            self._counts[State.RESULT][tag] += count
+            if held is not None:
+                held.by_tag[tag] -= count
+        if held is not None and not held.tasks:
+            self._held.pop(process, None)
+        return plain, others
 
     def complete(self, process: int, done: Completion, now: float = 0.0) -> Effect:
         """A slave hands in the end of an attempt, perhaps late, perhaps twice.
@@ -560,7 +652,7 @@ class TaskQueue:
         `could_run` is its number of workers: when it was lost before it said what it had started,
         that many of its oldest tasks may have run, and one of them may have been the cause.
         """
-        held = list(self._held.pop(process, {}).values())
+        held = self._let_go(process)
         guilty = {task.id for task in held if task.started}
         if not guilty:
             guilty = {task.id for task in held[:could_run]}
@@ -577,7 +669,7 @@ class TaskQueue:
     def release(self, process: int) -> list[Effect]:
         """A slave leaves in good order: whatever it still holds goes back, at no task's cost."""
         self._blamed.pop(process, None)
-        held = list(self._held.pop(process, {}).values())
+        held = self._let_go(process)
         return [self._reschedule(task) for task in reversed(held)]
 
     def cancel(self, task_id: str) -> tuple[bool, list[int]]:
@@ -609,13 +701,19 @@ class TaskQueue:
         task = mine.finished.take(tag)
         if task is None:
             return None
-        self._move(task, Event.DELIVER)
-        self._forget(task)
+        state = task.state
+        delivered = TRANSITIONS[state, Event.DELIVER]
+        tag = task.tag
+        self._counts[state][tag] -= 1
+        task.state = delivered  # forgotten, so it is counted nowhere
+        del self.tasks[task.id]
+        mine.outstanding[tag] -= 1
         self.delivered += 1
-        delivery = Delivery(task.id, task.tag, task.outcome, task.frame, task.detail)
-        self.result_bytes -= _in_memory(task)
-        task.frame = AT_REST  # who still has the task, to let it rest, finds that done
-        return delivery
+        frame = task.frame
+        if frame is not AT_REST:
+            self.result_bytes -= task.size
+            task.frame = AT_REST  # who still has the task, to let it rest, finds that done
+        return Delivery(task.id, tag, task.outcome, frame, task.detail)
 
     def rest(self, task: Task) -> None:
         """Forget a task's frame: it is kept elsewhere, or not needed any more."""
@@ -629,7 +727,13 @@ class TaskQueue:
 
     def held_by(self, process: int) -> Collection[Task]:
         """The tasks that a slave has, oldest first."""
-        return self._held.get(process, {}).values()
+        held = self._held.get(process)
+        return () if held is None else held.tasks.values()
+
+    def load_of(self, process: int) -> Mapping[str, int]:
+        """How many tasks of each tag a slave has."""
+        held = self._held.get(process)
+        return {} if held is None else held.by_tag
 
     def holders(self) -> list[int]:
         """The slaves that have tasks."""
@@ -743,15 +847,23 @@ class TaskQueue:
         task.holder = process
         held = self._held.get(process)
         if held is None:
-            held = self._held[process] = {}
-        held[task.id] = task
+            held = self._held[process] = _Held()
+        if task.id not in held.tasks:
+            held.by_tag[task.tag] = held.by_tag.get(task.tag, 0) + 1
+        held.tasks[task.id] = task
+
+    def _let_go(self, process: int) -> list[Task]:
+        """A slave has nothing any more; gives what it had."""
+        held = self._held.pop(process, None)
+        return [] if held is None else list(held.tasks.values())
 
     def _unhold(self, task: Task) -> None:
         if task.holder is not None:
             held = self._held.get(task.holder)
             if held is not None:
-                held.pop(task.id, None)
-                if not held:
+                if held.tasks.pop(task.id, None) is not None:
+                    held.by_tag[task.tag] -= 1
+                if not held.tasks:
                     del self._held[task.holder]
             task.holder = None
 
