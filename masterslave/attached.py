@@ -81,11 +81,18 @@ class RemoteManager:
     They raise `ConnectionFailed` when it has been gone for `master_gone_s` seconds.
     """
 
-    def __init__(self, label: str, connect: Callable[[], Link], settings: Settings) -> None:
+    def __init__(
+        self,
+        label: str,
+        connect: Callable[[], Link],
+        settings: Settings,
+        weight: float = 1.0,
+    ) -> None:
         """Attach this process. Raises `ConnectionFailed` and its kin as `connect` does."""
         self.label = label
         self._connect = connect
         self._settings = settings
+        self._weight = weight
         self._info = ProcessInfo(
             getMachineInfo(), os.getpid(), platform.node(), 0, secrets.token_hex(16)
         )
@@ -387,8 +394,9 @@ class RemoteManager:
             outstanding, answered = list(self._tags), self._answered
             items = dict(self._items)
         process_id, generation, missing = self._link.call(
-            "attachClient", list(self._info), _PING_S, self._process_id, outstanding, answered
-        )
+            "attachClient", list(self._info), _PING_S, self._process_id, outstanding, answered,
+            self._weight,
+        )  # fmt: skip
         if items:
             self._link.call("storeItems", process_id, generation, items)
         with self._changed:
@@ -519,7 +527,12 @@ class Attachment:
     is_named = True  # slaves that are launched here may ask for it by its label
 
     def __init__(
-        self, label: str, settings: Settings, master_host: str | None, code: Any = None
+        self,
+        label: str,
+        settings: Settings,
+        master_host: str | None,
+        code: Any = None,
+        weight: float = 1.0,
     ) -> None:
         """Join it. Raises `ConnectionFailed` when it cannot be found or reached.
 
@@ -538,7 +551,7 @@ class Attachment:
             return link
 
         self.address = ""
-        self.manager = RemoteManager(label, connect, settings)
+        self.manager = RemoteManager(label, connect, settings, weight)
         if code is not None:
             try:
                 self.manager.storeData(**{DATA_NAME: code})

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from masterslave.clients import LANES
+from masterslave.clients import LANES, MAX_WEIGHT, MIN_WEIGHT
 from masterslave.manager import TaskManager
 from masterslave.records import (
     MAX_COUNT,
@@ -162,6 +162,10 @@ _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "watchdog_period": (
         (lambda value: _is_number(value, _SHORTEST_PERIOD_S, MAX_S)),
         "a positive number of seconds",
+    ),
+    "weight": (
+        (lambda value: _is_number(value, MIN_WEIGHT, MAX_WEIGHT)),
+        f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}",
     ),
     "while_outstanding": ((lambda value: isinstance(value, bool)), "True or False"),
 }
