@@ -101,6 +101,7 @@ class RemoteManager:
         self._generation = 0  # number of the registration; 0: not attached at present
         self._trouble: MasterSlaveError | None = None  # why nothing will come any more
         self._closing = False
+        self._look = False  # whether the receiver is to try its connection at once
         self._answered = 0  # the last request whose tasks are known
         self._tags: dict[str, str] = {}  # of the tasks that are outstanding there, by id
         self._outstanding: Counter[str] = Counter()  # by tag: not yet taken by our caller
@@ -316,8 +317,13 @@ class RemoteManager:
                 self._changed.notify_all()
 
     def wait_for_news(self, generation: int, timeout_s: float) -> None:
-        """Wait until the client was attached anew, but not for long."""
+        """A call's connection broke: wait until the client was attached anew, but not for long.
+
+        The receiver is to look whether its own is still there.
+        """
         with self._changed:
+            self._look = True
+            self._changed.notify_all()
             self._changed.wait_for(
                 lambda: self._closing or self._generation != generation, timeout_s
             )
@@ -349,7 +355,9 @@ class RemoteManager:
                 self._changed.wait_for(self._is_wanted, _PING_S)
             if self._closing:
                 return False
-            wanted, process_id, generation = self._waiting, self._process_id, self._generation
+            wanted = self._waiting and not self._look
+            self._look = False
+            process_id, generation = self._process_id, self._generation
         try:
             if self._link is None:
                 self._link = self._connect()
@@ -373,7 +381,7 @@ class RemoteManager:
         return True
 
     def _is_wanted(self) -> bool:
-        return bool(self._waiting or self._closing or not self._generation)
+        return bool(self._waiting or self._closing or self._look or not self._generation)
 
     def _unpack(self, parcel: int, contents: Sequence[Any]) -> None:
         """Results have come; the same parcel may come twice."""
@@ -454,11 +462,13 @@ class _Lane:
         self._number = number
         self._lock = threading.Lock()
         self._serial = 0
+        self._pause_s = _RETRY_FROM_S
         self._link: Link | None = None
 
     def call(self, method: str, *args: Any) -> Any:
         """A call that may be carried out twice without harm."""
         with self._lock:
+            self._pause_s = _RETRY_FROM_S
             while True:
                 _, generation = self._home.identity()
                 try:
@@ -469,6 +479,7 @@ class _Lane:
     def identified(self, method: str, *args: Any) -> Any:
         """The same, with the client's identity before the arguments."""
         with self._lock:
+            self._pause_s = _RETRY_FROM_S
             while True:
                 process_id, generation = self._home.identity()
                 try:
@@ -486,6 +497,7 @@ class _Lane:
         with self._lock:
             self._serial += 1
             numbers = self._number, self._serial
+            self._pause_s = _RETRY_FROM_S
             while True:
                 process_id, generation = self._home.identity()
                 try:
@@ -513,7 +525,8 @@ class _Lane:
     def _broke(self, error: ConnectionFailed, generation: int) -> None:
         log.debug("a call's connection broke: %s", error)
         self._drop()
-        self._home.wait_for_news(generation, _RETRY_TO_S)
+        self._home.wait_for_news(generation, self._pause_s)
+        self._pause_s = min(_RETRY_TO_S, 2 * self._pause_s)
 
     def _drop(self) -> None:
         if self._link is not None:

@@ -156,8 +156,9 @@ class MasterProcess:
         `attach`: join the task manager that ``task_manager serve LABEL`` runs, as one of its
         clients, instead of creating one. `master_host`: its ``host`` or ``host:port``; None finds
         it by its label. `weight`: how many tasks of this client are handed out for each one of a
-        client with weight 1, while both have some waiting. All methods are the same; what concerns the task manager as a whole is the
-        business of who serves it. Raises `ConnectionFailed` or a subclass when it is not there.
+        client with weight 1, while both have some waiting. All methods are the same; what concerns
+        the task manager as a whole is the business of who serves it. Raises `ConnectionFailed` or
+        a subclass when it is not there.
         """
         check_label(label)
         self.label = label

@@ -49,6 +49,7 @@ REMOTE_METHODS = frozenset(
         "numberOfTasks",
         "outstandingTasks",
         "ping",
+        "repeatStragglers",
         "registerProcess",
         "reportFailure",
         "retrieveData",
@@ -121,6 +122,7 @@ _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "attempt": _COUNT,
     "completions": (_is_list, "a list"),  # each of them: see `as_completion`
     "exception": _FRAME,
+    "factor": ((lambda value: _is_number(value, 1, MAX_S)), "a number of at least 1"),
     "frames": ((lambda value: _is_list(value, is_frame)), "a list of lists of bytes"),
     "generation": _COUNT,
     "held": ((lambda value: _is_list(value, _is_held)), "a list of pairs"),
