@@ -14,7 +14,9 @@ if TYPE_CHECKING:
         AuthenticationError,
         ConnectionFailed,
         DataNotFound,
+        FunctionError,
         IllegalTransition,
+        InitializerFailed,
         LabelInUse,
         LabelUnknown,
         MasterSlaveError,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
         UnknownTask,
         WorkerCrashed,
     )
+    from masterslave.executor import BrokenCluster, ClusterExecutor
     from masterslave.hooks import Observer
     from masterslave.jobs import initializeMasterProcess, runJob
     from masterslave.manager import TaskManager
@@ -47,7 +50,9 @@ _HOME = {
             "AuthenticationError",
             "ConnectionFailed",
             "DataNotFound",
+            "FunctionError",
             "IllegalTransition",
+            "InitializerFailed",
             "LabelInUse",
             "LabelUnknown",
             "MasterSlaveError",
@@ -66,6 +71,8 @@ _HOME = {
         ),
         "errors",
     ),
+    "BrokenCluster": "executor",
+    "ClusterExecutor": "executor",
     "GlobalStateValue": "records",
     "MasterProcess": "master",
     "Observer": "hooks",
@@ -80,9 +87,13 @@ _HOME = {
 
 __all__ = [
     "AuthenticationError",
+    "BrokenCluster",
+    "ClusterExecutor",
     "ConnectionFailed",
     "DataNotFound",
+    "FunctionError",
     "GlobalStateValue",
+    "InitializerFailed",
     "IllegalTransition",
     "LabelInUse",
     "LabelUnknown",

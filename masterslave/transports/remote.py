@@ -52,6 +52,7 @@ REMOTE_METHODS = frozenset(
         "storeData",
         "storeException",
         "storeResult",
+        "taskIsRunning",
         "terminate",
         "unregisterProcess",
     )
@@ -146,6 +147,7 @@ _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda value: _is_number(value, _SHORTEST_PERIOD_S, MAX_S)),
         "a positive number of seconds",
     ),
+    "waiting_only": ((lambda value: isinstance(value, bool)), "True or False"),
     "while_outstanding": ((lambda value: isinstance(value, bool)), "True or False"),
 }
 
