@@ -10,7 +10,8 @@
     |   |-- RemoteException         the original could not be brought over: its type and text
     |   |-- WorkerCrashed           the task ended its worker process, `crash_limit` times
     |   |-- TaskOutOfMemory         the task needed more than its worker's memory limit
-    |   `-- TaskTimedOut            the task ran past its time limit and was stopped
+    |   |-- TaskTimedOut            the task ran past its time limit and was stopped
+    |   `-- TaskLost                a task manager that was started again does not know the task
     |-- PayloadError                something cannot be pickled or unpickled
     |-- FunctionError               a client's function cannot be called on a worker
     |   `-- InitializerFailed       ... because what was to be called before it has failed
@@ -134,6 +135,18 @@ class TaskOutOfMemory(TaskFailure):
 
 class TaskTimedOut(TaskFailure):
     """A task ran past its `timeout` and its worker was killed. `story` says where and when."""
+
+    def __init__(self, story: str) -> None:
+        super().__init__(story)
+        self.story = story
+
+
+class TaskLost(TaskFailure):
+    """The task manager that this program is attached to has no record of the task any more.
+
+    It was started again without its journal, or this program was away for longer than its time of
+    grace. Whether the task has run is not known. `story` says so.
+    """
 
     def __init__(self, story: str) -> None:
         super().__init__(story)

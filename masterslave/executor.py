@@ -591,11 +591,11 @@ class ClusterExecutor(_View):
         `master_host`: ``host`` or ``host:port`` of it; None asks the name server. Without a label:
         `workers` processes on this machine (default: one per processor), which end with this
         executor; `max_workers` is the same, as process pools have it, and so is a number in place
-        of the label. `initializer`: called as ``initializer(*initargs)`` in each worker before its first call. `modules`: names of modules
-        whose functions and classes are sent along, because workers cannot import them. `cwd`:
-        directory that calls find themselves in (default: this program's when they are submitted;
-        None: the worker's own). Raises `SettingsError` for what cannot be used, `ConnectionFailed`
-        when the task manager cannot be reached.
+        of the label. `initializer`: called as ``initializer(*initargs)`` in each worker before its
+        first call. `modules`: names of modules whose functions and classes are sent along, because
+        workers cannot import them. `cwd`: directory that calls find themselves in (default: this
+        program's when they are submitted; None: the worker's own). Raises `SettingsError` for what
+        cannot be used, `ConnectionFailed` when the task manager cannot be reached.
         """
         if workers is None:
             workers = max_workers
@@ -655,8 +655,7 @@ def _own_master() -> MasterProcess:
 
 def _joined_master(label: str, master_host: str | None) -> MasterProcess:
     """A client of a task manager that is served."""
-    joined: dict[str, Any] = {"attach": True, "master_host": master_host}
-    return MasterProcess(label, **joined)
+    return MasterProcess(label, attach=True, master_host=master_host)
 
 
 def _processors() -> int:

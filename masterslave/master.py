@@ -20,12 +20,14 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from masterslave import payload, pieces, shared, slavecode
+from masterslave.attached import Attachment, RemoteManager
 from masterslave.chaos import Chaos
 from masterslave.errors import (
     DataNotFound,
     PayloadError,
     ResultTimeout,
     SettingsError,
+    TaskLost,
     TaskManagerTermination,
     TaskOutOfMemory,
     TaskRaisedException,
@@ -34,19 +36,20 @@ from masterslave.errors import (
 )
 from masterslave.hooks import Observer
 from masterslave.launchers.local import LocalSlaves, SlaveOptions
+from masterslave.manager import TaskManager
 from masterslave.memory import check_supported
 from masterslave.records import (
     DEFAULT_OPTIONS,
+    LOST,
     Delivery,
     Frame,
     Outcome,
     Piece,
     TaskOptions,
     frame_bytes,
-    getMachineInfo,
 )
 from masterslave.service import Service
-from masterslave.settings import Settings, check_label
+from masterslave.settings import Settings, check_label, split_address
 from masterslave.units import parse_bytes, parse_duration
 
 if TYPE_CHECKING:
@@ -55,7 +58,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: What stands for the failure of a task that has no exception object of its own.
-_FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut]] = {
+_FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut | TaskLost]] = {
+    LOST: TaskLost,
     Outcome.CRASHED.value: WorkerCrashed,
     Outcome.OUT_OF_MEMORY.value: TaskOutOfMemory,
     Outcome.TIMED_OUT.value: TaskTimedOut,
@@ -81,7 +85,8 @@ class Circumstances(NamedTuple):
     executor: Executor | None = None  # what runs the handlers, instead of slaves
 
 
-_circumstances: ContextVar[Circumstances] = ContextVar("circumstances", default=Circumstances())
+_USUAL = Circumstances()
+_circumstances: ContextVar[Circumstances] = ContextVar("circumstances", default=_USUAL)
 
 
 @contextlib.contextmanager
@@ -131,17 +136,25 @@ class MasterProcess:
         settings: Settings | None = None,
         observers: Sequence[Observer] = (),
         journal: str | PathLike[str] | None = None,
+        attach: bool = False,
+        master_host: str | None = None,
     ) -> None:
-        """Create the task manager and make it known.
+        """Create the task manager and make it known; or, with `attach`, join one that is there.
 
         `label`: under which slaves and ``task_manager LABEL`` find it. `use_name_server`: register
         the label with the Pyro name server, starting one in this process if none answers; False:
-        listen on port 7766, and slaves must know the host. `observers`: told of what happens, see
-        `Observer`. `journal`: a file that keeps tasks and results, so that a master that was killed
-        can be started again: a request that equals one of the run before (same tag and parameters,
+        listen on port 7766, and slaves must know the host. `observers`: told of what happens in a
+        task manager of this process, see `Observer`. `journal`: a file that keeps tasks and
+        results, so that a master that was killed can be started again: a request that equals one of
+        the run before (same tag and parameters,
         or same `key`) takes its place, and what had finished is not run again. Raises `LabelInUse`
         when a living master has the label, `SettingsError` and `ConnectionFailed` when it cannot be
         set up, `JournalError` or a subclass when the journal cannot be used.
+
+        `attach`: join the task manager that ``task_manager serve LABEL`` runs, as one of its
+        clients, instead of creating one. `master_host`: its ``host`` or ``host:port``; None finds
+        it by its label. All methods are the same; what concerns the task manager as a whole is the
+        business of who serves it. Raises `ConnectionFailed` or a subclass when it is not there.
         """
         check_label(label)
         self.label = label
@@ -149,17 +162,20 @@ class MasterProcess:
         given = _circumstances.get()
         _circumstances.set(Circumstances())
         code = given.code
-        self._service = Service(
-            label,
-            self.settings,
-            use_name_server=use_name_server,
-            observers=observers,
-            journal=journal,
-            data=None if code is None else {slavecode.DATA_NAME: code},
-        )
-        self.task_manager = self._service.manager
-        self.process_id: int = self.task_manager.registerProcess(None, getMachineInfo())[0]
-        self.task_manager.embedClient(self.process_id)
+        self._service: Service | Attachment
+        if attach or master_host is not None:
+            self._service = _joined(label, self.settings, code, attach, master_host, journal)
+        else:
+            self._service = Service(
+                label,
+                self.settings,
+                use_name_server=use_name_server,
+                observers=observers,
+                journal=journal,
+                data=None if code is None else {slavecode.DATA_NAME: code},
+            )
+        self.task_manager: TaskManager | RemoteManager = self._service.manager
+        self.process_id: int = self._service.enter()
         self._memory: payload.Memory | None = shared if self.settings.shared_memory else None
         is_script = code is not None and code["shared_main"]
         self._use_script(code if is_script else slavecode.running_script(), shared=is_script)
@@ -198,7 +214,8 @@ class MasterProcess:
                 return
             self._down = True
         self._service.end_job(self.settings.shutdown_s)
-        self._slaves.end(2.0)
+        # Nobody tells slaves of a task manager that goes on to leave.
+        self._slaves.end(2.0 if isinstance(self._service, Service) else 0.0)
         self._service.stop()
 
     def launchSlaveJobs(
@@ -493,6 +510,32 @@ def failure_of(codec: payload.Codec, delivery: Delivery) -> BaseException:
     if delivery.outcome == Outcome.EXCEPTION:
         return codec.decode_exception(delivery.frame, delivery.detail)
     return _FAILURES[delivery.outcome](delivery.detail)
+
+
+def _joined(
+    label: str,
+    settings: Settings,
+    code: slavecode.Record | None,
+    attach: bool,
+    master_host: str | None,
+    journal: str | PathLike[str] | None,
+) -> Attachment:
+    """A task manager that is there already."""
+    if not attach:
+        raise SettingsError(
+            f"master_host={master_host!r}: says where a task manager is to be joined; "
+            "give attach=True as well"
+        )
+    if master_host is not None:
+        if not isinstance(master_host, str):
+            raise SettingsError(f"master_host={master_host!r}: must be 'HOST' or 'HOST:PORT'")
+        split_address(master_host)
+    if journal is not None:
+        raise SettingsError(
+            f"journal={os.fspath(journal)!r}: is kept by the task manager that is joined: "
+            "task_manager serve LABEL --journal FILE"
+        )
+    return Attachment(label, settings, master_host, code)
 
 
 def _state_id(frames: Mapping[str, Frame]) -> int:

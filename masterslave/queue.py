@@ -9,6 +9,7 @@
                    +------reschedule-----+
                    +--due-- DEFERRED <---+  (a retry with back-off; a late result ends it as well)
     WAITING | DEFERRED | RUNNING --cancel--> CANCELLED (gone: it is never delivered)
+    RESULT | ... --drop--> CANCELLED  (its client is gone for good)
 
     from the journal of an earlier run:
     PARKED --claim--> WAITING | RUNNING | RESULT | ..., as far as the task had come
@@ -23,7 +24,8 @@ result of any attempt wins, later ones are dropped and counted in `dropped`.
 
 A parked task has a place in the journal, and no client yet. What happens to it meanwhile (a slave
 that outlived the earlier run still has it, hands its result in, or is lost) is noted in the task;
-when a request with its identity claims it, it enters the state that this amounts to.
+when a request with its identity claims it, it enters the state that this amounts to. One whose
+request says by its `TaskOptions.origin` which client it came from is kept for that client first.
 """
 
 from __future__ import annotations
@@ -80,6 +82,7 @@ class Event(str, Enum):
     OUT_OF_MEMORY = "out_of_memory"
     TIME_OUT = "time_out"
     CANCEL = "cancel"
+    DROP = "drop"  # nobody will take it any more
     DELIVER = "deliver"
 
 
@@ -112,6 +115,12 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.CRASHED, Event.DELIVER): State.DELIVERED,
     (State.OUT_OF_MEMORY, Event.DELIVER): State.DELIVERED,
     (State.TIMED_OUT, Event.DELIVER): State.DELIVERED,
+    (State.PARKED, Event.DROP): State.CANCELLED,  # its client has had it from the run before
+    (State.RESULT, Event.DROP): State.CANCELLED,
+    (State.EXCEPTION, Event.DROP): State.CANCELLED,
+    (State.CRASHED, Event.DROP): State.CANCELLED,
+    (State.OUT_OF_MEMORY, Event.DROP): State.CANCELLED,
+    (State.TIMED_OUT, Event.DROP): State.CANCELLED,
 }
 
 FINISHED = frozenset(
@@ -226,6 +235,7 @@ class TaskQueue:
         self.parameter_bytes = 0  # in memory, of tasks that have not finished
         self.result_bytes = 0  # in memory, of tasks that have
         self._parked: dict[bytes, deque[Task]] = {}  # identity -> tasks in order of request
+        self._owned: dict[str, deque[tuple[bytes, Task]]] = {}  # client's token -> identity, task
         self._lines = WaitingLines[Task]()
         self._deferred: list[tuple[float, int, Task]] = []  # a heap: due time, ticket, task
         self._held: dict[int, _Held] = {}  # by process id
@@ -262,7 +272,10 @@ class TaskQueue:
         self.tasks[task.id] = task
         self._counts[State.PARKED][tag] += 1
         self._counts[State.WAITING][tag] += 0  # the tag is known
-        self._parked.setdefault(identity, deque()).append(task)
+        if options.origin is None:
+            self._parked.setdefault(identity, deque()).append(task)
+        else:
+            self._owned.setdefault(options.origin[0], deque()).append((identity, task))
         return task
 
     def number_used(self, number: int) -> None:
@@ -317,28 +330,94 @@ class TaskQueue:
 
         Gives that task, with the id that it has had all along; None: it is a new one.
         """
+        task = self._next_parked(identity, options)
+        if task is not None:
+            self._claim(client, task, frame, options)
+        return task
+
+    def _next_parked(self, identity: bytes, options: TaskOptions) -> Task | None:
+        """The parked task that a request takes up: the one that came of it, or an equal one."""
+        if options.origin is not None:
+            owned = self._owned.get(options.origin[0])
+            if owned and owned[0][1].options.origin == options.origin:
+                return owned.popleft()[1]
         line = self._parked.get(identity)
         if not line:
             return None
         task = line.popleft()
         if not line:
             del self._parked[identity]
+        return task
+
+    def _claim(self, client: int, task: Task, frame: Frame, options: TaskOptions) -> None:
         task.client = client
         task.options = options
         self._client(client).outstanding[task.tag] += 1
         if task.outcome:
             self._move(task, _OUTCOME_EVENTS[task.outcome])
             self._enqueue_finished(task)
-            return task
+            return
         task.frame = frame
         task.size = frame_bytes(frame)
-        self.parameter_bytes += task.size
+        self.parameter_bytes += _in_memory(task)
         if task.holder is not None:
             self._move(task, Event.ADOPT)
         else:
             self._move(task, Event.CLAIM)
             self._lines.join(task, task.tag, options.priority)
-        return task
+
+    def reclaim(
+        self, client: int, token: str, outstanding: Collection[str], answered: int
+    ) -> list[str]:
+        """A client of an earlier run is back: its tasks of that run are its own again.
+
+        `token`: by which its requests are known. `outstanding`: the ids of the tasks that it waits
+        for. `answered`: the number of the last of its requests of which it knows the ids. What came
+        of earlier ones and is not outstanding it has had. Gives the ids that are unknown here.
+        """
+        wanted = set(outstanding)
+        left: deque[tuple[bytes, Task]] = deque()
+        for identity, task in self._owned.pop(token, ()):
+            origin = task.options.origin
+            if task.id in wanted:
+                self._claim(client, task, AT_REST, task.options)
+            elif origin is not None and origin[1] > answered:
+                left.append((identity, task))  # to be claimed by that request, made again
+            else:
+                self._unhold(task)
+                self._move(task, Event.DROP)
+                del self.tasks[task.id]
+                self._counts[task.state][task.tag] -= 1
+        if left:
+            self._owned[token] = left
+        tasks = self.tasks
+        return [one for one in outstanding if one not in tasks or tasks[one].client != client]
+
+    def owners(self) -> list[str]:
+        """The tokens of the clients of an earlier run that have not come back."""
+        return list(self._owned)
+
+    def disown(self, token: str) -> None:
+        """A client of an earlier run does not come back: an equal request takes up its tasks."""
+        for identity, task in self._owned.pop(token, ()):
+            self._parked.setdefault(identity, deque()).append(task)
+
+    def drop_client(self, client: int) -> list[tuple[Task, list[int]]]:
+        """A client is gone for good, and nobody will take its results.
+
+        Gives its tasks that had not finished, each with the slaves that run it, to be told.
+        """
+        cancelled = []
+        for task in [task for task in self.tasks.values() if task.client == client]:
+            if task.state in _LIVE:
+                cancelled.append((task, self.cancel(task.id)[1]))
+            elif task.state in FINISHED:
+                self._move(task, Event.DROP)
+                self._forget(task)
+                self.result_bytes -= _in_memory(task)
+                task.frame = AT_REST
+        self._clients.pop(client, None)
+        return cancelled
 
     def peek(self, tags: Collection[str]) -> Task | None:
         """The task that `hand_out` would hand to a slave with these tags, or None."""

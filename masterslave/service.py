@@ -15,6 +15,7 @@ from masterslave.errors import ConnectionFailed, JournalError
 from masterslave.hooks import Observer
 from masterslave.keyfile import load_key
 from masterslave.manager import TaskManager
+from masterslave.records import getMachineInfo
 from masterslave.settings import DEFAULT_PORT, Settings, join_address, split_address
 from masterslave.watchdog import Watchdog
 
@@ -105,6 +106,12 @@ class Service:
     def is_named(self) -> bool:
         """Whether the label is kept in the name server."""
         return self._registration is not None
+
+    def enter(self) -> int:
+        """Register the client that is in this very process; gives its process id."""
+        process_id = int(self.manager.registerProcess(None, getMachineInfo())[0])
+        self.manager.embedClient(process_id)
+        return process_id
 
     def end_job(self, wait_s: float) -> None:
         """Tell all slaves to leave, and wait until they have, for `wait_s` seconds at most."""

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from masterslave.clients import LANES
 from masterslave.manager import TaskManager
 from masterslave.records import (
     MAX_COUNT,
@@ -31,8 +32,12 @@ REMOTE_METHODS = frozenset(
         "addTaskRequests",
         "announceSlave",
         "announceTags",
+        "attachClient",
         "cancelTask",
+        "collectResults",
         "deleteData",
+        "deleteItem",
+        "detachClient",
         "exchange",
         "failedTasks",
         "getAnyResult",
@@ -51,10 +56,13 @@ REMOTE_METHODS = frozenset(
         "status",
         "storeData",
         "storeException",
+        "storeItems",
         "storeResult",
+        "submitTasks",
         "taskIsRunning",
         "terminate",
         "unregisterProcess",
+        "withdrawTask",
     )
 )
 
@@ -110,6 +118,7 @@ _FRAME = is_frame, "a list of bytes"
 
 #: What each parameter must be, by its name, which means the same in all methods.
 _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "answered": _COUNT,
     "attempt": _COUNT,
     "completions": (_is_list, "a list"),  # each of them: see `as_completion`
     "exception": _FRAME,
@@ -118,16 +127,24 @@ _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "held": ((lambda value: _is_list(value, _is_held)), "a list of pairs"),
     "info": (_is_info, "a line of text or a list as ProcessInfo"),
     "limit": ((lambda value: is_count(value) and value > 0), "an integer of at least 1"),
+    "items": (
+        (lambda value: isinstance(value, dict) and _is_plain(value)),
+        "a dictionary of plain types",
+    ),
+    "lane": ((lambda value: is_count(value) and 0 <= value < LANES), "the number of a lane"),
     "name": _NAME,
     "options": (
         (lambda value: _is_list(value) and len(value) <= len(TaskOptions._fields)),
         "a list as TaskOptions",  # each of them: see `TaskOptions.checked`
     ),
+    "outstanding": _NAMES,
     "parameters": _FRAME,
+    "parcel": _COUNT,
     "pid": _COUNT,
     "process_id": _COUNT,
     "result": _FRAME,
     "resume": _COUNT,
+    "serial": ((lambda value: is_count(value) and value > 0), "an integer of at least 1"),
     "room": ((lambda value: isinstance(value, int) and -1 <= value <= MAX_COUNT), "an integer"),
     "started": _NAMES,
     "tag": _NAME,
