@@ -12,7 +12,7 @@ from rich.text import Text
 
 from masterslave.attempts import headline
 from masterslave.diagnosis import explain, situation
-from masterslave.records import Outcome
+from masterslave.records import CALL_TAG, Outcome
 from masterslave.units import format_duration
 
 _ENDLESS = 100_000  # columns
