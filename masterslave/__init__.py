@@ -14,7 +14,9 @@ if TYPE_CHECKING:
         AuthenticationError,
         ConnectionFailed,
         DataNotFound,
+        FunctionError,
         IllegalTransition,
+        InitializerFailed,
         LabelInUse,
         LabelUnknown,
         MasterSlaveError,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
         UnknownTask,
         WorkerCrashed,
     )
+    from masterslave.executor import BrokenCluster, ClusterExecutor
     from masterslave.hooks import Observer
     from masterslave.jobs import initializeMasterProcess, runJob
     from masterslave.manager import TaskManager
@@ -48,7 +51,9 @@ _HOME = {
             "AuthenticationError",
             "ConnectionFailed",
             "DataNotFound",
+            "FunctionError",
             "IllegalTransition",
+            "InitializerFailed",
             "LabelInUse",
             "LabelUnknown",
             "MasterSlaveError",
@@ -68,6 +73,8 @@ _HOME = {
         ),
         "errors",
     ),
+    "BrokenCluster": "executor",
+    "ClusterExecutor": "executor",
     "GlobalStateValue": "records",
     "MasterProcess": "master",
     "Observer": "hooks",
@@ -82,9 +89,13 @@ _HOME = {
 
 __all__ = [
     "AuthenticationError",
+    "BrokenCluster",
+    "ClusterExecutor",
     "ConnectionFailed",
     "DataNotFound",
+    "FunctionError",
     "GlobalStateValue",
+    "InitializerFailed",
     "IllegalTransition",
     "LabelInUse",
     "LabelUnknown",

@@ -219,7 +219,11 @@ class RemoteManager:
         with self._changed:
             return self._count(tag)
 
-    def cancelTask(self, task_id: str) -> bool:
+    def taskIsRunning(self, task_id: str) -> bool:
+        """See `TaskManager.taskIsRunning`."""
+        return bool(self._lanes[_REST].call("taskIsRunning", task_id))
+
+    def cancelTask(self, task_id: str, waiting_only: bool = False) -> bool:
         """See `TaskManager.cancelTask`."""
 
         def note(serial: int, done: bool) -> None:
@@ -231,7 +235,7 @@ class RemoteManager:
         with self._changed:
             self._withdrawn[task_id] = False
         try:
-            done = self._lanes[_REST].once("withdrawTask", note, task_id)
+            done = self._lanes[_REST].once("withdrawTask", note, task_id, waiting_only)
         except UnknownTask:
             if not self._withdrawn[task_id]:
                 raise

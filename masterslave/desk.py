@@ -139,14 +139,20 @@ class ClientDesk:
         return ids
 
     def withdrawTask(
-        self, process_id: int, generation: int, lane: int, serial: int, task_id: str
+        self,
+        process_id: int,
+        generation: int,
+        lane: int,
+        serial: int,
+        task_id: str,
+        waiting_only: bool = False,
     ) -> bool:
         """As `cancelTask`, once for each `serial` of an attached client."""
         with self._lock:
             client, _ = self._attached(process_id, generation)
             done, answer = client.answered(lane, serial)
         if not done:
-            answer = self.cancelTask(task_id)
+            answer = self.cancelTask(task_id, waiting_only)
             with self._lock:
                 client.answer(lane, serial, answer)
         return bool(answer)
@@ -247,7 +253,7 @@ class ClientDesk:
 
     # --- made by `TaskManager` --------------------------------------------------------------
 
-    def cancelTask(self, task_id: str) -> bool:
+    def cancelTask(self, task_id: str, waiting_only: bool = False) -> bool:
         """See `TaskManager.cancelTask`."""
         raise NotImplementedError
 

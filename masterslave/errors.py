@@ -13,6 +13,8 @@
     |   |-- TaskTimedOut            the task ran past its time limit and was stopped
     |   `-- TaskLost                a task manager that was started again does not know the task
     |-- PayloadError                something cannot be pickled or unpickled
+    |-- FunctionError               a client's function cannot be called on a worker
+    |   `-- InitializerFailed       ... because what was to be called before it has failed
     |-- ResultTimeout               no result within the given time (also a TimeoutError)
     |-- DataNotFound                no stored data item of that name (also a KeyError)
     |-- UnknownProcess              the task manager does not know that process
@@ -153,6 +155,14 @@ class TaskLost(TaskFailure):
 
 class PayloadError(MasterSlaveError):
     """Parameters or a result cannot be pickled or unpickled; the text says what and why."""
+
+
+class FunctionError(MasterSlaveError):
+    """A worker cannot call a client's function; the text says what is missing there."""
+
+
+class InitializerFailed(FunctionError):
+    """An executor's initializer raised in a worker."""
 
 
 class ResultTimeout(MasterSlaveError, TimeoutError):

@@ -409,10 +409,19 @@ class TaskManager(ClientDesk):
         with self._lock:
             return self._queue.outstanding(process_id, tag)
 
-    def cancelTask(self, task_id: str) -> bool:
-        """Take a task back; true if it had not finished. It will give no result."""
+    def taskIsRunning(self, task_id: str) -> bool:
+        """Whether a slave has the task at present."""
         with self._lock:
-            done, holders = self._queue.cancel(task_id)
+            task = self._queue.tasks.get(task_id)
+            return task is not None and task.state is State.RUNNING
+
+    def cancelTask(self, task_id: str, waiting_only: bool = False) -> bool:
+        """Take a task back; true if it had not finished. It will give no result.
+
+        `waiting_only`: not if a slave has it.
+        """
+        with self._lock:
+            done, holders = self._queue.cancel(task_id, waiting_only)
             if done:
                 self._has_cancelled(task_id, holders)
                 self._room.found()

@@ -269,6 +269,10 @@ class MasterProcess:
         self._slaves.reap()
         return self._slaves.launch(self.label, self.address, n, options)
 
+    def numberOfLaunchedSlaves(self) -> int:
+        """How many of the slaves that `launchSlaveJobs` has started have not ended."""
+        return self._slaves.living()
+
     @property
     def address(self) -> str:
         """``host:port`` at which a slave on this machine reaches the task manager."""
@@ -503,12 +507,15 @@ class MasterProcess:
                 raise TaskRaisedException(
                     delivery.task_id, delivery.tag, error, f"the result arrived, but {error}"
                 ) from error
-        exception: BaseException
-        if delivery.outcome == Outcome.EXCEPTION:
-            exception = self._codec.decode_exception(delivery.frame, delivery.detail)
-        else:
-            exception = _FAILURES[delivery.outcome](delivery.detail)
+        exception = failure_of(self._codec, delivery)
         raise TaskRaisedException(delivery.task_id, delivery.tag, exception, delivery.detail)
+
+
+def failure_of(codec: payload.Codec, delivery: Delivery) -> BaseException:
+    """Why a task failed: the handler's exception, or what stands for it."""
+    if delivery.outcome == Outcome.EXCEPTION:
+        return codec.decode_exception(delivery.frame, delivery.detail)
+    return _FAILURES[delivery.outcome](delivery.detail)
 
 
 def _joined(

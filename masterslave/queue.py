@@ -678,8 +678,8 @@ class TaskQueue:
         held = self._let_go(process)
         return [self._reschedule(task) for task in reversed(held)]
 
-    def cancel(self, task_id: str) -> tuple[bool, list[int]]:
-        """The client takes a task back.
+    def cancel(self, task_id: str, waiting_only: bool = False) -> tuple[bool, list[int]]:
+        """The client takes a task back; with `waiting_only` none that a slave has.
 
         Gives whether it could (it had not finished), and the slaves that run it, to be told.
         Raises `UnknownTask` for an id that was never given out.
@@ -689,7 +689,7 @@ class TaskQueue:
             if not self._was_given_out(task_id):
                 raise UnknownTask(f"no task {task_id!r} was ever requested here")
             return False, []
-        if task.state not in _LIVE:
+        if task.state not in _LIVE or (waiting_only and task.state is State.RUNNING):
             return False, []
         holders = [task.holder, task.former] if task.state is State.RUNNING else []
         self._move(task, Event.CANCEL)

@@ -24,6 +24,9 @@ Piece = bytes | bytearray | memoryview
 #: A pickled value, in pieces; `payload` says how. Of any size.
 Frame = list[Piece]
 
+#: The tag of tasks that call a client's function; every slave handles it. No handler's name.
+CALL_TAG = "function-call"
+
 #: Stands for a frame that is not in memory: it rests in the journal. Compared with ``is``.
 AT_REST: Frame = []
 

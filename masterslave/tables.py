@@ -12,7 +12,7 @@ from rich.text import Text
 
 from masterslave.attempts import headline
 from masterslave.diagnosis import explain, situation
-from masterslave.records import Outcome
+from masterslave.records import CALL_TAG, Outcome
 from masterslave.units import format_duration
 
 _ENDLESS = 100_000  # columns
@@ -80,7 +80,8 @@ def _print_processes(console: Console, status: Mapping[str, Any]) -> None:
     for master in status["masters"]:
         table.add_row("master", Text(master["info"]))
     for slave in status["slaves"]:
-        tags = "(starting)" if slave["tags"] is None else ", ".join(slave["tags"])
+        own = [tag for tag in slave["tags"] or () if tag != CALL_TAG]  # which all handle
+        tags = "(starting)" if slave["tags"] is None else ", ".join(own) or "clients' functions"
         cells = [str(slave[name]) for name in ("workers", "holds", "finished")]
         if limited:
             cells.append(format_duration(slave["left_s"]) if "left_s" in slave else "")

@@ -18,8 +18,9 @@ LAYERS = {
     1: "queue lines liveness pace payload pieces unpicklable proofs diagnosis dispatch disturbance "
     "lifetime roster stragglers scheduler attempts clients sharing",
     2: "manager desk room outbox waiters watchdog journal ledger stores.*",
-    3: "transports.* launchers.* naming keyfile pipe slavecode tables memory shared",
-    4: "worker workerprocess uplink supervisor slave master service attached",
+    3: "transports.* launchers.* naming keyfile pipe slavecode tables memory shared functions "
+    "calls",
+    4: "worker workerprocess uplink supervisor slave master service attached executor",
     5: "jobs cli commands.* __init__ __main__",
 }
 

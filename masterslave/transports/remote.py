@@ -60,6 +60,7 @@ REMOTE_METHODS = frozenset(
         "storeItems",
         "storeResult",
         "submitTasks",
+        "taskIsRunning",
         "terminate",
         "unregisterProcess",
         "withdrawTask",
@@ -169,6 +170,7 @@ _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda value: _is_number(value, MIN_WEIGHT, MAX_WEIGHT)),
         f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}",
     ),
+    "waiting_only": ((lambda value: isinstance(value, bool)), "True or False"),
     "while_outstanding": ((lambda value: isinstance(value, bool)), "True or False"),
 }
 
