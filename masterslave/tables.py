@@ -55,9 +55,9 @@ def print_status(status: Mapping[str, Any], *, verbose: bool) -> None:
             _print_tags(console, status)
         console.print()
         _print_processes(console, status)
-        if status["clients"]:
+        if clients := status.get("clients"):
             console.print()
-            _print_clients(console, status["clients"])
+            _print_clients(console, clients)
     for reason in explain(situation(status)):
         console.print(Text(f"! {reason}", style="yellow"))
 
