@@ -81,6 +81,8 @@ class Codec:
     `main_id` identifies the script that is this process's ``__main__``: None where there is none
     (interactive), or where peers may run another one. `shared_main` says that every peer runs the
     same script, which allows the fastest way. `memory` takes large buffers, if it is given.
+    `modules_by_value`: there are modules (`cloudpickle.register_pickle_by_value`) that peers cannot
+    import, so that nothing may be pickled the fast way.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class Codec:
         *,
         shared_main: bool = False,
         memory: Memory | None = None,
+        modules_by_value: bool = False,
     ) -> None:
         self.main_id = main_id
+        self.modules_by_value = modules_by_value
         self.shared_main = shared_main
         self.memory = memory
 
@@ -117,7 +121,8 @@ class Codec:
             by_value = not self.shared_main and any(map(_names_main, head))
         except Exception:
             by_value = True  # a lambda, a closure, a local class
-        if by_value:  # or the receiver may not have what is named of this script
+        # Or the receiver may not have what is named of this script, or of such a module.
+        if by_value or self.modules_by_value:
             head.clear()
             buffers.clear()
             try:

@@ -9,6 +9,7 @@
                    +------reschedule-----+
                    +--due-- DEFERRED <---+  (a retry with back-off; a late result ends it as well)
     WAITING | DEFERRED | RUNNING --cancel--> CANCELLED (gone: it is never delivered)
+    RESULT | ... --drop--> CANCELLED  (its client is gone for good)
 
     from the journal of an earlier run:
     PARKED --claim--> WAITING | RUNNING | RESULT | ..., as far as the task had come
@@ -23,7 +24,8 @@ result of any attempt wins, later ones are dropped and counted in `dropped`.
 
 A parked task has a place in the journal, and no client yet. What happens to it meanwhile (a slave
 that outlived the earlier run still has it, hands its result in, or is lost) is noted in the task;
-when a request with its identity claims it, it enters the state that this amounts to.
+when a request with its identity claims it, it enters the state that this amounts to. One whose
+request says by its `TaskOptions.origin` which client it came from is kept for that client first.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from masterslave.errors import IllegalTransition, UnknownTask
-from masterslave.lines import FinishedLine, WaitingLines
+from masterslave.lines import FinishedLine
 from masterslave.records import (
     AT_REST,
     LOST,
@@ -47,6 +49,7 @@ from masterslave.records import (
     TaskOptions,
     frame_bytes,
 )
+from masterslave.sharing import SharedLines
 
 
 class State(str, Enum):
@@ -80,6 +83,7 @@ class Event(str, Enum):
     OUT_OF_MEMORY = "out_of_memory"
     TIME_OUT = "time_out"
     CANCEL = "cancel"
+    DROP = "drop"  # nobody will take it any more
     DELIVER = "deliver"
 
 
@@ -112,6 +116,12 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.CRASHED, Event.DELIVER): State.DELIVERED,
     (State.OUT_OF_MEMORY, Event.DELIVER): State.DELIVERED,
     (State.TIMED_OUT, Event.DELIVER): State.DELIVERED,
+    (State.PARKED, Event.DROP): State.CANCELLED,  # its client has had it from the run before
+    (State.RESULT, Event.DROP): State.CANCELLED,
+    (State.EXCEPTION, Event.DROP): State.CANCELLED,
+    (State.CRASHED, Event.DROP): State.CANCELLED,
+    (State.OUT_OF_MEMORY, Event.DROP): State.CANCELLED,
+    (State.TIMED_OUT, Event.DROP): State.CANCELLED,
 }
 
 FINISHED = frozenset(
@@ -226,7 +236,8 @@ class TaskQueue:
         self.parameter_bytes = 0  # in memory, of tasks that have not finished
         self.result_bytes = 0  # in memory, of tasks that have
         self._parked: dict[bytes, deque[Task]] = {}  # identity -> tasks in order of request
-        self._lines = WaitingLines[Task]()
+        self._owned: dict[str, deque[tuple[bytes, Task]]] = {}  # client's token -> identity, task
+        self._lines = SharedLines[Task]()
         self._deferred: list[tuple[float, int, Task]] = []  # a heap: due time, ticket, task
         self._held: dict[int, _Held] = {}  # by process id
         # Of each lost process: tasks that count it as a crash, with attempt and story.
@@ -247,7 +258,7 @@ class TaskQueue:
         self._counts[State.WAITING][tag] += 1
         mine = self._clients.get(client) or self._client(client)
         mine.outstanding[tag] += 1
-        self._lines.join(task, tag, options.priority)
+        self._lines.join(task, client, tag, options.priority)
         return task
 
     def park(self, number: int, tag: str, identity: bytes, options: TaskOptions) -> Task:
@@ -262,7 +273,10 @@ class TaskQueue:
         self.tasks[task.id] = task
         self._counts[State.PARKED][tag] += 1
         self._counts[State.WAITING][tag] += 0  # the tag is known
-        self._parked.setdefault(identity, deque()).append(task)
+        if options.origin is None:
+            self._parked.setdefault(identity, deque()).append(task)
+        else:
+            self._owned.setdefault(options.origin[0], deque()).append((identity, task))
         return task
 
     def number_used(self, number: int) -> None:
@@ -317,35 +331,106 @@ class TaskQueue:
 
         Gives that task, with the id that it has had all along; None: it is a new one.
         """
+        task = self._next_parked(identity, options)
+        if task is not None:
+            self._claim(client, task, frame, options)
+        return task
+
+    def _next_parked(self, identity: bytes, options: TaskOptions) -> Task | None:
+        """The parked task that a request takes up: the one that came of it, or an equal one."""
+        if options.origin is not None:
+            owned = self._owned.get(options.origin[0])
+            if owned and owned[0][1].options.origin == options.origin:
+                return owned.popleft()[1]
         line = self._parked.get(identity)
         if not line:
             return None
         task = line.popleft()
         if not line:
             del self._parked[identity]
+        return task
+
+    def _claim(self, client: int, task: Task, frame: Frame, options: TaskOptions) -> None:
         task.client = client
         task.options = options
         self._client(client).outstanding[task.tag] += 1
         if task.outcome:
             self._move(task, _OUTCOME_EVENTS[task.outcome])
             self._enqueue_finished(task)
-            return task
+            return
         task.frame = frame
         task.size = frame_bytes(frame)
-        self.parameter_bytes += task.size
+        self.parameter_bytes += _in_memory(task)
         if task.holder is not None:
             self._move(task, Event.ADOPT)
         else:
             self._move(task, Event.CLAIM)
-            self._lines.join(task, task.tag, options.priority)
-        return task
+            self._lines.join(task, client, task.tag, options.priority)
+
+    def reclaim(
+        self, client: int, token: str, outstanding: Collection[str], answered: int
+    ) -> list[str]:
+        """A client of an earlier run is back: its tasks of that run are its own again.
+
+        `token`: by which its requests are known. `outstanding`: the ids of the tasks that it waits
+        for. `answered`: the number of the last of its requests of which it knows the ids. What came
+        of earlier ones and is not outstanding it has had. Gives the ids that are unknown here.
+        """
+        wanted = set(outstanding)
+        left: deque[tuple[bytes, Task]] = deque()
+        for identity, task in self._owned.pop(token, ()):
+            origin = task.options.origin
+            if task.id in wanted:
+                self._claim(client, task, AT_REST, task.options)
+            elif origin is not None and origin[1] > answered:
+                left.append((identity, task))  # to be claimed by that request, made again
+            else:
+                self._unhold(task)
+                self._move(task, Event.DROP)
+                del self.tasks[task.id]
+                self._counts[task.state][task.tag] -= 1
+        if left:
+            self._owned[token] = left
+        tasks = self.tasks
+        return [one for one in outstanding if one not in tasks or tasks[one].client != client]
+
+    def owners(self) -> list[str]:
+        """The tokens of the clients of an earlier run that have not come back."""
+        return list(self._owned)
+
+    def disown(self, token: str) -> None:
+        """A client of an earlier run does not come back: an equal request takes up its tasks."""
+        for identity, task in self._owned.pop(token, ()):
+            self._parked.setdefault(identity, deque()).append(task)
+
+    def drop_client(self, client: int) -> list[tuple[Task, list[int]]]:
+        """A client is gone for good, and nobody will take its results.
+
+        Gives its tasks that had not finished, each with the slaves that run it, to be told.
+        """
+        cancelled = []
+        for task in [task for task in self.tasks.values() if task.client == client]:
+            if task.state in _LIVE:
+                cancelled.append((task, self.cancel(task.id)[1]))
+            elif task.state in FINISHED:
+                self._move(task, Event.DROP)
+                self._forget(task)
+                self.result_bytes -= _in_memory(task)
+                task.frame = AT_REST
+        self._clients.pop(client, None)
+        self._lines.forget(client)
+        return cancelled
+
+    def weigh(self, client: int, weight: float) -> None:
+        """The client's share of the slaves, where that of others is 1."""
+        self._lines.weigh(client, weight)
 
     def peek(self, tags: Collection[str]) -> Task | None:
         """The task that `hand_out` would hand to a slave with these tags, or None."""
         while (task := self._lines.first(tags)) is not None:
             if task.state is State.WAITING:
                 return task
-            self._lines.leave(task.tag)  # finished or cancelled while it stood in line
+            self._lines.leave(task.client, task.tag)  # finished or cancelled while it stood in line
         return None
 
     def hand_out(self, process: int, tags: Collection[str]) -> Assignment | None:
@@ -372,7 +457,7 @@ class TaskQueue:
         run: list[Assignment] = []
         size = task.size
         while True:
-            lines.leave(tag)
+            lines.serve(task.client, tag)
             task.state = running
             task.attempt += 1
             task.started = False
@@ -564,7 +649,7 @@ class TaskQueue:
             tasks.append(heapq.heappop(self._deferred)[2])
             self._move(tasks[-1], Event.FALL_DUE)
         for task in reversed(tasks):  # each goes to the head: who was due first stands first
-            self._lines.join_at_head(task, task.tag, task.options.priority)
+            self._lines.join_at_head(task, task.client, task.tag, task.options.priority)
         return [Effect("due", task) for task in tasks]
 
     def lose(self, process: int, story: str, could_run: int) -> list[Effect]:
@@ -593,8 +678,8 @@ class TaskQueue:
         held = self._let_go(process)
         return [self._reschedule(task) for task in reversed(held)]
 
-    def cancel(self, task_id: str) -> tuple[bool, list[int]]:
-        """The client takes a task back.
+    def cancel(self, task_id: str, waiting_only: bool = False) -> tuple[bool, list[int]]:
+        """The client takes a task back; with `waiting_only` none that a slave has.
 
         Gives whether it could (it had not finished), and the slaves that run it, to be told.
         Raises `UnknownTask` for an id that was never given out.
@@ -604,7 +689,7 @@ class TaskQueue:
             if not self._was_given_out(task_id):
                 raise UnknownTask(f"no task {task_id!r} was ever requested here")
             return False, []
-        if task.state not in _LIVE:
+        if task.state not in _LIVE or (waiting_only and task.state is State.RUNNING):
             return False, []
         holders = [task.holder, task.former] if task.state is State.RUNNING else []
         self._move(task, Event.CANCEL)
@@ -671,6 +756,22 @@ class TaskQueue:
             return 0
         return mine.outstanding[tag] if tag is not None else mine.outstanding.total()
 
+    def by_client(self) -> dict[int, tuple[int, int, int]]:
+        """Of each client that has tasks: how many wait, run, and have finished.
+
+        Costs as much as there are running tasks.
+        """
+        running = Counter(
+            task.client for held in self._held.values() for task in held.tasks.values()
+        )
+        rows = {}
+        for client, mine in self._clients.items():
+            outstanding, finished = mine.outstanding.total(), len(mine.finished)
+            if outstanding:
+                runs = running[client]
+                rows[client] = max(0, outstanding - finished - runs), runs, finished
+        return rows
+
     def next_due(self) -> float | None:
         """When the next retry is due; None when none is deferred."""
         while self._deferred:
@@ -717,7 +818,7 @@ class TaskQueue:
         task.started = False
         if task.state is not State.PARKED:
             self._move(task, Event.RESCHEDULE)
-            self._lines.join_at_head(task, task.tag, task.options.priority)
+            self._lines.join_at_head(task, task.client, task.tag, task.options.priority)
         return Effect("rescheduled", task, None, setback)
 
     def _retry(self, task: Task, now: float) -> Effect:
