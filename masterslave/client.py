@@ -22,7 +22,7 @@ from masterslave.errors import SettingsError
 from masterslave.executor import ClusterExecutor
 from masterslave.identities import call_identity
 from masterslave.keyfile import load_key
-from masterslave.payload import describe
+from masterslave.payload import Codec, describe
 from masterslave.records import CALL_TAG, Delivery, Frame, Outcome
 from masterslave.settings import Settings
 from masterslave.stores.results import ResultStore, StoredResult
@@ -34,6 +34,9 @@ DEFAULT_LABEL = "cluster"
 
 #: Results that are put on disk together. Larger: the first of them waits for the others.
 _GROUP = 200
+
+#: Pieces of a frame in which classes may be described, not data of arrays.
+_SMALL_BYTES = 1 << 20
 
 Callback = Callable[[int, Any], object]
 
@@ -90,6 +93,7 @@ class ClientThread:
         self._options = options
         self._store_path = store
         self._store: ResultStore | None = None
+        self._codec = Codec(shared_main=True)
         self._disk = threading.Lock()  # for the store
         self._executor: ClusterExecutor | None = None
         self._view: Any = None
@@ -253,7 +257,7 @@ class ClientThread:
         if self._store is None:
             return
         new = [
-            StoredResult(one.job.identity, one.job.name, one.delivery.frame)
+            StoredResult(one.job.identity, one.job.name, self._lasting(one.delivery.frame))
             for one in arrivals
             if one.is_new and one.delivery.outcome == Outcome.RESULT
         ]
@@ -263,6 +267,16 @@ class ClientThread:
                     self._store.keep(new)
             except Exception as error:  # they are handed over all the same
                 self._failed(error)
+
+    def _lasting(self, frame: Frame) -> Frame:
+        """The result as the next run of this program understands it.
+
+        By value, a class of the script would be another class then.
+        """
+        small = (bytes(piece) for piece in frame if len(piece) <= _SMALL_BYTES)
+        if not any(b"cloudpickle" in piece for piece in small):
+            return frame
+        return self._codec.encode(self._codec.decode(frame), "result")
 
     def _hand_over(self, arrival: _Arrival) -> None:
         assert self._executor is not None

@@ -70,6 +70,10 @@ _MAP_BATCH = 200
 #: Between two looks at the slaves of an executor of its own. Larger: their loss shows later.
 _LOOK_S = 1.0
 
+#: Workers of its own look so long for an executor whose program has died: it does not come back.
+#: Larger: they are left behind for that time. Smaller: a machine that stands still ends them.
+_GONE_S = 5.0
+
 #: Slaves of its own that end one after the other without a result, until the executor gives up.
 _FAILED_SLAVES = 3
 
@@ -671,7 +675,7 @@ class ClusterExecutor(_View):
 
 def _own_master() -> MasterProcess:
     """A master for local workers, that nobody else is to find."""
-    settings = replace(Settings.from_environment(), host="127.0.0.1", port=0)
+    settings = replace(Settings.from_environment(), host="127.0.0.1", port=0, master_gone_s=_GONE_S)
     label = f"executor-{os.getpid()}-{secrets.token_hex(4)}"
     code = {**slavecode.functions_record(), "shared_main": False}
     with circumstances(Circumstances(code)):
