@@ -39,7 +39,9 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     }
     # Slaves that come before any client has code for them call clients' functions.
     data = {slavecode.DEFAULT_NAME: slavecode.functions_record()}
-    service = Service(options.label, settings, journal=options.journal, data=data)
+    service = Service(
+        options.label, settings, journal=options.journal, keep=options.keep, data=data
+    )
     try:
         for number in before:
             signal.signal(number, on_signal)
