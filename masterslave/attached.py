@@ -81,11 +81,18 @@ class RemoteManager:
     They raise `ConnectionFailed` when it has been gone for `master_gone_s` seconds.
     """
 
-    def __init__(self, label: str, connect: Callable[[], Link], settings: Settings) -> None:
+    def __init__(
+        self,
+        label: str,
+        connect: Callable[[], Link],
+        settings: Settings,
+        weight: float = 1.0,
+    ) -> None:
         """Attach this process. Raises `ConnectionFailed` and its kin as `connect` does."""
         self.label = label
         self._connect = connect
         self._settings = settings
+        self._weight = weight
         self._info = ProcessInfo(
             getMachineInfo(), os.getpid(), platform.node(), 0, secrets.token_hex(16)
         )
@@ -94,6 +101,7 @@ class RemoteManager:
         self._generation = 0  # number of the registration; 0: not attached at present
         self._trouble: MasterSlaveError | None = None  # why nothing will come any more
         self._closing = False
+        self._look = False  # whether the receiver is to try its connection at once
         self._answered = 0  # the last request whose tasks are known
         self._tags: dict[str, str] = {}  # of the tasks that are outstanding there, by id
         self._outstanding: Counter[str] = Counter()  # by tag: not yet taken by our caller
@@ -313,8 +321,13 @@ class RemoteManager:
                 self._changed.notify_all()
 
     def wait_for_news(self, generation: int, timeout_s: float) -> None:
-        """Wait until the client was attached anew, but not for long."""
+        """A call's connection broke: wait until the client was attached anew, but not for long.
+
+        The receiver is to look whether its own is still there.
+        """
         with self._changed:
+            self._look = True
+            self._changed.notify_all()
             self._changed.wait_for(
                 lambda: self._closing or self._generation != generation, timeout_s
             )
@@ -346,7 +359,9 @@ class RemoteManager:
                 self._changed.wait_for(self._is_wanted, _PING_S)
             if self._closing:
                 return False
-            wanted, process_id, generation = self._waiting, self._process_id, self._generation
+            wanted = self._waiting and not self._look
+            self._look = False
+            process_id, generation = self._process_id, self._generation
         try:
             if self._link is None:
                 self._link = self._connect()
@@ -370,7 +385,7 @@ class RemoteManager:
         return True
 
     def _is_wanted(self) -> bool:
-        return bool(self._waiting or self._closing or not self._generation)
+        return bool(self._waiting or self._closing or self._look or not self._generation)
 
     def _unpack(self, parcel: int, contents: Sequence[Any]) -> None:
         """Results have come; the same parcel may come twice."""
@@ -391,8 +406,9 @@ class RemoteManager:
             outstanding, answered = list(self._tags), self._answered
             items = dict(self._items)
         process_id, generation, missing = self._link.call(
-            "attachClient", list(self._info), _PING_S, self._process_id, outstanding, answered
-        )
+            "attachClient", list(self._info), _PING_S, self._process_id, outstanding, answered,
+            self._weight,
+        )  # fmt: skip
         if items:
             self._link.call("storeItems", process_id, generation, items)
         with self._changed:
@@ -450,11 +466,13 @@ class _Lane:
         self._number = number
         self._lock = threading.Lock()
         self._serial = 0
+        self._pause_s = _RETRY_FROM_S
         self._link: Link | None = None
 
     def call(self, method: str, *args: Any) -> Any:
         """A call that may be carried out twice without harm."""
         with self._lock:
+            self._pause_s = _RETRY_FROM_S
             while True:
                 _, generation = self._home.identity()
                 try:
@@ -465,6 +483,7 @@ class _Lane:
     def identified(self, method: str, *args: Any) -> Any:
         """The same, with the client's identity before the arguments."""
         with self._lock:
+            self._pause_s = _RETRY_FROM_S
             while True:
                 process_id, generation = self._home.identity()
                 try:
@@ -482,6 +501,7 @@ class _Lane:
         with self._lock:
             self._serial += 1
             numbers = self._number, self._serial
+            self._pause_s = _RETRY_FROM_S
             while True:
                 process_id, generation = self._home.identity()
                 try:
@@ -509,7 +529,8 @@ class _Lane:
     def _broke(self, error: ConnectionFailed, generation: int) -> None:
         log.debug("a call's connection broke: %s", error)
         self._drop()
-        self._home.wait_for_news(generation, _RETRY_TO_S)
+        self._home.wait_for_news(generation, self._pause_s)
+        self._pause_s = min(_RETRY_TO_S, 2 * self._pause_s)
 
     def _drop(self) -> None:
         if self._link is not None:
@@ -523,7 +544,12 @@ class Attachment:
     is_named = True  # slaves that are launched here may ask for it by its label
 
     def __init__(
-        self, label: str, settings: Settings, master_host: str | None, code: Any = None
+        self,
+        label: str,
+        settings: Settings,
+        master_host: str | None,
+        code: Any = None,
+        weight: float = 1.0,
     ) -> None:
         """Join it. Raises `ConnectionFailed` when it cannot be found or reached.
 
@@ -542,7 +568,7 @@ class Attachment:
             return link
 
         self.address = ""
-        self.manager = RemoteManager(label, connect, settings)
+        self.manager = RemoteManager(label, connect, settings, weight)
         if code is not None:
             try:
                 self.manager.storeData(**{DATA_NAME: code})

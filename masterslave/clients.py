@@ -10,7 +10,7 @@ Pure: time is an argument, in seconds of any steady clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from masterslave.records import Delivery
@@ -18,12 +18,16 @@ from masterslave.records import Delivery
 #: A client's calls are made one after the other in each of so many lanes at most.
 LANES = 8
 
+#: Smallest and largest weight of a client. Beyond: one that has no turn in any useful time.
+MIN_WEIGHT, MAX_WEIGHT = 1e-3, 1e3
+
 
 class Client:
     """One attached client."""
 
     def __init__(self, process_id: int) -> None:
         self.id = process_id
+        self.machine = ""  # which process it is, in words
         self.lost_at: float | None = None  # None: it is there
         self.parcel = 0  # number of the last parcel of results
         self.contents: list[Delivery] = []  # of that parcel, until it is known to have arrived
@@ -67,12 +71,13 @@ class Clients:
         self._grace_s = grace_s
         self._clients: dict[int, Client] = {}
 
-    def enter(self, process_id: int) -> Client:
+    def enter(self, process_id: int, machine: str) -> Client:
         """A client has attached itself, or is back."""
         client = self._clients.get(process_id)
         if client is None:
             client = self._clients[process_id] = Client(process_id)
         client.lost_at = None
+        client.machine = machine
         return client
 
     def find(self, process_id: int) -> Client | None:
@@ -101,9 +106,19 @@ class Clients:
             if client.lost_at is not None and now - client.lost_at >= self._grace_s
         ]
 
-    def awaited(self) -> list[int]:
-        """The clients that were lost and may come back."""
-        return [client.id for client in self._clients.values() if client.lost_at is not None]
+    def rows(self, counts: Mapping[int, tuple[int, int, int]], now: float) -> list[dict[str, Any]]:
+        """What ``task_manager LABEL`` shows of them; `counts`: as `TaskQueue.by_client`."""
+        rows = []
+        for client in self._clients.values():
+            waiting, running, finished = counts.get(client.id, (0, 0, 0))
+            row: dict[str, Any] = {"id": client.id, "info": client.machine}
+            row.update(waiting=waiting, running=running, finished=finished)
+            if client.lost_at is not None:
+                row["lost_s"] = now - client.lost_at
+                if self._grace_s is not None:
+                    row["dropped_in_s"] = max(0.0, self._grace_s - row["lost_s"])
+            rows.append(row)
+        return rows
 
     def unused(self, names: Iterable[str]) -> list[str]:
         """Those of these data items that none of the clients here has stored."""

@@ -63,22 +63,27 @@ class ClientDesk:
         resume: int | None = None,
         outstanding: Sequence[str] = (),
         answered: int = 0,
+        weight: float = 1.0,
     ) -> list[Any]:
         """A client joins, or comes back after it or this task manager was gone.
 
         `info`: a `ProcessInfo`, whose token is the client's own secret. `watchdog_period`: seconds
         between its signs of life. `resume`: the process id it had. `outstanding`: ids of the tasks
-        that it waits for. `answered`: number of the last of its requests that was answered. Gives
-        its process id, the number of this registration, and the ids of those tasks that are not
-        known here, of which no result will come.
+        that it waits for. `answered`: number of the last of its requests that was answered.
+        `weight`: its share of the slaves, where that of others is 1. Gives its process id, the
+        number of this registration, and the ids of those tasks that are not known here, of which no
+        result will come.
         """
         record = as_process_info(info)
         with self._lock:
             if self._terminated:
                 raise TaskManagerTermination("the task manager has ended")
             member = self._roster.join(record, watchdog_period, resume, self._clock())
-            self._clients.enter(member.id)
+            client = self._clients.enter(member.id, record.machine)
+            self._queue.weigh(member.id, weight)
             missing = self._queue.reclaim(member.id, record.token, outstanding, answered)
+            on_their_way = {delivery.task_id for delivery in client.contents}
+            missing = [task_id for task_id in missing if task_id not in on_their_way]
             for task_id in outstanding:
                 task = self._queue.tasks.get(task_id)
                 if task is not None and task.state is State.WAITING:

@@ -78,6 +78,14 @@ class WaitingLines(Generic[Item]):
                 winner = queue[1]
         return winner
 
+    def highest(self, tags: Collection[str]) -> int | None:
+        """The priority of what `first` gives; None when there is nothing."""
+        lines = (self._lines.get(tag) for tag in tags)
+        return max((line.priorities[-1] for line in lines if line is not None), default=None)
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
     def leave(self, tag: str) -> None:
         """The first item of that tag leaves the line."""
         line = self._lines[tag]
@@ -117,6 +125,9 @@ class _Fifo(Generic[Result]):
         self._is_taken = is_taken
         self._taken = 0  # about so many were taken elsewhere
 
+    def __len__(self) -> int:
+        return len(self._items) - self._taken
+
     def add(self, item: Result) -> None:
         self._items.append(item)
 
@@ -148,6 +159,9 @@ class FinishedLine(Generic[Result]):
         self._is_taken = is_taken
         self._all = _Fifo[Result]((), is_taken)
         self._by_tag: dict[str, _Fifo[Result]] = {}  # of the tags that were asked for
+
+    def __len__(self) -> int:
+        return len(self._all)
 
     def add(self, item: Result) -> None:
         """An item arrives."""

@@ -587,8 +587,12 @@ class TaskManager(ClientDesk):
                     row["left_s"] = member.left_s(now)
                     row["no_time_for"] = sorted((member.tags or frozenset()) - timely)
                 (slaves if member.is_slave else others).append(row)
+            clients = []
+            if self._clients:
+                clients = self._clients.rows(self._queue.by_client(), now)
             return {
                 "label": self.label,
+                "clients": clients,
                 "active_processes": len(self._roster.present),
                 "masters": others,
                 "slaves": slaves,

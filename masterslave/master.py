@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from masterslave import payload, pieces, shared, slavecode
 from masterslave.attached import Attachment, RemoteManager
 from masterslave.chaos import Chaos
+from masterslave.clients import MAX_WEIGHT, MIN_WEIGHT
 from masterslave.errors import (
     DataNotFound,
     PayloadError,
@@ -138,6 +139,7 @@ class MasterProcess:
         journal: str | PathLike[str] | None = None,
         attach: bool = False,
         master_host: str | None = None,
+        weight: float = 1.0,
     ) -> None:
         """Create the task manager and make it known; or, with `attach`, join one that is there.
 
@@ -153,8 +155,10 @@ class MasterProcess:
 
         `attach`: join the task manager that ``task_manager serve LABEL`` runs, as one of its
         clients, instead of creating one. `master_host`: its ``host`` or ``host:port``; None finds
-        it by its label. All methods are the same; what concerns the task manager as a whole is the
-        business of who serves it. Raises `ConnectionFailed` or a subclass when it is not there.
+        it by its label. `weight`: how many tasks of this client are handed out for each one of a
+        client with weight 1, while both have some waiting. All methods are the same; what concerns
+        the task manager as a whole is the business of who serves it. Raises `ConnectionFailed` or
+        a subclass when it is not there.
         """
         check_label(label)
         self.label = label
@@ -164,7 +168,9 @@ class MasterProcess:
         code = given.code
         self._service: Service | Attachment
         if attach or master_host is not None:
-            self._service = _joined(label, self.settings, code, attach, master_host, journal)
+            self._service = _joined(
+                label, self.settings, code, attach, master_host, journal, weight
+            )
         else:
             self._service = Service(
                 label,
@@ -519,6 +525,7 @@ def _joined(
     attach: bool,
     master_host: str | None,
     journal: str | PathLike[str] | None,
+    weight: float,
 ) -> Attachment:
     """A task manager that is there already."""
     if not attach:
@@ -535,7 +542,15 @@ def _joined(
             f"journal={os.fspath(journal)!r}: is kept by the task manager that is joined: "
             "task_manager serve LABEL --journal FILE"
         )
-    return Attachment(label, settings, master_host, code)
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, (int, float))
+        or not (MIN_WEIGHT <= weight <= MAX_WEIGHT)
+    ):
+        raise SettingsError(
+            f"weight={weight!r}: must be a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}"
+        )
+    return Attachment(label, settings, master_host, code, weight)
 
 
 def _state_id(frames: Mapping[str, Frame]) -> int:

@@ -37,7 +37,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from masterslave.errors import IllegalTransition, UnknownTask
-from masterslave.lines import FinishedLine, WaitingLines
+from masterslave.lines import FinishedLine
 from masterslave.records import (
     AT_REST,
     LOST,
@@ -49,6 +49,7 @@ from masterslave.records import (
     TaskOptions,
     frame_bytes,
 )
+from masterslave.sharing import SharedLines
 
 
 class State(str, Enum):
@@ -236,7 +237,7 @@ class TaskQueue:
         self.result_bytes = 0  # in memory, of tasks that have
         self._parked: dict[bytes, deque[Task]] = {}  # identity -> tasks in order of request
         self._owned: dict[str, deque[tuple[bytes, Task]]] = {}  # client's token -> identity, task
-        self._lines = WaitingLines[Task]()
+        self._lines = SharedLines[Task]()
         self._deferred: list[tuple[float, int, Task]] = []  # a heap: due time, ticket, task
         self._held: dict[int, _Held] = {}  # by process id
         # Of each lost process: tasks that count it as a crash, with attempt and story.
@@ -257,7 +258,7 @@ class TaskQueue:
         self._counts[State.WAITING][tag] += 1
         mine = self._clients.get(client) or self._client(client)
         mine.outstanding[tag] += 1
-        self._lines.join(task, tag, options.priority)
+        self._lines.join(task, client, tag, options.priority)
         return task
 
     def park(self, number: int, tag: str, identity: bytes, options: TaskOptions) -> Task:
@@ -364,7 +365,7 @@ class TaskQueue:
             self._move(task, Event.ADOPT)
         else:
             self._move(task, Event.CLAIM)
-            self._lines.join(task, task.tag, options.priority)
+            self._lines.join(task, client, task.tag, options.priority)
 
     def reclaim(
         self, client: int, token: str, outstanding: Collection[str], answered: int
@@ -417,14 +418,19 @@ class TaskQueue:
                 self.result_bytes -= _in_memory(task)
                 task.frame = AT_REST
         self._clients.pop(client, None)
+        self._lines.forget(client)
         return cancelled
+
+    def weigh(self, client: int, weight: float) -> None:
+        """The client's share of the slaves, where that of others is 1."""
+        self._lines.weigh(client, weight)
 
     def peek(self, tags: Collection[str]) -> Task | None:
         """The task that `hand_out` would hand to a slave with these tags, or None."""
         while (task := self._lines.first(tags)) is not None:
             if task.state is State.WAITING:
                 return task
-            self._lines.leave(task.tag)  # finished or cancelled while it stood in line
+            self._lines.leave(task.client, task.tag)  # finished or cancelled while it stood in line
         return None
 
     def hand_out(self, process: int, tags: Collection[str]) -> Assignment | None:
@@ -451,7 +457,7 @@ class TaskQueue:
         run: list[Assignment] = []
         size = task.size
         while True:
-            lines.leave(tag)
+            lines.serve(task.client, tag)
             task.state = running
             task.attempt += 1
             task.started = False
@@ -643,7 +649,7 @@ class TaskQueue:
             tasks.append(heapq.heappop(self._deferred)[2])
             self._move(tasks[-1], Event.FALL_DUE)
         for task in reversed(tasks):  # each goes to the head: who was due first stands first
-            self._lines.join_at_head(task, task.tag, task.options.priority)
+            self._lines.join_at_head(task, task.client, task.tag, task.options.priority)
         return [Effect("due", task) for task in tasks]
 
     def lose(self, process: int, story: str, could_run: int) -> list[Effect]:
@@ -750,6 +756,22 @@ class TaskQueue:
             return 0
         return mine.outstanding[tag] if tag is not None else mine.outstanding.total()
 
+    def by_client(self) -> dict[int, tuple[int, int, int]]:
+        """Of each client that has tasks: how many wait, run, and have finished.
+
+        Costs as much as there are running tasks.
+        """
+        running = Counter(
+            task.client for held in self._held.values() for task in held.tasks.values()
+        )
+        rows = {}
+        for client, mine in self._clients.items():
+            outstanding, finished = mine.outstanding.total(), len(mine.finished)
+            if outstanding:
+                runs = running[client]
+                rows[client] = max(0, outstanding - finished - runs), runs, finished
+        return rows
+
     def next_due(self) -> float | None:
         """When the next retry is due; None when none is deferred."""
         while self._deferred:
@@ -796,7 +818,7 @@ class TaskQueue:
         task.started = False
         if task.state is not State.PARKED:
             self._move(task, Event.RESCHEDULE)
-            self._lines.join_at_head(task, task.tag, task.options.priority)
+            self._lines.join_at_head(task, task.client, task.tag, task.options.priority)
         return Effect("rescheduled", task, None, setback)
 
     def _retry(self, task: Task, now: float) -> Effect:

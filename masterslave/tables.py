@@ -55,6 +55,9 @@ def print_status(status: Mapping[str, Any], *, verbose: bool) -> None:
             _print_tags(console, status)
         console.print()
         _print_processes(console, status)
+        if clients := status.get("clients"):
+            console.print()
+            _print_clients(console, clients)
     for reason in explain(situation(status)):
         console.print(Text(f"! {reason}", style="yellow"))
 
@@ -83,6 +86,20 @@ def _print_processes(console: Console, status: Mapping[str, Any]) -> None:
         if limited:
             cells.append(format_duration(slave["left_s"]) if "left_s" in slave else "")
         table.add_row("slave", Text(slave["info"]), *cells, Text(tags))
+    console.print(table)
+
+
+def _print_clients(console: Console, clients: Sequence[Mapping[str, Any]]) -> None:
+    numbers = ("waiting", "running", "finished")
+    table = _table("client", *numbers, "", right=numbers)
+    for client in clients:
+        state = ""
+        if "dropped_in_s" in client:
+            state = f"lost; its tasks are dropped in {format_duration(client['dropped_in_s'])}"
+        elif "lost_s" in client:
+            state = f"lost {format_duration(client['lost_s'])} ago; its tasks are kept"
+        cells = [str(client[name]) for name in numbers]
+        table.add_row(Text(client["info"]), *cells, Text(state))
     console.print(table)
 
 

@@ -86,6 +86,17 @@ def test_a_client_that_comes_back_in_time_finds_its_tasks(
     assert ids(manager.collectResults(process_id, generation, 0, 9, 0.0)[1]) == task_ids[:1]
 
 
+def test_a_parcel_that_was_lost_with_its_connection_comes_again(
+    manager: TaskManager, client: tuple[int, int]
+) -> None:
+    task_ids = submit(manager, client, 1)
+    serve(manager, join(manager))
+    manager.collectResults(*client, 0, 9, 0.0)
+    process_id, generation, missing = attach(manager, "a", client[0], task_ids, 1)
+    assert missing == []
+    assert ids(manager.collectResults(process_id, generation, 0, 9, 0.0)[1]) == task_ids
+
+
 def test_another_ones_token_brings_nobody_elses_tasks(
     manager: TaskManager, client: tuple[int, int]
 ) -> None:

@@ -526,7 +526,8 @@ def line(manager: TaskManager) -> list[Task]:
     """All that stands in line, what has ended meanwhile as well."""
     return [
         task
-        for tag_line in manager._queue._lines._lines.values()
+        for share in manager._queue._lines._waiting.values()
+        for tag_line in share.lines._lines.values()
         for queue in tag_line.by_priority.values()
         for task in list(queue)[1::2]
     ]

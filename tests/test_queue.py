@@ -12,6 +12,7 @@ from masterslave.errors import IllegalTransition, UnknownTask
 from masterslave.lines import WaitingLines
 from masterslave.queue import FINISHED, TRANSITIONS, Effect, Event, State, Task, TaskQueue
 from masterslave.records import AT_REST, Assignment, Completion, Delivery, Outcome, TaskOptions
+from masterslave.sharing import SharedLines
 
 CLIENT, OTHER_CLIENT = 100, 101
 SLAVE, OTHER_SLAVE = 1, 2
@@ -103,6 +104,8 @@ def picture(queue: TaskQueue, *others: Task) -> Any:
             return [plain(item) for item in value]
         if isinstance(value, WaitingLines):
             return [plain(value._lines), value._first, value._last]
+        if isinstance(value, SharedLines):
+            return [plain(getattr(value, name)) for name in ("_waiting", "_now", "_order")]
         if type(value).__module__.startswith("masterslave") and hasattr(value, "__slots__"):
             return [(name, plain(getattr(value, name))) for name in value.__slots__]
         return value

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from masterslave.clients import LANES
+from masterslave.clients import LANES, MAX_WEIGHT, MIN_WEIGHT
 from masterslave.manager import TaskManager
 from masterslave.records import (
     MAX_COUNT,
@@ -49,6 +49,7 @@ REMOTE_METHODS = frozenset(
         "numberOfTasks",
         "outstandingTasks",
         "ping",
+        "repeatStragglers",
         "registerProcess",
         "reportFailure",
         "retrieveData",
@@ -122,6 +123,7 @@ _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "attempt": _COUNT,
     "completions": (_is_list, "a list"),  # each of them: see `as_completion`
     "exception": _FRAME,
+    "factor": ((lambda value: _is_number(value, 1, MAX_S)), "a number of at least 1"),
     "frames": ((lambda value: _is_list(value, is_frame)), "a list of lists of bytes"),
     "generation": _COUNT,
     "held": ((lambda value: _is_list(value, _is_held)), "a list of pairs"),
@@ -163,6 +165,10 @@ _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "watchdog_period": (
         (lambda value: _is_number(value, _SHORTEST_PERIOD_S, MAX_S)),
         "a positive number of seconds",
+    ),
+    "weight": (
+        (lambda value: _is_number(value, MIN_WEIGHT, MAX_WEIGHT)),
+        f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}",
     ),
     "waiting_only": ((lambda value: isinstance(value, bool)), "True or False"),
     "while_outstanding": ((lambda value: isinstance(value, bool)), "True or False"),
