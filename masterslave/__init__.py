@@ -14,7 +14,9 @@ if TYPE_CHECKING:
         AuthenticationError,
         ConnectionFailed,
         DataNotFound,
+        FunctionError,
         IllegalTransition,
+        InitializerFailed,
         LabelInUse,
         LabelUnknown,
         MasterSlaveError,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         ResultTimeout,
         SettingsError,
         SlaveError,
+        TaskLost,
         TaskManagerTermination,
         TaskOutOfMemory,
         TaskRaisedException,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
         UnknownTask,
         WorkerCrashed,
     )
+    from masterslave.executor import BrokenCluster, ClusterExecutor
     from masterslave.hooks import Observer
     from masterslave.jobs import initializeMasterProcess, runJob
     from masterslave.manager import TaskManager
@@ -47,7 +51,9 @@ _HOME = {
             "AuthenticationError",
             "ConnectionFailed",
             "DataNotFound",
+            "FunctionError",
             "IllegalTransition",
+            "InitializerFailed",
             "LabelInUse",
             "LabelUnknown",
             "MasterSlaveError",
@@ -59,6 +65,7 @@ _HOME = {
             "TaskManagerTermination",
             "TaskOutOfMemory",
             "TaskRaisedException",
+            "TaskLost",
             "TaskTimedOut",
             "UnknownProcess",
             "UnknownTask",
@@ -66,6 +73,8 @@ _HOME = {
         ),
         "errors",
     ),
+    "BrokenCluster": "executor",
+    "ClusterExecutor": "executor",
     "GlobalStateValue": "records",
     "MasterProcess": "master",
     "Observer": "hooks",
@@ -80,9 +89,13 @@ _HOME = {
 
 __all__ = [
     "AuthenticationError",
+    "BrokenCluster",
+    "ClusterExecutor",
     "ConnectionFailed",
     "DataNotFound",
+    "FunctionError",
     "GlobalStateValue",
+    "InitializerFailed",
     "IllegalTransition",
     "LabelInUse",
     "LabelUnknown",
@@ -97,6 +110,7 @@ __all__ = [
     "SlaveError",
     "SlaveProcess",
     "TaskManager",
+    "TaskLost",
     "TaskManagerTermination",
     "TaskOutOfMemory",
     "TaskRaisedException",

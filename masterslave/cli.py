@@ -121,6 +121,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     serve.add_argument("label", metavar="LABEL")
     serve.add_argument("--journal", metavar="FILE", help="keep all tasks and results in this file")
     serve.add_argument("--port", type=_port, metavar="N", help="listen on this port")
+    serve.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep the tasks of clients that disappeared until they come back "
+        "(else for MASTERSLAVE_CLIENT_GRACE seconds)",
+    )
     failures = commands.add_parser(
         "failures", parents=[common], help="list the tasks that failed; -v: with tracebacks"
     )

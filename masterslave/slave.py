@@ -116,7 +116,9 @@ def start_loaded(loaded: Any) -> None:
     """Start what a worker has loaded that is not a script; see `slavecode.load`."""
     active = worker.active()
     assert active is not None
-    if isinstance(loaded, Mapping):  # a module's namespace
+    if loaded is None:
+        worker.serve({}, DEFAULT_WATCHDOG_PERIOD, lambda: False)
+    elif isinstance(loaded, Mapping):  # a module's namespace
         SlaveProcess(active.label).start(loaded)
     elif isinstance(loaded[0], SlaveProcess):
         process, handlers = loaded

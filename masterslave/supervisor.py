@@ -38,7 +38,7 @@ from masterslave.errors import SlaveError
 from masterslave.lifetime import Lifetime
 from masterslave.memory import check_supported
 from masterslave.pipe import PipeClosed
-from masterslave.records import Outcome, ProcessInfo, as_completion, getMachineInfo
+from masterslave.records import CALL_TAG, Outcome, ProcessInfo, as_completion, getMachineInfo
 from masterslave.settings import Settings
 from masterslave.transports.base import Link
 from masterslave.transports.disturbed import Disturbed
@@ -283,7 +283,7 @@ class Supervisor:
         self._dispatch.worker_ready(worker.number)
         if self._tags is None:
             self._tags = tags
-            self._uplink.announce(tags, period_s)
+            self._uplink.announce([*tags, CALL_TAG], period_s)
 
     def _reap(self) -> None:
         suspects, self._ended = self._ended, set()

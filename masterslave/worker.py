@@ -21,16 +21,18 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
-from masterslave import shared, slavecode
+from masterslave import calls, shared, slavecode
+from masterslave.calls import Calls
 from masterslave.errors import DataNotFound, PayloadError
 from masterslave.memory import limit_memory
 from masterslave.payload import Codec, Memory, clean
 from masterslave.pipe import PipeClosed, WorkerEnd
 from masterslave.records import (
+    CALL_TAG,
     Assignment,
     Completion,
     Frame,
@@ -65,6 +67,7 @@ class Role(ABC):
         )
         self.started = False  # whether the code has come to that call
         self._values: dict[str, Any] = {}  # global state, unpickled
+        self.calls = Calls(self.fetch, memory)
 
     @abstractmethod
     def prepare(self) -> None:
@@ -131,7 +134,7 @@ class _Worker(Role):
                 if not self._handle(self.pipe.receive()):
                     return
             task = self._tasks.popleft()
-            done = self._run(task, handlers[task.tag])
+            done = self._run(task, None if task.tag == CALL_TAG else handlers[task.tag])
             self.pipe.send(["done", done])
             outcome = done.outcome
             del task, done  # may be gigabytes, and the next task may be late
@@ -154,29 +157,40 @@ class _Worker(Role):
         elif kind == "forget":
             for name in message[1]:
                 self._values.pop(name, None)
+            self.calls.forget(message[1])
         elif kind == "end":
             return False
         return True
 
-    def _run(self, task: Assignment, handler: Callable[..., Any]) -> Completion:
-        """Run one task; whatever it raises becomes its outcome."""
+    def _run(self, task: Assignment, handler: Callable[..., Any] | None) -> Completion:
+        """Run one task; whatever it raises becomes its outcome. `handler`: None for a call."""
+        is_call = handler is None
+        codec = self.calls.codec if is_call else self.codec
+        values: Iterable[Any]
+        named: Mapping[str, Any] = {}
         begin = time.perf_counter()
         try:
-            values = self.parameters(task.frame)
+            if handler is None:
+                handler, values, named = self.calls.prepare(task.frame)
+            else:
+                values = self.parameters(task.frame)
             begin = time.perf_counter()
-            result = handler(*values)
+            result = handler(*values, **named)
             duration_s = time.perf_counter() - begin
             try:
-                frame = self.codec.encode(result, "result", copy=False)  # is sent at once
+                frame = codec.encode(result, "result", copy=False)  # is sent at once
             except PayloadError as error:
                 raise PayloadError(f"the result of task {task.task_id}: {error}") from error
         except (_Leave, PipeClosed):
             raise
         except MemoryError as error:
             self.lift_limit()  # before anything that needs memory, of which there may be none
-            return self._failed(task, error, begin)
+            return self._failed(task, error, begin, codec)
         except BaseException as error:  # SystemExit and KeyboardInterrupt are the task's too
-            return self._failed(task, error, begin)
+            return self._failed(task, error, begin, codec)
+        finally:
+            if is_call:
+                self.calls.leave()
         return Completion(task.task_id, task.attempt, Outcome.RESULT.value, frame, duration_s, "")
 
     def fetch(self, name: str) -> Frame:
@@ -193,7 +207,9 @@ class _Worker(Role):
             raise DataNotFound(f"global state: {message[3]}")
         return frame
 
-    def _failed(self, task: Assignment, error: BaseException, begin: float) -> Completion:
+    def _failed(
+        self, task: Assignment, error: BaseException, begin: float, codec: Codec
+    ) -> Completion:
         duration_s = time.perf_counter() - begin
         if self.memory is not None and _is_out_of_memory(error):
             self.lift_limit()
@@ -203,7 +219,7 @@ class _Worker(Role):
             outcome = Outcome.OUT_OF_MEMORY.value
             return Completion(task.task_id, task.attempt, outcome, [], 0.0, text)
         text = _format(error)
-        frame = self.codec.encode_exception(error)
+        frame = codec.encode_exception(error)
         return Completion(
             task.task_id, task.attempt, Outcome.EXCEPTION.value, frame, duration_s, text
         )
@@ -315,10 +331,10 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _format(error: BaseException) -> str:
-    """The traceback of an exception, beginning below this module's own frames."""
-    here = __file__
+    """The traceback of an exception, beginning below the frames of a worker's own."""
+    own = (__file__, calls.__file__)
     trace: TracebackType | None = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == here:
+    while trace is not None and trace.tb_frame.f_code.co_filename in own:
         trace = trace.tb_next
     lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
     return clean("".join(lines), _TRACEBACK_CHARACTERS)

@@ -110,6 +110,7 @@ def test_status_tells_everything_in_plain_types(manager: TaskManager) -> None:
             "journal_trouble": "",
             "blocked_requests": 0,
         "client_waits": False,
+        "clients": [],
         "terminated": False,
         "failures": ["slave secret: ValueError: no good"],
     }  # fmt: skip

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         number: signal.getsignal(number) or signal.SIG_DFL
         for number in (signal.SIGTERM, signal.SIGINT)
     }
-    service = Service(options.label, settings, journal=options.journal)
+    service = Service(options.label, settings, journal=options.journal, keep=options.keep)
     try:
         for number in before:
             signal.signal(number, on_signal)

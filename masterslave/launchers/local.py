@@ -117,6 +117,11 @@ class LocalSlaves:
                         extra={"action": "slave_ended"},
                     )
 
+    def living(self) -> int:
+        """How many have not ended."""
+        self.reap()
+        return len(self._processes)
+
     def end(self, timeout_s: float) -> None:
         """Wait for all to end, ask those that are late with SIGTERM, kill at last. Blocks."""
         deadline = time.monotonic() + timeout_s
