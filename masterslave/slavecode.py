@@ -28,6 +28,9 @@ from masterslave.errors import SlaveError
 #: Name of the data item in the task manager.
 DATA_NAME = "slave_code"
 
+#: What slaves load where there is none of that name; a served task manager has it.
+DEFAULT_NAME = "slave_code_default"
+
 Record = dict[str, Any]
 
 

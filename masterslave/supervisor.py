@@ -7,7 +7,7 @@ processes, feeds them, and never runs a handler itself, so that pings go on what
 | what ends it                  | then                                                           |
 |-------------------------------|----------------------------------------------------------------|
 | the job is over               | workers are asked to leave, then killed                        |
-| SIGTERM, SIGINT               | takes no more, finishes what runs within `grace_s`, leaves     |
+| SIGTERM, SIGINT, SIGUSR2      | takes no more, finishes what runs within `grace_s`, leaves     |
 | a second SIGTERM or SIGINT    | kills what runs, gives it back, leaves                         |
 | `terminationTest` was true    | as SIGTERM, without a limit of time                            |
 | its time is nearly up         | as SIGTERM, see `lifetime.py`                                  |
@@ -66,10 +66,17 @@ _MEMORY_LOOK_S = 0.1
 #: Between two looks for dead workers where the system does not tell of them by itself.
 _POLL_S = 0.02
 
+#: SIGUSR2 is Grid Engine's warning before it kills (``qsub -notify``).
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
 #: When a worker dies of SIGTERM, its supervisor waits so long for one of its own. Larger: the slave
 #: stands still for that time when only the worker was meant. Smaller: a busy node's batch system
 #: ends its jobs and tasks are blamed for it.
 _SIGNALS_APART_S = 0.3
+
+#: Between two looks at the boards of workers that have more than one task. Larger: a result waits
+#: there while the next task runs. Smaller: the supervisor wakes up in vain.
+_BOARDS_S = 0.005
 
 #: Bytes of data items kept for workers to come; the least recently used goes first.
 _CACHE_BYTES = 1 << 30
@@ -188,6 +195,7 @@ class Supervisor:
                 return
             for key, mask in self._selector.select(self._wait_s(now)):
                 key.data(mask)
+            self._look_at_boards()
             self._read_inbox()
             self._look_at_signals()
             self._reap()
@@ -249,6 +257,15 @@ class Supervisor:
             self._selector.register(
                 worker.exit_descriptor, selectors.EVENT_READ, lambda _: self._ended.add(worker)
             )
+
+    def _look_at_boards(self) -> None:
+        """Hear of what workers have posted and not told."""
+        for worker in self._workers.values():
+            if not worker.pipe_closed and worker.pipe.has_posts():
+                try:
+                    self._hear(worker, worker.pipe.posts())
+                except PipeClosed:
+                    worker.kill()  # it is of no use any more
 
     def _update_mask(self, worker: WorkerProcess) -> None:
         if worker.pipe_closed:
@@ -481,6 +498,8 @@ class Supervisor:
             waits.append(max(0.0, self._memory_look_at - now))
         if self._inbox:
             waits.append(0.0)
+        if self._dispatch.has_lines():
+            waits.append(_BOARDS_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _wake(self) -> None:
@@ -494,7 +513,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signal_handlers(self) -> Any:
-        """SIGTERM and SIGINT end the slave in order. Only the main thread may say so."""
+        """What ends the slave in order. Only the main thread may say so."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -503,7 +522,7 @@ class Supervisor:
             self._signals += 1
             self._wake()
 
-        before = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+        before = {n: signal.signal(n, on_signal) for n in _END_SIGNALS}
         try:
             yield
         finally:

@@ -21,6 +21,7 @@ acknowledged; handing in twice is harmless.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -46,6 +47,7 @@ from masterslave.records import (
     frame_bytes,
 )
 from masterslave.settings import Settings
+from masterslave.slavecode import DATA_NAME, DEFAULT_NAME
 from masterslave.transports.base import Link
 
 log = logging.getLogger(__name__)
@@ -142,10 +144,10 @@ class Uplink:
             "registerProcess", None, self._current_info()
         )
         link.call("announceSlave", self.process_id)
-        try:
-            return link.call("retrieveData", "slave_code")
-        except KeyError:
-            return None
+        for name in (DATA_NAME, DEFAULT_NAME):
+            with contextlib.suppress(KeyError):
+                return link.call("retrieveData", name)
+        return None
 
     def start(self) -> None:
         """Start to move tasks; `announce` may come later."""
