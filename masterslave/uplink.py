@@ -39,6 +39,7 @@ from masterslave.errors import (
 )
 from masterslave.records import (
     BATCH_BYTES,
+    SLAVE_CODE,
     Assignment,
     Completion,
     ProcessInfo,
@@ -142,7 +143,7 @@ class Uplink:
         )
         link.call("announceSlave", self.process_id)
         try:
-            return link.call("retrieveData", "slave_code")
+            return link.call("retrieveData", SLAVE_CODE)
         except KeyError:
             return None
 
@@ -342,6 +343,8 @@ class Uplink:
             raise TaskManagerTermination("the job is over")
         if notices.get("register"):
             self._registration_due = True  # before the next exchange
+        if notices.get("code"):
+            self.need(SLAVE_CODE)
         stop, forget = notices.get("stop", []), notices.get("forget", [])
         if tasks or stop or forget:
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
@@ -438,6 +441,8 @@ class Uplink:
             with self._changed:
                 self._fetching = False
                 self._rest_if_busy(tasks)
+            if notices.get("code"):
+                self.need(SLAVE_CODE)
             stop, forget = notices.get("stop", []), notices.get("forget", [])
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
             tasks = []  # may be gigabytes, and the next call waits

@@ -11,6 +11,7 @@ from types import FrameType
 from masterslave.errors import SettingsError
 from masterslave.service import Service
 from masterslave.settings import Settings, check_label
+from masterslave.slavecode import DATA_NAME, functions_record
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -36,7 +37,15 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         number: signal.getsignal(number) or signal.SIG_DFL
         for number in (signal.SIGTERM, signal.SIGINT)
     }
-    service = Service(options.label, settings, journal=options.journal, keep=options.keep)
+    # Slaves that come before any client can call functions at least.
+    code = {**functions_record(), "shared_main": False}
+    service = Service(
+        options.label,
+        settings,
+        journal=options.journal,
+        data={DATA_NAME: code},
+        keep=options.keep,
+    )
     try:
         for number in before:
             signal.signal(number, on_signal)
