@@ -7,7 +7,7 @@ processes, feeds them, and never runs a handler itself, so that pings go on what
 | what ends it                  | then                                                           |
 |-------------------------------|----------------------------------------------------------------|
 | the job is over               | workers are asked to leave, then killed                        |
-| SIGTERM, SIGINT               | takes no more, finishes what runs within `grace_s`, leaves     |
+| SIGTERM, SIGINT, SIGUSR2      | takes no more, finishes what runs within `grace_s`, leaves     |
 | a second SIGTERM or SIGINT    | kills what runs, gives it back, leaves                         |
 | `terminationTest` was true    | as SIGTERM, without a limit of time                            |
 | its time is nearly up         | as SIGTERM, see `lifetime.py`                                  |
@@ -64,6 +64,9 @@ _MEMORY_LOOK_S = 0.1
 
 #: Between two looks for dead workers where the system does not tell of them by itself.
 _POLL_S = 0.02
+
+#: SIGUSR2 is Grid Engine's warning before it kills (``qsub -notify``).
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 #: When a worker dies of SIGTERM, its supervisor waits so long for one of its own. Larger: the slave
 #: stands still for that time when only the worker was meant. Smaller: a busy node's batch system
@@ -485,7 +488,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signal_handlers(self) -> Any:
-        """SIGTERM and SIGINT end the slave in order. Only the main thread may say so."""
+        """What ends the slave in order. Only the main thread may say so."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -494,7 +497,7 @@ class Supervisor:
             self._signals += 1
             self._wake()
 
-        before = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+        before = {n: signal.signal(n, on_signal) for n in _END_SIGNALS}
         try:
             yield
         finally:

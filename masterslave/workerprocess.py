@@ -175,8 +175,8 @@ class WorkerProcess:
             os.close(self.exit_descriptor)
 
     def was_told_to_end(self) -> bool:
-        """Whether it died of SIGTERM."""
-        return self._process.returncode == -signal.SIGTERM
+        """Whether it died of a signal that batch systems send to all processes of a job."""
+        return self._process.returncode in (-signal.SIGTERM, -signal.SIGUSR2)
 
     def left_by_itself(self) -> bool:
         """Whether it ended with status 0."""

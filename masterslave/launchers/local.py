@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from masterslave.chaos import Chaos
+from masterslave.launchers.base import Job
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +46,35 @@ class SlaveOptions(NamedTuple):
 _PLAIN = SlaveOptions()
 
 
-def slave_command(label: str, address: str, options: SlaveOptions = _PLAIN) -> list[str]:
-    """The command that starts a slave for the master of `label` at ``host:port``."""
+def slave_command(
+    label: str, address: str, options: SlaveOptions = _PLAIN, python: str | None = None
+) -> list[str]:
+    """The command that starts a slave for the master of `label` at ``host:port``.
+
+    `python`: an interpreter that has this library, such as that of a container or of another host;
+    None: this one, with the library where it is here.
+    """
+    rest = ["slave", "-m", address, *options.arguments(), "--", label]
+    if python is not None:
+        return [python, "-m", "masterslave", *rest]
     boot = (
         f"import sys; sys.path.insert(0, {_PACKAGE_PARENT!r}); "
         f"from masterslave.cli import main; sys.path.remove({_PACKAGE_PARENT!r}); sys.exit(main())"
     )
-    return [
-        sys.executable, "-c", boot, "slave", "-m", address, *options.arguments(), "--", label,
-    ]  # fmt: skip
+    return [sys.executable, "-c", boot, *rest]
+
+
+def slave_job(
+    label: str,
+    address: str,
+    job: Job,
+    options: SlaveOptions = _PLAIN,
+    python: str | None = None,
+) -> Job:
+    """`job` with the command of a slave, which is told the walltime as its lifetime."""
+    if options.lifetime_s is None and job.walltime_s is not None:
+        options = options._replace(lifetime_s=job.walltime_s)
+    return job._replace(command=tuple(slave_command(label, address, options, python)))
 
 
 class LocalSlaves:
