@@ -57,8 +57,6 @@ class ClientDesk:
     _data: dict[str, Any]
     _terminated: bool
     label: str
-    _has_code = False  # whether a client's code is in the place of the usual one
-    _usual_code: Any = None
 
     def attachClient(
         self,
@@ -273,8 +271,6 @@ class ClientDesk:
                 "until that client has left, let it run the very same script in the same "
                 "directory, send functions (ClusterExecutor), or serve another label"
             )
-        if not self._has_code:
-            self._usual_code, self._has_code = kept, True
         return True
 
     def _slaves_load_anew(self) -> None:
@@ -285,10 +281,8 @@ class ClientDesk:
 
     def _delete_unused(self, names: Iterable[str]) -> None:
         for name in self._clients.unused(names):
-            if name == SLAVE_CODE and self._has_code and self._usual_code is not None:
-                # Slaves keep what they have loaded until another client brings other code.
-                self._data[name], self._has_code = self._usual_code, False
-            elif name in self._data:
+            # Slaves keep the code that they have loaded until another client brings other code.
+            if name in self._data:
                 self._delete_item(name)
 
     # --- made by `TaskManager` --------------------------------------------------------------

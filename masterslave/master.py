@@ -261,6 +261,7 @@ class MasterProcess:
             None if lifetime is None else parse_duration(lifetime),
             self.settings.chaos if chaos is None else Chaos.parse(chaos) or Chaos(),
             follow=self._service.is_named,
+            gone_s=self.settings.master_gone_s,
         )
         check_supported(options.memory)
         try:

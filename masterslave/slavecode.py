@@ -29,6 +29,9 @@ from masterslave.records import SLAVE_CODE
 #: Name of the data item in the task manager.
 DATA_NAME = SLAVE_CODE
 
+#: What slaves load where there is none of that name; a served task manager has it.
+DEFAULT_NAME = "slave_code_default"
+
 Record = dict[str, Any]
 
 

@@ -73,6 +73,10 @@ _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 #: ends its jobs and tasks are blamed for it.
 _SIGNALS_APART_S = 0.3
 
+#: Between two looks at the boards of workers that have more than one task. Larger: a result waits
+#: there while the next task runs. Smaller: the supervisor wakes up in vain.
+_BOARDS_S = 0.005
+
 #: Bytes of data items kept for workers to come; the least recently used goes first.
 _CACHE_BYTES = 1 << 30
 
@@ -185,6 +189,7 @@ class Supervisor:
                 return
             for key, mask in self._selector.select(self._wait_s(now)):
                 key.data(mask)
+            self._look_at_boards()
             self._read_inbox()
             self._look_at_signals()
             self._reap()
@@ -246,6 +251,15 @@ class Supervisor:
             self._selector.register(
                 worker.exit_descriptor, selectors.EVENT_READ, lambda _: self._ended.add(worker)
             )
+
+    def _look_at_boards(self) -> None:
+        """Hear of what workers have posted and not told."""
+        for worker in self._workers.values():
+            if not worker.pipe_closed and worker.pipe.has_posts():
+                try:
+                    self._hear(worker, worker.pipe.posts())
+                except PipeClosed:
+                    worker.kill()  # it is of no use any more
 
     def _update_mask(self, worker: WorkerProcess) -> None:
         if worker.pipe_closed:
@@ -475,6 +489,8 @@ class Supervisor:
             waits.append(max(0.0, self._memory_look_at - now))
         if self._inbox:
             waits.append(0.0)
+        if self._dispatch.has_lines():
+            waits.append(_BOARDS_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _wake(self) -> None:

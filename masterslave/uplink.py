@@ -21,6 +21,7 @@ acknowledged; handing in twice is harmless.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -39,7 +40,6 @@ from masterslave.errors import (
 )
 from masterslave.records import (
     BATCH_BYTES,
-    SLAVE_CODE,
     Assignment,
     Completion,
     ProcessInfo,
@@ -47,6 +47,7 @@ from masterslave.records import (
     frame_bytes,
 )
 from masterslave.settings import Settings
+from masterslave.slavecode import DATA_NAME, DEFAULT_NAME
 from masterslave.transports.base import Link
 
 log = logging.getLogger(__name__)
@@ -142,10 +143,10 @@ class Uplink:
             "registerProcess", None, self._current_info()
         )
         link.call("announceSlave", self.process_id)
-        try:
-            return link.call("retrieveData", SLAVE_CODE)
-        except KeyError:
-            return None
+        for name in (DATA_NAME, DEFAULT_NAME):
+            with contextlib.suppress(KeyError):
+                return link.call("retrieveData", name)
+        return None
 
     def start(self) -> None:
         """Start to move tasks; `announce` may come later."""
@@ -344,7 +345,7 @@ class Uplink:
         if notices.get("register"):
             self._registration_due = True  # before the next exchange
         if notices.get("code"):
-            self.need(SLAVE_CODE)
+            self.need(DATA_NAME)
         stop, forget = notices.get("stop", []), notices.get("forget", [])
         if tasks or stop or forget:
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
@@ -442,7 +443,7 @@ class Uplink:
                 self._fetching = False
                 self._rest_if_busy(tasks)
             if notices.get("code"):
-                self.need(SLAVE_CODE)
+                self.need(DATA_NAME)
             stop, forget = notices.get("stop", []), notices.get("forget", [])
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
             tasks = []  # may be gigabytes, and the next call waits

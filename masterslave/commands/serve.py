@@ -8,10 +8,10 @@ import threading
 from dataclasses import replace
 from types import FrameType
 
+from masterslave import slavecode
 from masterslave.errors import SettingsError
 from masterslave.service import Service
 from masterslave.settings import Settings, check_label
-from masterslave.slavecode import DATA_NAME, functions_record
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -37,14 +37,10 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         number: signal.getsignal(number) or signal.SIG_DFL
         for number in (signal.SIGTERM, signal.SIGINT)
     }
-    # Slaves that come before any client can call functions at least.
-    code = {**functions_record(), "shared_main": False}
+    # Slaves that come before any client has code for them call clients' functions.
+    data = {slavecode.DEFAULT_NAME: slavecode.functions_record()}
     service = Service(
-        options.label,
-        settings,
-        journal=options.journal,
-        data={DATA_NAME: code},
-        keep=options.keep,
+        options.label, settings, journal=options.journal, keep=options.keep, data=data
     )
     try:
         for number in before:

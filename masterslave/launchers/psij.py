@@ -89,10 +89,10 @@ class PsijLauncher(Launcher):
         found = {}
         for one in ids:
             job = self._attach(one)
-            state = (
-                None if job is None else job.wait(timedelta(seconds=_ATTACH_S), _active_states())
-            )
-            word = "" if job is None else (state or job.status).state.name
+            word = ""
+            if job is not None:
+                status = job.wait(timedelta(seconds=_ATTACH_S), _told_states())
+                word = (status or job.status).state.name
             found[one] = JobState(_PHASES.get(word, Phase.UNKNOWN), word)
         return found
 
