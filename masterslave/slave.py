@@ -198,13 +198,14 @@ def run_slave(
         look()
         if wait:
             naming.wait_and_connect(label, master_host, chosen, key, look).close()
-        left_s = lifetime_s
-        if left_s is not None:
-            left_s -= time.monotonic() - began  # the wait
-        Supervisor(
-            label, connect, workers, chosen, record, memory=memory, lifetime_s=left_s,
-            idle_s=idle_s, registered=note.registered if note is not None else lambda: None,
-        ).run()  # fmt: skip
+        again = True
+        while again:
+            left_s = None if lifetime_s is None else lifetime_s - (time.monotonic() - began)
+            supervisor = Supervisor(
+                label, connect, workers, chosen, record, memory=memory, lifetime_s=left_s,
+                idle_s=idle_s, registered=note.registered if note is not None else lambda: None,
+            )  # fmt: skip
+            again = supervisor.run()
 
     if note is None:
         work()

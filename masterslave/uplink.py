@@ -345,6 +345,8 @@ class Uplink:
             raise TaskManagerTermination("the job is over")
         if notices.get("register"):
             self._registration_due = True  # before the next exchange
+        if notices.get("code"):
+            self.need(DATA_NAME)
         stop, forget = notices.get("stop", []), notices.get("forget", [])
         leave = notices.get("leave", False)
         if tasks or stop or forget or leave:
@@ -443,6 +445,8 @@ class Uplink:
             with self._changed:
                 self._fetching = False
                 self._rest_if_busy(tasks)
+            if notices.get("code"):
+                self.need(DATA_NAME)
             stop, forget = notices.get("stop", []), notices.get("forget", [])
             leave = notices.get("leave", False)
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget, leave=leave))
