@@ -84,6 +84,8 @@ class Circumstances(NamedTuple):
     code: slavecode.Record | None = None  # what slaves load; "shared_main": it is this very script
     folder: str | PathLike[str] | None = None  # where master and slaves meet, instead of a network
     executor: Executor | None = None  # what runs the handlers, instead of slaves
+    attach: bool = False  # whether a task manager that is served elsewhere is joined
+    master_host: str | None = None  # where that is
 
 
 _USUAL = Circumstances()
@@ -166,6 +168,8 @@ class MasterProcess:
         given = _circumstances.get()
         _circumstances.set(Circumstances())
         code = given.code
+        attach = attach or given.attach
+        master_host = master_host or given.master_host
         self._service: Service | Attachment
         if attach or master_host is not None:
             self._service = _joined(

@@ -170,6 +170,10 @@ def run_slave(
             link.share_memory()
         return link
 
-    if lifetime_s is not None:
-        lifetime_s -= time.monotonic() - began  # the wait
-    Supervisor(label, connect, workers, chosen, record, memory=memory, lifetime_s=lifetime_s).run()
+    again = True
+    while again:
+        left_s = None if lifetime_s is None else lifetime_s - (time.monotonic() - began)
+        supervisor = Supervisor(
+            label, connect, workers, chosen, record, memory=memory, lifetime_s=left_s
+        )
+        again = supervisor.run()

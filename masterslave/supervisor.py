@@ -32,6 +32,7 @@ from collections.abc import Callable
 from typing import Any
 
 from masterslave import shared, slavecode
+from masterslave.clients import same_code
 from masterslave.dispatch import Action, Dispatch, Kill, Send, Skip
 from masterslave.disturbance import Blow, Disturbance
 from masterslave.errors import SlaveError
@@ -126,6 +127,8 @@ class Supervisor:
         self._signals = 0
         self._told_to_end = False
         self._deadline: float | None = None  # of a drain
+        self._follows_code = record is None
+        self._has_new_code = False
         self._ending = ""  # why the loop ends
         self._failure = ""  # more lines of that
         self._data: dict[str, Any] = {}  # data items by name, oldest use first
@@ -148,8 +151,8 @@ class Supervisor:
 
     # --- the life of a slave ----------------------------------------------------------------
 
-    def run(self) -> None:
-        """Be the slave until it ends. Blocks.
+    def run(self) -> bool:
+        """Be the slave until it ends; true if it is to start anew, with other code. Blocks.
 
         Raises `ConnectionFailed` when the master cannot be reached, `SlaveError` when the slave's
         code does not load or the master has gone.
@@ -177,6 +180,7 @@ class Supervisor:
                 self._finish()
         if self._ending not in ("terminated", "drained"):
             raise SlaveError(self._ending)
+        return self._has_new_code and self._ending == "drained" and not self._signals
 
     def _loop(self) -> None:
         while not self._ending:
@@ -458,7 +462,9 @@ class Supervisor:
                 self._carry_out(self._dispatch.outdated(news.outdated))
             if news.forget:
                 self._forget(news.forget)
-            if news.data is not None:
+            if news.data is not None and news.data[0] == slavecode.DATA_NAME:
+                self._look_at_code(news.data[1])
+            elif news.data is not None:
                 self._got_data(*news.data)
             if news.end:
                 self._ending = self._ending or news.end
@@ -542,6 +548,16 @@ class Supervisor:
     def _left_s(self) -> float | None:
         """Called by the uplink's threads."""
         return None if self._lifetime is None else self._lifetime.left_s(time.monotonic())
+
+    def _look_at_code(self, code: slavecode.Record | None) -> None:
+        """A client has brought code to the task manager; None: it is gone again.
+
+        Workers that have other code finish what runs; then the slave starts anew.
+        """
+        if code is not None and self._follows_code and not same_code(code, self._record):
+            log.info("the slaves' code is another one by now", extra={"action": "new_code"})
+            self._has_new_code = True
+            self._start_drain(None)
 
     def _start_drain(self, limit_s: float | None) -> None:
         self._uplink.refuse_tasks()

@@ -344,6 +344,8 @@ class Uplink:
             raise TaskManagerTermination("the job is over")
         if notices.get("register"):
             self._registration_due = True  # before the next exchange
+        if notices.get("code"):
+            self.need(DATA_NAME)
         stop, forget = notices.get("stop", []), notices.get("forget", [])
         if tasks or stop or forget:
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
@@ -440,6 +442,8 @@ class Uplink:
             with self._changed:
                 self._fetching = False
                 self._rest_if_busy(tasks)
+            if notices.get("code"):
+                self.need(DATA_NAME)
             stop, forget = notices.get("stop", []), notices.get("forget", [])
             self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
             tasks = []  # may be gigabytes, and the next call waits
