@@ -264,15 +264,20 @@ class MasterProcess:
             gone_s=self.settings.master_gone_s,
         )
         check_supported(options.memory)
-        try:
-            self.task_manager.retrieveData(slavecode.DATA_NAME)
-        except DataNotFound:
+        if not self._has_slave_code():
             raise SettingsError(
                 "launchSlaveJobs: no slave code is known; use runJob, or give slave_script= or "
                 "slave_module= to initializeMasterProcess"
-            ) from None
+            )
         self._slaves.reap()
         return self._slaves.launch(self.label, self.address, n, options)
+
+    def _has_slave_code(self) -> bool:
+        for name in (slavecode.DATA_NAME, slavecode.DEFAULT_NAME):
+            with contextlib.suppress(DataNotFound):
+                self.task_manager.retrieveData(name)
+                return True
+        return False
 
     def numberOfLaunchedSlaves(self) -> int:
         """How many of the slaves that `launchSlaveJobs` has started have not ended."""

@@ -40,6 +40,7 @@ from masterslave.disturbance import Blow, Disturbance
 from masterslave.errors import SlaveError
 from masterslave.lifetime import Idleness, Lifetime
 from masterslave.memory import check_supported
+from masterslave.payload import own_versions
 from masterslave.pipe import PipeClosed
 from masterslave.records import CALL_TAG, Outcome, ProcessInfo, as_completion, getMachineInfo
 from masterslave.settings import Settings
@@ -147,7 +148,12 @@ class Supervisor:
             self._disturbance = Disturbance(chaos)
             connect = Disturbed(connect, chaos)
         info = ProcessInfo(
-            getMachineInfo(), os.getpid(), platform.node(), workers, secrets.token_hex(8)
+            getMachineInfo(),
+            os.getpid(),
+            platform.node(),
+            workers,
+            secrets.token_hex(8),
+            versions=own_versions(),
         )
         self._uplink = Uplink(connect, info, settings, self._news, self._held, self._left_s)
 

@@ -96,10 +96,10 @@ def _is_held(value: Any) -> bool:
 def _is_info(value: Any) -> bool:
     if is_name(value):
         return True
-    if not _is_list(value) or len(value) not in (5, 6):  # without or with the time left
+    if not _is_list(value) or not 5 <= len(value) <= 7:  # the last may be missing
         return False
     info = ProcessInfo(*value)
-    texts = (info.machine, info.host, info.token)
+    texts = (info.machine, info.host, info.token, info.versions)
     counts = (info.pid, info.workers)
     timely = info.left_s is None or _is_number(info.left_s, -MAX_S, MAX_S)
     return all(map(is_name, texts)) and all(map(is_count, counts)) and timely
