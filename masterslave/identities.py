@@ -4,9 +4,9 @@ Pickles do not do for that: cloudpickle gives classes random numbers, and what i
 value shows in its pickle. So a function counts as the same if its name and code are, and what it
 refers to is, as far as it would travel by value; an argument if it is pickled to the same.
 
-Where that cannot be told (a set of strings, whose order differs from run to run) the identity
-differs, and the call is made again: no wrong result comes of it. Not seen is a change in what a
-module's function calls in its turn.
+Where that cannot be told (a set of strings within a list, whose order differs from run to run) the
+identity differs, and the call is made again: no wrong result comes of it. Not seen is a change in
+what a module's function calls in its turn.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ class _Feed:
             self.text(f"{value.__module__}.{value.__qualname__}")
         elif isinstance(value, types.ModuleType):
             self.text(value.__name__)
+        elif type(value) in (set, frozenset):  # in no order, or in another one in each run
+            for digest in sorted(map(_digest_of, value)):
+                self._bytes(b"s", digest)
         elif isinstance(value, types.CodeType):
             self._code(value)
         else:
@@ -95,10 +98,7 @@ class _Feed:
         for name in (*code.co_names, *code.co_varnames, *code.co_freevars):
             self.text(name)
         for constant in code.co_consts:
-            if isinstance(constant, frozenset):  # of ``x in {...}``
-                self.text(repr(sorted(map(repr, constant))))
-            else:
-                self.value(constant)
+            self.value(constant)
 
     def _pickled(self, value: Any) -> None:
         stream = io.BytesIO()
@@ -114,3 +114,9 @@ class _Feed:
     def _bytes(self, kind: bytes, data: Any) -> None:
         self.digest.update(kind + len(data).to_bytes(8, "big"))
         self.digest.update(data)
+
+
+def _digest_of(value: Any) -> bytes:
+    feed = _Feed()
+    feed.value(value)
+    return feed.digest.digest()
