@@ -257,10 +257,10 @@ def run_command(
     return output
 
 
-def answers(command: Sequence[str]) -> bool:
-    """Whether a command is there and ends well within `PROBE_LIMIT_S`."""
+def answers(command: Sequence[str], statuses: Sequence[int] = (0,)) -> bool:
+    """Whether a command is there and ends within `PROBE_LIMIT_S`, with one of `statuses`."""
     try:
-        run_command(command, limit_s=PROBE_LIMIT_S)
+        run_command(command, limit_s=PROBE_LIMIT_S, statuses=statuses)
     except LauncherError:
         return False
     return True

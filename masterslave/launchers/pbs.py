@@ -26,6 +26,9 @@ DIALECTS = ("openpbs", "torque")
 _PENDING = set("QHWTM")  # queued, held, waiting, moving to a server or between servers
 _ENDED = set("CFX")  # completed (Torque), finished, finished part of an array (OpenPBS)
 
+#: Exit status of some, when there are no jobs at all.
+_NO_JOBS = 153
+
 #: `qstat` and `qdel` end so when there is no such job, or no longer.
 _UNKNOWN_JOB = ("Unknown Job", "has finished", "Invalid job id", "invalid state", "completed")
 
@@ -46,7 +49,7 @@ class PbsLauncher(Launcher):
 
     def is_available(self) -> bool:
         # Grid Engine has commands of the same names, and `qconf` beside them.
-        return answers(["qstat"]) and not answers(["qconf", "-sql"])
+        return answers(["qstat"], (0, _NO_JOBS)) and not answers(["qconf", "-sql"])
 
     def render(self, job: Job) -> Rendered:
         name = safe_name(job.name)[:15]  # older ones take no more
