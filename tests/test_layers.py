@@ -19,7 +19,7 @@ LAYERS = {
     "lifetime roster stragglers scheduler attempts clients sharing",
     2: "manager desk room outbox waiters watchdog journal ledger stores.*",
     3: "transports.* launchers.* naming keyfile pipe slavecode tables memory shared functions "
-    "board calls identities",
+    "connectionfile board calls identities",
     4: "worker workerprocess uplink supervisor slave master service attached executor client",
     5: "jobs cli commands.* __init__ __main__",
 }
