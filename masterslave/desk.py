@@ -82,6 +82,7 @@ class ClientDesk:
                 raise TaskManagerTermination("the task manager has ended")
             member = self._roster.join(record, watchdog_period, resume, self._clock())
             client = self._clients.enter(member.id, record.machine)
+            self._compare_versions(member)
             self._queue.weigh(member.id, weight)
             missing = self._queue.reclaim(member.id, record.token, outstanding, answered)
             on_their_way = {delivery.task_id for delivery in client.contents}
@@ -286,6 +287,10 @@ class ClientDesk:
                 self._delete_item(name)
 
     # --- made by `TaskManager` --------------------------------------------------------------
+
+    def _compare_versions(self, member: Member) -> None:
+        """See `TaskManager`."""
+        raise NotImplementedError
 
     def cancelTask(self, task_id: str, waiting_only: bool = False) -> bool:
         """See `TaskManager.cancelTask`."""

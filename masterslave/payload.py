@@ -33,7 +33,7 @@ from typing import Any, Protocol
 
 import cloudpickle
 
-from masterslave import pieces, unpicklable
+from masterslave import pieces, unpicklable, versions
 from masterslave.errors import PayloadError, RemoteException
 from masterslave.records import Frame, Piece
 
@@ -342,6 +342,18 @@ class _Stream:
         while not line.endswith(b"\n") and (byte := self.read(1)):
             line += byte
         return line
+
+
+def own_versions() -> str:
+    """This process's line for `ProcessInfo.versions`."""
+    return versions.as_line(
+        {
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "cloudpickle": cloudpickle.__version__,
+            "masterslave": sys.modules["masterslave"].__version__,
+            "protocol": str(versions.PROTOCOL),
+        }
+    )
 
 
 def describe(value: Any, limit: int = 60) -> str:

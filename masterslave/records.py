@@ -170,6 +170,7 @@ class ProcessInfo(NamedTuple):
     workers: int  # worker processes it runs
     token: str  # random; lets a slave that was cut off be recognised
     left_s: float | None = None  # seconds for which it takes tasks, from now; None: no end known
+    versions: str = ""  # of Python and packages, see `versions`; "": not told
 
 
 class GlobalStateValue:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from masterslave.errors import ConnectionFailed, JournalError
 from masterslave.hooks import Observer
 from masterslave.keyfile import load_key
 from masterslave.manager import TaskManager
-from masterslave.records import getMachineInfo
+from masterslave.payload import own_versions
+from masterslave.records import ProcessInfo, getMachineInfo
 from masterslave.settings import DEFAULT_PORT, Settings, join_address, split_address
 from masterslave.watchdog import Watchdog
 
@@ -116,7 +118,10 @@ class Service:
 
     def enter(self) -> int:
         """Register the client that is in this very process; gives its process id."""
-        process_id = int(self.manager.registerProcess(None, getMachineInfo())[0])
+        info = ProcessInfo(
+            getMachineInfo(), os.getpid(), platform.node(), 0, "", versions=own_versions()
+        )
+        process_id = int(self.manager.registerProcess(None, info)[0])
         self.manager.embedClient(process_id)
         return process_id
 
