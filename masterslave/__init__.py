@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from masterslave.client import ClientThread
     from masterslave.errors import (
         AuthenticationError,
         ConnectionFailed,
@@ -74,6 +75,7 @@ _HOME = {
         "errors",
     ),
     "BrokenCluster": "executor",
+    "ClientThread": "client",
     "ClusterExecutor": "executor",
     "GlobalStateValue": "records",
     "MasterProcess": "master",
@@ -90,6 +92,7 @@ _HOME = {
 __all__ = [
     "AuthenticationError",
     "BrokenCluster",
+    "ClientThread",
     "ClusterExecutor",
     "ConnectionFailed",
     "DataNotFound",

@@ -34,6 +34,7 @@ from masterslave.errors import (
 )
 from masterslave.keyfile import load_key
 from masterslave.lines import FinishedLine
+from masterslave.payload import own_versions
 from masterslave.records import (
     DEFAULT_OPTIONS,
     LOST,
@@ -94,7 +95,12 @@ class RemoteManager:
         self._settings = settings
         self._weight = weight
         self._info = ProcessInfo(
-            getMachineInfo(), os.getpid(), platform.node(), 0, secrets.token_hex(16)
+            getMachineInfo(),
+            os.getpid(),
+            platform.node(),
+            0,
+            secrets.token_hex(16),
+            versions=own_versions(),
         )
         self._changed = threading.Condition()
         self._process_id: int | None = None

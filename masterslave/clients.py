@@ -22,6 +22,16 @@ LANES = 8
 MIN_WEIGHT, MAX_WEIGHT = 1e-3, 1e3
 
 
+#: What makes slave code the same: with another working directory, the same script means others.
+_CODE = ("kind", "source", "module", "frame", "path", "package", "cwd")
+
+
+def same_code(one: Any, other: Any) -> bool:
+    """Whether two records of slave code, see `slavecode`, are of the same code."""
+    both = isinstance(one, Mapping) and isinstance(other, Mapping)
+    return both and all(one.get(name) == other.get(name) for name in _CODE)
+
+
 class Client:
     """One attached client."""
 
@@ -119,6 +129,10 @@ class Clients:
                     row["dropped_in_s"] = max(0.0, self._grace_s - row["lost_s"])
             rows.append(row)
         return rows
+
+    def users(self, name: str, but: Client) -> list[Client]:
+        """The clients that have stored that data item, but one."""
+        return [one for one in self._clients.values() if name in one.items and one is not but]
 
     def unused(self, names: Iterable[str]) -> list[str]:
         """Those of these data items that none of the clients here has stored."""

@@ -19,14 +19,15 @@ from typing import Any
 
 from masterslave import ledger
 from masterslave.attempts import FailureLog
-from masterslave.clients import Client, Clients
-from masterslave.errors import TaskManagerTermination, UnknownProcess
+from masterslave.clients import Client, Clients, same_code
+from masterslave.errors import SettingsError, TaskManagerTermination, UnknownProcess
 from masterslave.ledger import Ledger
 from masterslave.outbox import Outbox
 from masterslave.queue import State, TaskQueue
 from masterslave.records import (
     BATCH_BYTES,
     DEFAULT_OPTIONS,
+    SLAVE_CODE,
     Delivery,
     Frame,
     TaskOptions,
@@ -55,6 +56,7 @@ class ClientDesk:
     _slaves_wait: Waiters
     _data: dict[str, Any]
     _terminated: bool
+    label: str
 
     def attachClient(
         self,
@@ -80,6 +82,7 @@ class ClientDesk:
                 raise TaskManagerTermination("the task manager has ended")
             member = self._roster.join(record, watchdog_period, resume, self._clock())
             client = self._clients.enter(member.id, record.machine)
+            self._compare_versions(member)
             self._queue.weigh(member.id, weight)
             missing = self._queue.reclaim(member.id, record.token, outstanding, answered)
             on_their_way = {delivery.task_id for delivery in client.contents}
@@ -199,11 +202,23 @@ class ClientDesk:
         return [number, got]
 
     def storeItems(self, process_id: int, generation: int, items: Mapping[str, Any]) -> None:
-        """As `storeData`, for as long as one of the clients that have stored an item uses it."""
+        """As `storeData`, for as long as one of the clients that have stored an item uses it.
+
+        Slaves' code among them is loaded by all slaves from now on. Raises `SettingsError` while
+        another client has brought other code.
+        """
         with self._lock:
             client, _ = self._attached(process_id, generation)
+            kept = self._data.get(SLAVE_CODE)
+            code = items.get(SLAVE_CODE)
+            is_new = code is not None and self._is_new_code(client, code)
+            if code is not None and not is_new:
+                items = {**items, SLAVE_CODE: kept}
             client.items.update(items)
         self.storeData(**items)
+        if is_new:
+            with self._lock:
+                self._slaves_load_anew()
 
     def deleteItem(self, process_id: int, generation: int, name: str) -> None:
         """An attached client does not use a data item any more; the last one deletes it."""
@@ -246,12 +261,36 @@ class ClientDesk:
                 extra={"action": "client_dropped"},
             )
 
+    def _is_new_code(self, client: Client, code: Any) -> bool:
+        """A client brings slaves' code: whether that is other code than they load so far."""
+        kept = self._data.get(SLAVE_CODE)
+        if same_code(kept, code):
+            return False
+        if others := self._clients.users(SLAVE_CODE, client):
+            raise SettingsError(
+                f"the slaves of {self.label!r} work with the code of {others[0].machine}: wait "
+                "until that client has left, let it run the very same script in the same "
+                "directory, send functions (ClusterExecutor), or serve another label"
+            )
+        return True
+
+    def _slaves_load_anew(self) -> None:
+        for member in self._roster.all_known():
+            if member.is_slave:
+                member.has_new_code = True
+                self._rouse(member)
+
     def _delete_unused(self, names: Iterable[str]) -> None:
         for name in self._clients.unused(names):
+            # Slaves keep the code that they have loaded until another client brings other code.
             if name in self._data:
                 self._delete_item(name)
 
     # --- made by `TaskManager` --------------------------------------------------------------
+
+    def _compare_versions(self, member: Member) -> None:
+        """See `TaskManager`."""
+        raise NotImplementedError
 
     def cancelTask(self, task_id: str, waiting_only: bool = False) -> bool:
         """See `TaskManager.cancelTask`."""
@@ -275,6 +314,9 @@ class ClientDesk:
         raise NotImplementedError
 
     def _delete_item(self, name: str) -> None:
+        raise NotImplementedError
+
+    def _rouse(self, member: Member) -> None:
         raise NotImplementedError
 
     def _notify_client(self, process_id: int) -> None:

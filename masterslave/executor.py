@@ -70,11 +70,18 @@ _MAP_BATCH = 200
 #: Between two looks at the slaves of an executor of its own. Larger: their loss shows later.
 _LOOK_S = 1.0
 
+#: Workers of its own look so long for an executor whose program has died: it does not come back.
+#: Larger: they are left behind for that time. Smaller: a machine that stands still ends them.
+_GONE_S = 5.0
+
 #: Slaves of its own that end one after the other without a result, until the executor gives up.
 _FAILED_SLAVES = 3
 
 #: What waits at the end of the interpreter is said to wait after this time.
 _PATIENCE_S = 5.0
+
+#: In place of an `Outcome`, of a call that no task manager knows any more.
+_BROKEN = "broken"
 
 #: Where an option's default cannot be a value.
 _UNSET: Any = object()
@@ -138,10 +145,10 @@ class Call:
     def __init__(
         self,
         digest: bytes,
-        future: _ClusterFuture | None,
+        future: _ClusterFuture,
         take: Callable[[Delivery], object] | None = None,
     ) -> None:
-        """`take`: gets what is delivered as it is; else the future is completed."""
+        """`take`: gets what is delivered as it is, and the future nothing of it."""
         self.digest = digest
         self.future = future
         self.take = take
@@ -178,6 +185,8 @@ class _Core:
         self._pending = 0  # calls that are not done, wherever they are
         self._closing = False  # takes no new calls
         self._broken: BrokenCluster | None = None
+        self._at_end: list[Callable[[], object]] = []
+        self._ended = False
         self._collector = threading.Thread(target=self._collect, name="executor", daemon=True)
         if workers:
             master.launchSlaveJobs(workers=workers)
@@ -252,8 +261,7 @@ class _Core:
         early = []
         with self._changed:
             for call, task_id in zip(calls, ids, strict=True):
-                if call.future is not None:
-                    call.future.task_id = task_id
+                call.future.task_id = task_id
                 delivery = self._early.pop(task_id, None)
                 if delivery is None:
                     self._calls[task_id] = call
@@ -336,14 +344,21 @@ class _Core:
             calls = [call.future for call in self._calls.values()] if cancel else []
             waiting = list(self._dependent) if cancel else []
         for future in [*waiting, *reversed(calls)]:
-            if future is not None:
-                future.cancel()
+            future.cancel()
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the end; true if it has come."""
         if threading.current_thread() is not self._collector:  # in a callback: it goes on after it
             self._collector.join(timeout_s)
         return not self._collector.is_alive()
+
+    def call_at_end(self, tell: Callable[[], object]) -> None:
+        """Have `tell` called when no result will come any more."""
+        with self._changed:
+            if not self._ended:
+                self._at_end.append(tell)
+                return
+        tell()
 
     def pending(self) -> int:
         return self._pending
@@ -396,16 +411,18 @@ class _Core:
     def _complete(self, call: Call, delivery: Delivery) -> None:
         self.functions.release(call.digest)
         try:
-            if call.take is not None:
+            if call.take is None:
+                call.future.settle(*self.outcome(delivery))
+            else:
                 call.take(delivery)
-            elif call.future is not None:
-                value, error = self.outcome(delivery)
-                call.future.settle(value, error)
+                call.future.settle(None, None)
         finally:
             self.forget()
 
     def outcome(self, delivery: Delivery) -> tuple[Any, BaseException | None]:
         """The value of a call, or what it raised, with the remote traceback as its cause."""
+        if delivery.outcome == _BROKEN:
+            return None, BrokenCluster(delivery.detail)
         if delivery.outcome == Outcome.RESULT:
             try:
                 return self.codec.decode(delivery.frame, owned=True), None
@@ -438,14 +455,12 @@ class _Core:
             broken = self._broken
             calls, self._calls = self._calls, {}
             dependent, self._dependent = self._dependent, set()
-        futures = [*(call.future for call in calls.values()), *dependent]
-        for future in futures:
-            if future is not None:
-                future.settle(None, broken or BrokenCluster("the executor has ended"))
+        error = broken or BrokenCluster("the executor has ended")
         for call in calls.values():
             if call.take is not None:
-                story = str(broken)
-                call.take(Delivery("", CALL_TAG, "broken", [], story))
+                call.take(Delivery("", CALL_TAG, _BROKEN, [], str(error)))
+        for future in [*(call.future for call in calls.values()), *dependent]:
+            future.settle(None, error)
         if broken is None and not self._workers:  # else the task manager ends as well
             self.functions.close()
         try:
@@ -456,6 +471,10 @@ class _Core:
             with contextlib.suppress(ValueError):
                 cloudpickle.unregister_pickle_by_value(module)
         _cores.discard(self)
+        with self._changed:
+            self._ended = True
+        for tell in self._at_end:
+            tell()
 
 
 class _View(Executor):
@@ -475,12 +494,22 @@ class _View(Executor):
         after `shutdown`, `BrokenCluster` when no call can be made any more. Blocks only while
         the task manager has no room.
         """
+        return self.submit_call(fn, args, kwargs)
+
+    def submit_call(
+        self,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        take: Callable[[Delivery], object] | None = None,
+    ) -> Future[T]:
+        """As `submit`. `take`: gets what is delivered as it is; the future is done then."""
         _check_callable(fn)
         core = self._core
         with core.new_calls(1):
             digest = core.functions.use(fn)
             future = _ClusterFuture(core)
-            call = Call(digest, future)
+            call = Call(digest, future, take)
             try:
                 if any(isinstance(value, Future) for value in (*args, *kwargs.values())):
                     core.send_when_done(call, future, args, kwargs, self._options)
@@ -646,7 +675,10 @@ class ClusterExecutor(_View):
 
 def _own_master() -> MasterProcess:
     """A master for local workers, that nobody else is to find."""
-    settings = replace(Settings.from_environment(), host="127.0.0.1", port=0)
+    settings = replace(
+        Settings.from_environment(),
+        host="127.0.0.1", port=0, master_gone_s=_GONE_S, connections=None,
+    )  # fmt: skip
     label = f"executor-{os.getpid()}-{secrets.token_hex(4)}"
     code = {**slavecode.functions_record(), "shared_main": False}
     with circumstances(Circumstances(code)):

@@ -56,6 +56,7 @@ from masterslave.room import Room
 from masterslave.roster import Member, Roster
 from masterslave.scheduler import Scheduler
 from masterslave.settings import Settings
+from masterslave.versions import mismatch
 from masterslave.waiters import Waiter, Waiters
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class TaskManager(ClientDesk):
         self._data: dict[str, Any] = {}
         self._terminated = False
         self._failures: list[str] = []
+        self._mismatches: list[str] = []  # versions that do not go together, in words
         self._failure_log = FailureLog()
         self._outbox = Outbox(self._lock, observers)
         self._alarm: Callable[[], None] = lambda: None
@@ -161,6 +163,7 @@ class TaskManager(ClientDesk):
         with self._lock:
             member = self._roster.get(process_id)
             member.is_slave = True
+            self._compare_versions(member)
             if self._ledger is not None:
                 self._ledger.joined(process_id, member.info)
 
@@ -450,9 +453,9 @@ class TaskManager(ClientDesk):
 
         Blocks for `timeout` seconds at most until there is a task or a notice, or the slave makes
         another call that waits. Gives the list of
-        assignments, and a dictionary of notices: "stop" (task ids), "forget" (data items),
-        "terminate" (the job is over), "register" (this process is not known, or was taken for
-        dead: what it handed in was used, now it must register again).
+        assignments, and a dictionary of notices: "stop" (task ids), "forget" (data items), "leave"
+        (finish what runs, then leave), "terminate" (the job is over), "register" (this process is
+        not known, or was taken for dead: what it handed in was used, now it must register again).
 
         With a journal, all that is answered is on record. Raises `JournalError` when that cannot be
         done: nothing is acknowledged then, and what was handed in is to be handed in again.
@@ -557,6 +560,19 @@ class TaskManager(ClientDesk):
             self._gone.notify_all()
             self._room.found()
 
+    def dismissSlaves(self, process_ids: Iterable[int]) -> int:
+        """Tell these slaves to finish what runs, within their grace time, and to leave.
+
+        Gives how many of them are present. Those that were lost are told when they come back.
+        """
+        wanted = set(process_ids)
+        with self._lock:
+            chosen = [m for m in self._roster.all_known() if m.is_slave and m.id in wanted]
+            for member in chosen:
+                member.dismissed = True
+                self._rouse(member)
+            return sum(1 for member in chosen if member.id in self._roster.present)
+
     def waitForSlavesToLeave(self, timeout: float) -> bool:
         """Block until no slave is registered, for `timeout` seconds at most; true if so."""
         deadline = self._clock() + timeout
@@ -610,6 +626,7 @@ class TaskManager(ClientDesk):
                 "client_waits": self._awaits_results(),
                 "terminated": self._terminated,
                 "failures": list(self._failures),
+                "mismatches": list(self._mismatches),
             }
 
     def failedTasks(self) -> dict[str, Any]:
@@ -826,6 +843,18 @@ class TaskManager(ClientDesk):
                 extra={"action": "task_rescheduled"},
             )
         self._outbox.note("task_rescheduled", task.id, task.tag, reason)
+
+    def _compare_versions(self, member: Member) -> None:
+        """Say it where a slave and a client do not go together, one of which has just come."""
+        for other in self._roster.present.values():
+            if other.is_slave == member.is_slave:
+                continue
+            slave, client = (member, other) if member.is_slave else (other, member)
+            problem = mismatch(client.info.versions, slave.info.versions)
+            if problem:
+                text = f"slave {slave.info.machine} {problem}"
+                log.warning("%s", text, extra={"action": "version_mismatch"})
+                self._mismatches = [*self._mismatches, text][-_KEPT_FAILURES:]
 
     def _release(self, member: Member) -> None:
         for effect in self._queue.release(member.id):

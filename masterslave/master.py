@@ -84,6 +84,8 @@ class Circumstances(NamedTuple):
     code: slavecode.Record | None = None  # what slaves load; "shared_main": it is this very script
     folder: str | PathLike[str] | None = None  # where master and slaves meet, instead of a network
     executor: Executor | None = None  # what runs the handlers, instead of slaves
+    attach: bool = False  # whether a task manager that is served elsewhere is joined
+    master_host: str | None = None  # where that is
 
 
 _USUAL = Circumstances()
@@ -166,6 +168,8 @@ class MasterProcess:
         given = _circumstances.get()
         _circumstances.set(Circumstances())
         code = given.code
+        attach = attach or given.attach
+        master_host = master_host or given.master_host
         self._service: Service | Attachment
         if attach or master_host is not None:
             self._service = _joined(
@@ -257,17 +261,23 @@ class MasterProcess:
             None if lifetime is None else parse_duration(lifetime),
             self.settings.chaos if chaos is None else Chaos.parse(chaos) or Chaos(),
             follow=self._service.is_named,
+            gone_s=self.settings.master_gone_s,
         )
         check_supported(options.memory)
-        try:
-            self.task_manager.retrieveData(slavecode.DATA_NAME)
-        except DataNotFound:
+        if not self._has_slave_code():
             raise SettingsError(
                 "launchSlaveJobs: no slave code is known; use runJob, or give slave_script= or "
                 "slave_module= to initializeMasterProcess"
-            ) from None
+            )
         self._slaves.reap()
         return self._slaves.launch(self.label, self.address, n, options)
+
+    def _has_slave_code(self) -> bool:
+        for name in (slavecode.DATA_NAME, slavecode.DEFAULT_NAME):
+            with contextlib.suppress(DataNotFound):
+                self.task_manager.retrieveData(name)
+                return True
+        return False
 
     def numberOfLaunchedSlaves(self) -> int:
         """How many of the slaves that `launchSlaveJobs` has started have not ended."""

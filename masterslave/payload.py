@@ -28,12 +28,12 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, Protocol
 
 import cloudpickle
 
-from masterslave import pieces, unpicklable
+from masterslave import pieces, unpicklable, versions
 from masterslave.errors import PayloadError, RemoteException
 from masterslave.records import Frame, Piece
 
@@ -344,6 +344,18 @@ class _Stream:
         return line
 
 
+def own_versions() -> str:
+    """This process's line for `ProcessInfo.versions`."""
+    return versions.as_line(
+        {
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "cloudpickle": cloudpickle.__version__,
+            "masterslave": sys.modules["masterslave"].__version__,
+            "protocol": str(versions.PROTOCOL),
+        }
+    )
+
+
 def describe(value: Any, limit: int = 60) -> str:
     """A short description of a value for messages: its type and the beginning of its repr."""
     try:
@@ -400,6 +412,10 @@ def _named_in_main(qualname: str) -> Any:
     return found
 
 
+#: What cloudpickle gives as the file of all code.
+_NO_FILE = "<dynamic-code>"
+
+
 class _ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle, except that classes and functions of a known script carry its identity."""
 
@@ -408,6 +424,11 @@ class _ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._main_id = main_id
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, CodeType):
+            # With its file's name, which cloudpickle leaves out: a traceback without is of no use.
+            make, args, *_ = self.dispatch_table[CodeType](obj)
+            named = (obj.co_filename if arg == _NO_FILE else arg for arg in args)
+            return make, tuple(named)
         if (
             self._main_id is not None
             and isinstance(obj, (type, FunctionType))

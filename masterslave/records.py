@@ -30,6 +30,9 @@ CALL_TAG = "function-call"
 #: Stands for a frame that is not in memory: it rests in the journal. Compared with ``is``.
 AT_REST: Frame = []
 
+#: Name of the data item that is the slaves' code, see `slavecode`.
+SLAVE_CODE = "slave_code"
+
 #: Longest tag, id or name, in characters. Larger: names that no table or log can show. Smaller:
 #: a client's own `key` of a task may be long.
 MAX_NAME = 1 << 16
@@ -167,6 +170,7 @@ class ProcessInfo(NamedTuple):
     workers: int  # worker processes it runs
     token: str  # random; lets a slave that was cut off be recognised
     left_s: float | None = None  # seconds for which it takes tasks, from now; None: no end known
+    versions: str = ""  # of Python and packages, see `versions`; "": not told
 
 
 class GlobalStateValue:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,13 @@ from masterslave.errors import ConnectionFailed, JournalError
 from masterslave.hooks import Observer
 from masterslave.keyfile import load_key
 from masterslave.manager import TaskManager
-from masterslave.records import getMachineInfo
+from masterslave.payload import own_versions
+from masterslave.records import ProcessInfo, getMachineInfo
 from masterslave.settings import DEFAULT_PORT, Settings, join_address, split_address
 from masterslave.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from masterslave.connectionfile import ConnectionFile
     from masterslave.journal import Journal
     from masterslave.naming import Registration
     from masterslave.transports.pyro import PyroServer
@@ -49,6 +52,7 @@ class Service:
         Raises `LabelInUse`, `SettingsError`, `ConnectionFailed`, `JournalError`.
         """
         # Only masters need these, but every worker imports the master: they take time to load.
+        from masterslave.connectionfile import ConnectionFile
         from masterslave.naming import Registration
 
         key = load_key(settings.key_file)
@@ -66,6 +70,10 @@ class Service:
             if use_name_server:
                 self._registration = Registration(self._server, label, settings, key)
                 self._registration.start()
+            self._file: ConnectionFile | None = None
+            if settings.connections is not None:
+                self._file = ConnectionFile(settings.connections, label, self._server.addresses)
+                self._file.write()
             undo.pop_all()
         self._watchdog = Watchdog(self.manager, settings.stall_s)
         self._watchdog.start()
@@ -110,7 +118,10 @@ class Service:
 
     def enter(self) -> int:
         """Register the client that is in this very process; gives its process id."""
-        process_id = int(self.manager.registerProcess(None, getMachineInfo())[0])
+        info = ProcessInfo(
+            getMachineInfo(), os.getpid(), platform.node(), 0, "", versions=own_versions()
+        )
+        process_id = int(self.manager.registerProcess(None, info)[0])
         self.manager.embedClient(process_id)
         return process_id
 
@@ -124,6 +135,8 @@ class Service:
     def stop(self) -> None:
         """Free the label and the port, close the journal. Blocks until all threads have ended."""
         self._watchdog.stop()
+        if self._file is not None:
+            self._file.remove()
         if self._registration is not None:
             self._registration.stop()
         self._server.stop()

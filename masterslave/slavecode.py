@@ -24,9 +24,13 @@ from typing import Any
 
 from masterslave import payload
 from masterslave.errors import SlaveError
+from masterslave.records import SLAVE_CODE
 
 #: Name of the data item in the task manager.
-DATA_NAME = "slave_code"
+DATA_NAME = SLAVE_CODE
+
+#: What slaves load where there is none of that name; a served task manager has it.
+DEFAULT_NAME = "slave_code_default"
 
 Record = dict[str, Any]
 

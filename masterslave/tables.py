@@ -58,6 +58,8 @@ def print_status(status: Mapping[str, Any], *, verbose: bool) -> None:
         if clients := status.get("clients"):
             console.print()
             _print_clients(console, clients)
+    for problem in status.get("mismatches", ()):
+        console.print(Text(f"! {problem}", style="yellow"))
     for reason in explain(situation(status)):
         console.print(Text(f"! {reason}", style="yellow"))
 

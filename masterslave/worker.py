@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from masterslave import calls, shared, slavecode
+from masterslave.board import Poster
 from masterslave.calls import Calls
 from masterslave.errors import DataNotFound, PayloadError
 from masterslave.memory import limit_memory
@@ -47,6 +48,18 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 #: Longest traceback that travels as text.
 _TRACEBACK_CHARACTERS = 100_000
+
+
+#: A worker with tasks in line looks no more often than this for what its supervisor has to say.
+#: Larger: it runs tasks that others run by now. Smaller: a system call for each tiny task.
+_LOOK_S = 0.001
+
+#: Results on the board are made known after so long at the latest, when the next one is there.
+#: Larger: they are late. Smaller: the supervisor does nothing but wake up.
+_TELL_S = 0.002
+
+_RESULT = Outcome.RESULT.value
+_OUT_OF_MEMORY = Outcome.OUT_OF_MEMORY.value
 
 
 class _Leave(BaseException):
@@ -110,6 +123,8 @@ class _Worker(Role):
         self.memory = memory  # bytes that this process may have
         self.lift_limit: Callable[[], None] = lambda: None
         self._tasks: deque[Assignment] = deque()
+        self._tell_at = 0  # length of the line at which the supervisor may want to send more
+        self._told_at = 0.0  # when it was last told of something
 
     def prepare(self) -> None:
         """See `Role.prepare`."""
@@ -125,32 +140,57 @@ class _Worker(Role):
         """Run tasks until the supervisor says that it is enough."""
         self.started = True
         self.pipe.send(["ready", sorted(handlers), watchdog_period])
+        tasks = self._tasks
+        looked_at = 0.0
         while True:
-            if self._tasks:  # some may have been given to others in the meantime
+            now = time.perf_counter()
+            if tasks and now - looked_at > _LOOK_S:  # some may be others' by now
+                looked_at = now
                 for message in self.pipe.receive_available():
                     if not self._handle(message):
                         return
-            while not self._tasks:
+                tasks = self._tasks
+            while not tasks:
                 if not self._handle(self.pipe.receive()):
                     return
-            task = self._tasks.popleft()
+                tasks = self._tasks
+                looked_at = time.perf_counter()
+            task = tasks.popleft()
             done = self._run(task, None if task.tag == CALL_TAG else handlers[task.tag])
-            self.pipe.send(["done", done])
+            self._hand_in(done)
             outcome = done.outcome
             del task, done  # may be gigabytes, and the next task may be late
-            if outcome == Outcome.OUT_OF_MEMORY:
+            if outcome == _OUT_OF_MEMORY:
                 self._end_now()  # what tasks have left behind here may be what took the memory
+            tasks = self._tasks  # replaced when the handler has waited for a value
             if termination_test():
                 self.pipe.send(["leaving"])  # what it has not begun is given to others
                 while self._handle(self.pipe.receive()):
                     pass
                 return
 
+    def _hand_in(self, done: Completion) -> None:
+        """Have the supervisor get the end of a task, before the next one begins.
+
+        It is told at once when it may have to do something: when half of the line has been run, or
+        for some time nothing was told. Else it finds the end on the board.
+        """
+        left = len(self._tasks)
+        if not left or done.outcome != _RESULT or not self.pipe.post(done):
+            self.pipe.send(["done", done])
+        else:
+            now = time.perf_counter()
+            if left != self._tell_at and now - self._told_at <= _TELL_S:
+                return
+            self.pipe.send(["look"])
+        self._told_at = time.perf_counter()
+
     def _handle(self, message: list[Any]) -> bool:
         """Take in one message; false when it is the last."""
         kind = message[0]
         if kind == "tasks":
-            self._tasks.extend(as_assignment(item) for item in message[1])
+            self._tasks.extend([as_assignment(item) for item in message[1]])
+            self._tell_at = len(self._tasks) // 2
         elif kind == "skip":
             self._tasks = deque(task for task in self._tasks if task.task_id not in message[1])
             self.pipe.send(["skipped"])
@@ -191,7 +231,7 @@ class _Worker(Role):
         finally:
             if is_call:
                 self.calls.leave()
-        return Completion(task.task_id, task.attempt, Outcome.RESULT.value, frame, duration_s, "")
+        return Completion(task.task_id, task.attempt, _RESULT, frame, duration_s, "")
 
     def fetch(self, name: str) -> Frame:
         """See `Role.fetch`."""
@@ -270,14 +310,18 @@ def handlers_of(process: object) -> dict[str, Callable[..., Any]]:
     return handlers_in(dict(inspect.getmembers(process, callable)))
 
 
-def main(descriptor: int, supervisor_pid: int) -> None:
+def main(descriptor: int, supervisor_pid: int, board: int | None = None) -> None:
     """Entry of a worker process: take the code from the pipe, load it, work, end."""
     os.set_inheritable(descriptor, False)  # what a handler starts must not keep the pipe open
+    poster = None
+    if board is not None:
+        poster = Poster(board)
+        os.close(board)
     _die_with(supervisor_pid)
     faulthandler.enable()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a handler's prints show when they are made
-    pipe = WorkerEnd(socket.socket(fileno=descriptor))
+    pipe = WorkerEnd(socket.socket(fileno=descriptor), poster)
     try:
         _, label, record, memory, pipe.share = pipe.receive()
         problem = load(_Worker(pipe, label, record, memory), record)

@@ -415,6 +415,60 @@ def _nowhere() -> object:
     raise ConnectionFailed("no way")
 
 
+# --- slaves' code ---------------------------------------------------------------------------
+
+JOB = """
+    from masterslave import MasterProcess, SlaveProcess, runJob
+
+    class Master(MasterProcess):
+        def run(self):
+            self.requestTasks("WORD", [(i,) for i in range(5)])
+            for _, _, value in self.results():
+                print(value, flush=True)
+
+    class Slave(SlaveProcess):
+        def do_WORD(self, x):
+            return f"WORD {x}"
+
+    runJob("demo", Master, Slave, attach=True, master_host="WHERE")
+"""
+
+
+def job(served: Served, word: str) -> Program:
+    text = JOB.replace("WORD", word).replace("WHERE", served.where)
+    return served.world.script(text, name=f"{word}.py")
+
+
+def test_clients_in_succession_bring_their_code_to_the_same_slave(
+    world: World, served: Served
+) -> None:
+    served.serve()
+    slave = world.task_manager("slave", "demo", "-m", served.where)
+    for word in ("one", "two", "one"):
+        out = job(served, word).finish()
+        assert sorted(out.splitlines()) == [f"{word} {i}" for i in range(5)]
+    assert slave.poll() is None
+    assert served.program is not None
+    served.program.terminate()
+    served.program.finish()
+    slave.finish()
+
+
+def test_while_one_client_has_brought_its_code_another_ones_is_refused(
+    world: World, served: Served, attach: Attach
+) -> None:
+    served.serve()
+    first = job(served, "one")  # waits, as there is no slave
+    client = attach()
+    wait_until(lambda: client.task_manager.status()["waiting"].get("one"), "it is there")
+    refused = job(served, "two")
+    refused.finish(1)
+    assert "work with the code of PID" in refused.err
+    world.task_manager("slave", "demo", "-m", served.where)
+    assert len(first.finish().splitlines()) == 5
+    assert len(job(served, "two").finish().splitlines()) == 5
+
+
 # --- bad input ------------------------------------------------------------------------------
 
 

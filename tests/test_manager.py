@@ -113,6 +113,7 @@ def test_status_tells_everything_in_plain_types(manager: TaskManager) -> None:
         "clients": [],
         "terminated": False,
         "failures": ["slave secret: ValueError: no good"],
+        "mismatches": [],
     }  # fmt: skip
     assert second.task_id == "sqrt_1"
 

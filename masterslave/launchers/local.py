@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class SlaveOptions(NamedTuple):
     lifetime_s: float | None = None  # it must have left by then; None: as the batch system says
     chaos: Chaos | None = None  # what goes wrong on purpose; None leaves it to the environment
     follow: bool = False  # whether the name server knows where its master is started again
+    gone_s: float | None = None  # how long it looks for its master; None: as the environment says
 
     def arguments(self) -> list[str]:
         """As arguments of ``task_manager slave``."""
@@ -41,6 +43,11 @@ class SlaveOptions(NamedTuple):
         if self.follow:
             arguments.append("--follow")
         return arguments
+
+    def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """The environment of a slave."""
+        own = {} if self.gone_s is None else {"MASTERSLAVE_MASTER_GONE": str(self.gone_s)}
+        return {**environ, **own}
 
 
 _PLAIN = SlaveOptions()
@@ -98,7 +105,12 @@ class LocalSlaves:
             own = options._replace(chaos=chaos.of_slave(self._launched) if chaos else None)
             command = slave_command(label, address, own)
             started.append(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env=options.environment(os.environ),
+                )
             )
             self._launched += 1
         self._processes += started

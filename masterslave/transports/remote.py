@@ -36,6 +36,7 @@ REMOTE_METHODS = frozenset(
         "cancelTask",
         "collectResults",
         "deleteData",
+        "dismissSlaves",
         "deleteItem",
         "detachClient",
         "exchange",
@@ -95,10 +96,10 @@ def _is_held(value: Any) -> bool:
 def _is_info(value: Any) -> bool:
     if is_name(value):
         return True
-    if not _is_list(value) or len(value) not in (5, 6):  # without or with the time left
+    if not _is_list(value) or not 5 <= len(value) <= 7:  # the last may be missing
         return False
     info = ProcessInfo(*value)
-    texts = (info.machine, info.host, info.token)
+    texts = (info.machine, info.host, info.token, info.versions)
     counts = (info.pid, info.workers)
     timely = info.left_s is None or _is_number(info.left_s, -MAX_S, MAX_S)
     return all(map(is_name, texts)) and all(map(is_count, counts)) and timely
@@ -144,6 +145,7 @@ _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "parcel": _COUNT,
     "pid": _COUNT,
     "process_id": _COUNT,
+    "process_ids": ((lambda value: _is_list(value, is_count)), "a list of integers"),
     "result": _FRAME,
     "resume": _COUNT,
     "serial": ((lambda value: is_count(value) and value > 0), "an integer of at least 1"),
