@@ -120,3 +120,19 @@ def add_start(commands: Any, common: argparse.ArgumentParser) -> None:
         "scale", parents=[common], help="start slaves on demand (start --min --max does this)"
     )
     scale.add_argument("label", metavar="LABEL")
+
+
+def check_start(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with the usage where options of ``start`` do not go together."""
+    from masterslave.starting import check_request  # takes time to load
+
+    try:
+        check_request(
+            options.number, serve=options.serve, here=options.here,
+            master=getattr(options, "master", None), per_slave=options.per_slave,
+            low=options.min, high=options.max, journal=options.journal,
+        )  # fmt: skip
+    except SettingsError as error:
+        parser.error(f"start: {error}")
+    if (options.on == "ssh") != bool(options.host):
+        parser.error("start: --on ssh and --host go together")

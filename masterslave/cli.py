@@ -169,6 +169,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     words, passed = _without_passed_on(_with_command(argv))
     options = parser.parse_args(words)
     options.passed = passed
+    if options.command == "start":
+        arguments.check_start(parser, options)
     for name, default in (("master", None), ("wait", False), ("verbose", False)):
         if not hasattr(options, name):
             setattr(options, name, default)

@@ -224,7 +224,10 @@ def start(
     `ConnectionFailed` when there is no such task manager.
     """
     check_label(label)
-    _check(n, serve, here, master, low, high, per_slave, idle, journal)
+    check_request(
+        n, serve=serve, here=here, master=master, per_slave=per_slave, low=low, high=high,
+        journal=journal,
+    )  # fmt: skip
     settings = Settings.from_environment()
     chosen = choose(on, launcher_settings)
     workers = per_slave or (max(1, n) if chosen.name == "local" and high is None else 1)
@@ -258,16 +261,17 @@ def start(
     return run.submit_all(n, journal)
 
 
-def _check(
-    n: int, serve: bool, here: bool, master: str | None, low: int | None, high: int | None,
-    per_slave: int | None, idle: float | str | None, journal: str | None,
+def check_request(
+    n: int = 1, *, serve: bool = False, here: bool = False, master: str | None = None,
+    per_slave: int | None = None, low: int | None = None, high: int | None = None,
+    journal: str | None = None,
 ) -> None:  # fmt: skip
-    scaled = high is not None or low is not None
+    """Raise `SettingsError` for what cannot be asked of `start`."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise SettingsError(f"n={n!r}: must be a number of workers of at least 1")
     if per_slave is not None and per_slave < 1:
         raise SettingsError(f"per_slave={per_slave!r}: must be a number of at least 1")
-    if scaled:
+    if high is not None or low is not None:
         if high is None or low is None:
             raise SettingsError("--min and --max go together: both are needed to scale on demand")
         Limits(low, high).checked()
@@ -277,9 +281,7 @@ def _check(
         raise SettingsError("--journal is for --serve: the task manager that is started")
     if master is not None:
         if serve:
-            raise SettingsError(
-                "--serve starts a task manager, -m names one that is there: not both"
-            )
+            raise SettingsError("--serve starts a task manager, -m names one that is there")
         split_address(master)
 
 
