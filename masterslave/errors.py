@@ -32,6 +32,7 @@
     |   `-- AuthenticationError     ... because one side could not prove that it holds the key
     |-- LabelInUse                  a living task manager has that label already
     |-- LauncherError               a batch system, or another way to start slaves, refuses or fails
+    |-- StartError                  what was kept of a start cannot be used, or there is none
     `-- SlaveError                  a slave cannot go on: its code does not load, its master is gone
 
 Foreign errors (Pyro's, the operating system's) are translated at the edge where they arise.
@@ -234,6 +235,10 @@ class LabelInUse(MasterSlaveError):
 
 class LauncherError(MasterSlaveError):
     """A command that starts, asks for or ends processes failed: which, how, and what it said."""
+
+
+class StartError(MasterSlaveError):
+    """What ``task_manager start`` keeps of a label is missing, there already or not usable."""
 
 
 class SlaveError(MasterSlaveError):

@@ -453,9 +453,9 @@ class TaskManager(ClientDesk):
 
         Blocks for `timeout` seconds at most until there is a task or a notice, or the slave makes
         another call that waits. Gives the list of
-        assignments, and a dictionary of notices: "stop" (task ids), "forget" (data items),
-        "terminate" (the job is over), "register" (this process is not known, or was taken for
-        dead: what it handed in was used, now it must register again).
+        assignments, and a dictionary of notices: "stop" (task ids), "forget" (data items), "leave"
+        (finish what runs, then leave), "terminate" (the job is over), "register" (this process is
+        not known, or was taken for dead: what it handed in was used, now it must register again).
 
         With a journal, all that is answered is on record. Raises `JournalError` when that cannot be
         done: nothing is acknowledged then, and what was handed in is to be handed in again.
@@ -559,6 +559,19 @@ class TaskManager(ClientDesk):
                 waiting.notify_all()
             self._gone.notify_all()
             self._room.found()
+
+    def dismissSlaves(self, process_ids: Iterable[int]) -> int:
+        """Tell these slaves to finish what runs, within their grace time, and to leave.
+
+        Gives how many of them are present. Those that were lost are told when they come back.
+        """
+        wanted = set(process_ids)
+        with self._lock:
+            chosen = [m for m in self._roster.all_known() if m.is_slave and m.id in wanted]
+            for member in chosen:
+                member.dismissed = True
+                self._rouse(member)
+            return sum(1 for member in chosen if member.id in self._roster.present)
 
     def waitForSlavesToLeave(self, timeout: float) -> bool:
         """Block until no slave is registered, for `timeout` seconds at most; true if so."""

@@ -32,6 +32,7 @@ class Member:
         self.room = max(1, info.workers)  # its workers that are ready for tasks; 0: wants none
         self.cancelled: list[str] = []  # tasks that it is to stop, told at its next exchange
         self.dropped_data: list[str] = []  # data items that it is to forget
+        self.dismissed = False  # it is to be told to leave
         self.has_new_code = False  # other code is kept for slaves than when it came
         self.ends_at: float | None = None  # when it takes no more tasks; None: no end known
         self.too_long: set[str] = set()  # tags that it gave back for want of time
@@ -68,7 +69,7 @@ class Member:
 
     def has_notices(self) -> bool:
         """Whether it is to be told something."""
-        return bool(self.cancelled or self.dropped_data or self.has_new_code)
+        return bool(self.cancelled or self.dropped_data or self.has_new_code or self.dismissed)
 
     def notices(self) -> dict[str, Any]:
         """What it is to be told at the end of this exchange, once."""
@@ -77,6 +78,8 @@ class Member:
             notices["stop"], self.cancelled = self.cancelled, []
         if self.dropped_data:
             notices["forget"], self.dropped_data = self.dropped_data, []
+        if self.dismissed:
+            notices["leave"], self.dismissed = True, False
         if self.has_new_code:
             notices["code"], self.has_new_code = True, False
         return notices
@@ -85,6 +88,7 @@ class Member:
         """The notices have not reached it."""
         self.cancelled[:0] = notices.get("stop", [])
         self.dropped_data[:0] = notices.get("forget", [])
+        self.dismissed = self.dismissed or notices.get("leave", False)
         self.has_new_code = self.has_new_code or "code" in notices
 
     def as_status(self, holds: int) -> dict[str, Any]:

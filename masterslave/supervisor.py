@@ -11,6 +11,8 @@ processes, feeds them, and never runs a handler itself, so that pings go on what
 | a second SIGTERM or SIGINT    | kills what runs, gives it back, leaves                         |
 | `terminationTest` was true    | as SIGTERM, without a limit of time                            |
 | its time is nearly up         | as SIGTERM, see `lifetime.py`                                  |
+| the manager dismisses it      | as SIGTERM                                                     |
+| it is idle for `idle_s`       | as SIGTERM, with nothing to finish                             |
 | the master is gone for long   | kills its workers, ends with status 1                          |
 | the slave's code does not load| tells the master and the terminal why, ends with status 1      |
 """
@@ -36,7 +38,7 @@ from masterslave.clients import same_code
 from masterslave.dispatch import Action, Dispatch, Kill, Send, Skip
 from masterslave.disturbance import Blow, Disturbance
 from masterslave.errors import SlaveError
-from masterslave.lifetime import Lifetime
+from masterslave.lifetime import Idleness, Lifetime
 from masterslave.memory import check_supported
 from masterslave.payload import own_versions
 from masterslave.pipe import PipeClosed
@@ -95,11 +97,15 @@ class Supervisor:
         *,
         memory: int | None = None,
         lifetime_s: float | None = None,
+        idle_s: float | None = None,
+        registered: Callable[[], None] = lambda: None,
     ) -> None:
         """`record`: the slave's code; None takes what the master keeps.
 
         `memory`: bytes that each worker may have, None for no limit; `SettingsError` where the
-        system cannot keep to it. `lifetime_s`: seconds in which the slave must have left.
+        system cannot keep to it. `lifetime_s`: seconds in which the slave must have left. `idle_s`:
+        seconds without a task after which it ends. `registered` is called when the task manager
+        has accepted it.
         """
         check_supported(memory)
         now = time.monotonic()
@@ -107,6 +113,8 @@ class Supervisor:
         if lifetime_s is not None:
             self._lifetime = Lifetime.until(now + lifetime_s, now, settings.grace_s)
         self._time_is_up = False
+        self._idleness = None if idle_s is None else Idleness(idle_s)
+        self._registered = registered
         self._label = label
         self._settings = settings
         self._count = workers
@@ -159,6 +167,7 @@ class Supervisor:
         """
         try:
             kept = self._uplink.register()
+            self._registered()
             self._record = self._record or kept
             if self._record is None:
                 self._uplink.stop(1.0)
@@ -190,6 +199,7 @@ class Supervisor:
             self._tell(now)
             self._look_at_memory(now)
             self._look_at_lifetime(now)
+            self._look_at_idleness(now)
             if self._dispatch.draining and not self._dispatch.busy():
                 self._ending = "drained"
                 return
@@ -460,6 +470,9 @@ class Supervisor:
                 self._carry_out(self._dispatch.cancelled(news.stop))
             if news.outdated:
                 self._carry_out(self._dispatch.outdated(news.outdated))
+            if news.leave:
+                log.info("dismissed: finishing what runs, for %g s", self._settings.grace_s)
+                self._start_drain(self._settings.grace_s)
             if news.forget:
                 self._forget(news.forget)
             if news.data is not None and news.data[0] == slavecode.DATA_NAME:
@@ -489,6 +502,8 @@ class Supervisor:
             waits.append(max(0.0, self._deadline - now))
         if self._lifetime is not None and not self._time_is_up:
             waits.append(max(0.0, self._lifetime.drain_at - now))
+        if self._idleness is not None and not self._dispatch.draining:
+            waits.append(self._idleness.wait_s(now))
         if any(worker.exit_descriptor is None for worker in self._workers.values()):
             waits.append(_POLL_S)
         if self._memory is not None and self._dispatch.busy():
@@ -544,6 +559,14 @@ class Supervisor:
         limit_s = self._lifetime.kill_at - now
         log.info("its time is nearly up: finishing what runs, for %.3g s", limit_s)
         self._start_drain(limit_s)
+
+    def _look_at_idleness(self, now: float) -> None:
+        if self._idleness is None or self._dispatch.draining:
+            return
+        busy = self._dispatch.busy() or not self._dispatch.room(now)
+        if self._idleness.is_over(busy, now):
+            log.info("idle for %g s: the slave ends", self._idleness.limit_s)
+            self._start_drain(None)
 
     def _left_s(self) -> float | None:
         """Called by the uplink's threads."""

@@ -83,6 +83,7 @@ class News(NamedTuple):
     data: tuple[str, Any, str] | None = None  # name, value or None, why there is none
     end: str = ""  # why the slave is to end: "terminated", or an error
     outdated: Sequence[tuple[str, int]] = ()  # task id and attempt of what others run by now
+    leave: bool = False  # the slave is to finish what runs, and to leave
 
 
 class Uplink:
@@ -347,8 +348,10 @@ class Uplink:
         if notices.get("code"):
             self.need(DATA_NAME)
         stop, forget = notices.get("stop", []), notices.get("forget", [])
-        if tasks or stop or forget:
-            self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
+        leave = notices.get("leave", False)
+        if tasks or stop or forget or leave:
+            assigned = [as_assignment(task) for task in tasks]
+            self._deliver(News(assigned, stop, forget, leave=leave))
 
     def _current_info(self) -> list[Any]:
         """As time left, not as a time of day: clocks differ."""
@@ -445,7 +448,8 @@ class Uplink:
             if notices.get("code"):
                 self.need(DATA_NAME)
             stop, forget = notices.get("stop", []), notices.get("forget", [])
-            self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
+            leave = notices.get("leave", False)
+            self._deliver(News([as_assignment(task) for task in tasks], stop, forget, leave=leave))
             tasks = []  # may be gigabytes, and the next call waits
             if notices.get("terminate"):
                 self._deliver(News([], [], [], end="terminated"))
