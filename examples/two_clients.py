@@ -26,8 +26,8 @@ SCRIPT = Path(__file__).with_name("slave.py")
 def client(name, number):
     """Have a number of texts counted."""
     master = initializeMasterProcess("words", slave_script=SCRIPT, attach=True)
+    both_are_there.wait()
     master.requestTasks("count", [("a rose is a rose",)] * number)
-    begun.wait()
     words = sum(count for _, _, (count, _) in master.results())
     print(f"{name}: {words} words in {number} texts")
     master.shutdown()  # lets go of this client's tasks only: the task manager and slaves stay
@@ -37,13 +37,12 @@ served = subprocess.Popen([*TASK_MANAGER, "serve", "words"])
 slave = subprocess.Popen([*TASK_MANAGER, "slave", "-w", "words", "-n", "2"])
 subprocess.run([*TASK_MANAGER, "show", "-w", "words"], check=True, stdout=subprocess.DEVNULL)
 
-begun = threading.Event()
+both_are_there = threading.Barrier(2)
 first = threading.Thread(target=client, args=("the first client", 5000))
 second = threading.Thread(target=client, args=("the second client", 10))
 try:
     first.start()
     second.start()
-    begun.set()
     second.join()
     first.join()
 finally:

@@ -75,10 +75,10 @@ def test_identifiers(world: World) -> None:
 
 
 def test_two_clients_of_one_task_manager(world: World) -> None:
-    assert run(world, "two_clients.py").splitlines() == [
-        "the second client: 50 words in 10 texts",  # though it asked for them beside 5,000
+    assert set(run(world, "two_clients.py").splitlines()) == {
+        "the second client: 50 words in 10 texts",
         "the first client: 25000 words in 5000 texts",
-    ]
+    }
 
 
 def test_numpy_arrays_gives_the_same_every_time(world: World) -> None:
