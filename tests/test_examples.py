@@ -89,6 +89,26 @@ def test_numpy_arrays_gives_the_same_every_time(world: World) -> None:
     assert run(world, "numpy_arrays.py") == printed
 
 
+def test_squares_with_a_callback_and_a_store(world: World) -> None:
+    arguments = ("squares.py", "--numbers", 30, "--store", "results.db")
+    printed = run(world, *arguments)
+    assert printed == "job 31: 4\nthe sum of 30 squares is 8555\n"
+    assert run(world, *arguments) == printed  # from the store
+
+
+@pytest.mark.parametrize("word", ["pool", "local"])
+def test_one_word_makes_the_difference(world: World, word: str) -> None:
+    assert run(world, "one_word.py", word) == "pi is about 3.144\n"
+
+
+def test_sweep(world: World) -> None:
+    printed = run(world, "sweep.py")
+    found = {name: float(value) for name, value in re.findall(r"(\w+) +([\d.]+)  \(is", printed)}
+    right = {"amplitude": 1.5, "damping": 0.8, "frequency": 3.0}
+    assert found == pytest.approx(right, abs=0.05)
+    assert re.search(r"\d{3,} evaluations", printed)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_is_short_and_says_how_to_run_it(name: str) -> None:
     text = (EXAMPLES / name).read_text()
