@@ -116,3 +116,11 @@ def test_an_example_is_short_and_says_how_to_run_it(name: str) -> None:
     assert text.startswith('"""')
     if name != "slave.py":
         assert f"python examples/{name}" in text.split('"""')[1]
+
+
+def test_allocate(world: World) -> None:
+    printed = run(world, "allocate.py")
+    found = re.fullmatch(r"pi is about (\d\.\d+), by 2 workers \(local\)\n", printed)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(3.1416, abs=0.02)  # six times the standard deviation
+    assert not world.processes()
