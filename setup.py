@@ -30,7 +30,8 @@ setup(
         "rich>=13",  # tables on the terminal
     ],
     extras_require={
-        "examples": ["numpy>=1.22", "pillow>=9", "rich>=13"],
+        "psij": ["psij-python>=0.9"],  # batch systems that the launchers do not know
+        "examples": ["numpy>=1.22", "pillow>=9", "rich>=13", "scipy>=1.9"],
         "bench": [
             "numpy>=1.22",
             "matplotlib>=3.7",
@@ -51,6 +52,7 @@ setup(
             "psutil>=5.9",
             "numpy>=1.22",
             "pillow>=9",
+            "scipy>=1.9",
             "ruff>=0.6",
             "mypy>=1.10",
         ],

@@ -10,11 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from masterslave.allocation import Allocation, allocate, masterHost
+    from masterslave.client import ClientThread
     from masterslave.errors import (
         AuthenticationError,
         ConnectionFailed,
         DataNotFound,
+        FunctionError,
         IllegalTransition,
+        InitializerFailed,
         LabelInUse,
         LabelUnknown,
         MasterSlaveError,
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
         ResultTimeout,
         SettingsError,
         SlaveError,
+        StartError,
+        TaskLost,
         TaskManagerTermination,
         TaskOutOfMemory,
         TaskRaisedException,
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
         UnknownTask,
         WorkerCrashed,
     )
+    from masterslave.executor import BrokenCluster, ClusterExecutor
     from masterslave.hooks import Observer
     from masterslave.jobs import initializeMasterProcess, runJob
     from masterslave.manager import TaskManager
@@ -38,6 +45,8 @@ if TYPE_CHECKING:
     from masterslave.records import GlobalStateValue, getMachineInfo
     from masterslave.settings import Settings
     from masterslave.slave import SlaveProcess, startSlaveProcess
+    from masterslave.starting import start
+    from masterslave.stopping import stop
 
 __version__ = "0.1.0"
 
@@ -47,7 +56,9 @@ _HOME = {
             "AuthenticationError",
             "ConnectionFailed",
             "DataNotFound",
+            "FunctionError",
             "IllegalTransition",
+            "InitializerFailed",
             "LabelInUse",
             "LabelUnknown",
             "MasterSlaveError",
@@ -56,9 +67,11 @@ _HOME = {
             "ResultTimeout",
             "SettingsError",
             "SlaveError",
+            "StartError",
             "TaskManagerTermination",
             "TaskOutOfMemory",
             "TaskRaisedException",
+            "TaskLost",
             "TaskTimedOut",
             "UnknownProcess",
             "UnknownTask",
@@ -66,23 +79,37 @@ _HOME = {
         ),
         "errors",
     ),
+    "BrokenCluster": "executor",
+    "ClientThread": "client",
+    "ClusterExecutor": "executor",
+    "Allocation": "allocation",
     "GlobalStateValue": "records",
     "MasterProcess": "master",
     "Observer": "hooks",
     "Settings": "settings",
     "SlaveProcess": "slave",
     "TaskManager": "manager",
+    "allocate": "allocation",
     "getMachineInfo": "records",
     "initializeMasterProcess": "jobs",
+    "masterHost": "allocation",
     "runJob": "jobs",
+    "start": "starting",
     "startSlaveProcess": "slave",
+    "stop": "stopping",
 }
 
 __all__ = [
+    "Allocation",
     "AuthenticationError",
+    "BrokenCluster",
+    "ClientThread",
+    "ClusterExecutor",
     "ConnectionFailed",
     "DataNotFound",
+    "FunctionError",
     "GlobalStateValue",
+    "InitializerFailed",
     "IllegalTransition",
     "LabelInUse",
     "LabelUnknown",
@@ -96,7 +123,9 @@ __all__ = [
     "SettingsError",
     "SlaveError",
     "SlaveProcess",
+    "StartError",
     "TaskManager",
+    "TaskLost",
     "TaskManagerTermination",
     "TaskOutOfMemory",
     "TaskRaisedException",
@@ -104,10 +133,14 @@ __all__ = [
     "UnknownProcess",
     "UnknownTask",
     "WorkerCrashed",
+    "allocate",
     "getMachineInfo",
     "initializeMasterProcess",
+    "masterHost",
     "runJob",
+    "start",
     "startSlaveProcess",
+    "stop",
 ]
 
 

@@ -24,6 +24,8 @@ def runJob(
     folder: str | os.PathLike[str] | None = None,
     failover_folder: str | os.PathLike[str] | None = None,
     straggler_fraction: float = 0.05,
+    attach: bool = False,
+    master_host: str | None = None,
 ) -> None:
     """Run a master, and the slaves that work for it, from one script. Blocks until `run` ends.
 
@@ -38,9 +40,10 @@ def runJob(
     `MasterProcess`; a master class with a constructor of its own must take this keyword then.
     `folder`: a directory in which master and slaves meet, without a network; slaves are started
     with ``task_manager slave --folder DIR``. `failover_folder`, `straggler_fraction`: see
-    `MasterProcess`.
-    Raises what the master's `run` raises, `LabelInUse` when a living master has the label,
-    `SettingsError` for an argument that cannot be used, `JournalError` for such a file.
+    `MasterProcess`. `attach`: join the task manager that ``task_manager serve LABEL`` runs at
+    `master_host`, or wherever the label leads; its slaves load this script. Raises what the
+    master's `run` raises, `LabelInUse` when a living master has the label, `SettingsError` for an
+    argument that cannot be used, `JournalError` for such a file.
     """
     _check_class("master_class", master_class, MasterProcess)
     _check_class("slave_class", slave_class, SlaveProcess)
@@ -59,7 +62,7 @@ def runJob(
         record = slavecode.object_record((slave_class, watchdog_period))
     code = {**record, "shared_main": shared_main}
     way = folder_way(folder, failover_folder, straggler_fraction)
-    with circumstances(Circumstances(code, way)):
+    with circumstances(Circumstances(code, way, attach=attach, master_host=master_host)):
         master = master_class(label) if journal is None else master_class(label, journal=journal)
     try:
         if launch_slaves:
@@ -80,6 +83,8 @@ def initializeMasterProcess(
     folder: str | os.PathLike[str] | None = None,
     failover_folder: str | os.PathLike[str] | None = None,
     straggler_fraction: float = 0.05,
+    attach: bool = False,
+    master_host: str | None = None,
 ) -> MasterProcess:
     """Make this program a master; for programs whose master and slave are separate.
 
@@ -88,8 +93,9 @@ def initializeMasterProcess(
     `startSlaveProcess()`; `slave_module`: name of a module that defines ``do_<tag>`` functions.
     With either, ``task_manager slave LABEL`` and `launchSlaveJobs` start slaves. `journal`: a file
     from which a master that was killed goes on, see `MasterProcess`, and there also for `folder`,
-    `failover_folder` and `straggler_fraction`. Raises as
-    `MasterProcess`, and `SlaveError` when the script cannot be read.
+    `failover_folder` and `straggler_fraction`. `attach`, `master_host`: join a task manager that is
+    served, see `MasterProcess`. Raises as `MasterProcess`, and `SlaveError` when the script cannot
+    be read.
     """
     if slave_script is not None and slave_module is not None:
         raise SettingsError("give slave_script= or slave_module=, not both")
@@ -102,7 +108,7 @@ def initializeMasterProcess(
         record = slavecode.module_record(slave_module)
     code = None if record is None else {**record, "shared_main": False}
     way = folder_way(folder, failover_folder, straggler_fraction)
-    with circumstances(Circumstances(code, way)):
+    with circumstances(Circumstances(code, way, attach=attach, master_host=master_host)):
         master = MasterProcess(label, use_name_server, journal=journal)
     atexit.register(master.shutdown)
     return master

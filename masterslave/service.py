@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,23 @@ from masterslave.errors import ConnectionFailed, JournalError
 from masterslave.hooks import Observer
 from masterslave.keyfile import load_key
 from masterslave.manager import TaskManager
+from masterslave.payload import own_versions
+from masterslave.records import ProcessInfo, getMachineInfo
 from masterslave.settings import DEFAULT_PORT, Settings, join_address, split_address
 from masterslave.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from masterslave.connectionfile import ConnectionFile
     from masterslave.journal import Journal
     from masterslave.naming import Registration
     from masterslave.transports.pyro import PyroServer
 
 log = logging.getLogger(__name__)
+
+
+#: Longest wait for clients to hear of the end. Larger: a client that hangs holds the end up.
+#: Smaller: on a busy machine, clients look for a task manager that has ended.
+_TELL_S = 5.0
 
 
 class Service:
@@ -38,18 +47,21 @@ class Service:
         observers: Sequence[Observer] = (),
         journal: str | os.PathLike[str] | None = None,
         data: Mapping[str, Any] | None = None,
+        keep: bool = False,
     ) -> None:
         """Open the journal, listen, make the label known, watch.
 
         `use_name_server`: False listens on port 7766 instead. `data`: data items that are there
-        before anybody can ask for them. With a journal the port of the run
-        before is taken again where it is free, so that slaves that outlived it find this one.
+        before anybody can ask for them. `keep`: see `TaskManager`. With a journal the port of the
+        run before is taken again where it is free, so that slaves that outlived it find this one.
         Raises `LabelInUse`, `SettingsError`, `ConnectionFailed`, `JournalError`.
         """
         self._label = label
         self._settings = settings
+        self._keep = keep
         self._server: PyroServer | None = None
         self._registration: Registration | None = None
+        self._file: ConnectionFile | None = None
         key = load_key(settings.key_file)
         with contextlib.ExitStack() as undo:
             self._journal = None
@@ -71,11 +83,12 @@ class Service:
     def _make_manager(
         self, label: str, settings: Settings, observers: Sequence[Observer]
     ) -> TaskManager:
-        return TaskManager(label, settings, observers, journal=self._journal)
+        return TaskManager(label, settings, observers, journal=self._journal, keep=self._keep)
 
     def _open(self, key: bytes, use_name_server: bool, undo: contextlib.ExitStack) -> None:
         """Let slaves in; `undo` is told how to shut them out again."""
         # Only masters need these, but every worker imports the master: they take time to load.
+        from masterslave.connectionfile import ConnectionFile
         from masterslave.naming import Registration
 
         self._server = self._listen(self._settings, key, use_name_server)
@@ -86,9 +99,15 @@ class Service:
             registration.start()
             undo.callback(registration.stop)
             self._registration = registration
+        if self._settings.connections is not None:
+            file = ConnectionFile(self._settings.connections, self._label, self._server.addresses)
+            file.write()
+            self._file = file
 
     def _close(self) -> None:
         """Let nobody in any more. Blocks until all threads of it have ended."""
+        if self._file is not None:
+            self._file.remove()
         if self._registration is not None:
             self._registration.stop()
         if self._server is not None:
@@ -144,12 +163,22 @@ class Service:
         """Whether the label is kept in the name server."""
         return self._registration is not None
 
+    def enter(self) -> int:
+        """Register the client that is in this very process; gives its process id."""
+        info = ProcessInfo(
+            getMachineInfo(), os.getpid(), platform.node(), 0, "", versions=own_versions()
+        )
+        process_id = int(self.manager.registerProcess(None, info)[0])
+        self.manager.embedClient(process_id)
+        return process_id
+
     def end_job(self, wait_s: float) -> None:
         """Tell all slaves to leave, and wait until they have, for `wait_s` seconds at most."""
         self.manager.terminate()
         self._watchdog.stop()
         if not self.manager.waitForSlavesToLeave(wait_s):
             log.warning("some slaves did not leave in time", extra={"action": "slaves_stayed"})
+        self.manager.waitForClientsToKnow(min(wait_s, _TELL_S))
 
     def stop(self) -> None:
         """Free the label and the port, close the journal. Blocks until all threads have ended."""

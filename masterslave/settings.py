@@ -8,6 +8,7 @@
 | `MASTERSLAVE_BROADCAST`     | `broadcast`      | look for a name server by broadcast (0 or 1)   |
 | `MASTERSLAVE_MASTER_GONE`   | `master_gone_s`  | seconds a slave goes on looking for its master |
 | `MASTERSLAVE_GRACE`         | `grace_s`        | seconds that running tasks get at SIGTERM      |
+| `MASTERSLAVE_CLIENT_GRACE`  | `client_grace_s` | seconds in which a lost client may come back   |
 | `MASTERSLAVE_MEMORY`        | `memory_bytes`   | budget for tasks and results: bytes, or 2G     |
 | `MASTERSLAVE_WHEN_FULL`     | `when_full`      | requests beyond it: "block" or "raise"         |
 | `MASTERSLAVE_SHARED_MEMORY` | `shared_memory`  | use it between processes of a host (0 or 1)    |
@@ -54,11 +55,13 @@ class Settings:
     broadcast: bool = True  # whether slaves and the command line may look for a name server so
     master_gone_s: float = 60.0  # then a slave gives up and ends
     grace_s: float = 30.0  # then a draining slave kills what still runs and gives it back
+    client_grace_s: float = 60.0  # then the tasks of a client that disappeared are dropped
     memory_bytes: int = _HALF_OF_MEMORY  # of frames in a task manager; then they go to its journal
     when_full: str = "block"  # what a request does that finds no room: "block" or "raise"
     shared_memory: bool = True  # for large buffers between processes of one host, where it can be
     resume_s: float = 10.0  # longest time a restarted master waits for its slaves of before
     chaos: Chaos | None = None  # of the slaves started; None: nothing goes wrong on purpose
+    connections: Path | None = None  # directory of connection files; None: none are used
     handshake_s: float = 10.0  # then a connection that has not proved itself is closed
     poll_s: float = 20.0  # longest time that a call waits in the task manager for a task
     stall_s: float = 5.0  # then a job that does not move says why in the log
@@ -76,16 +79,17 @@ class Settings:
         variable that cannot be used.
         """
         env = os.environ if environ is None else environ
+        home = Path(env.get("HOME") or os.path.expanduser("~")) / ".masterslave"
         key_file = env.get("MASTERSLAVE_KEY_FILE")
-        if key_file:
-            path = Path(key_file).expanduser()
-        else:
-            home = env.get("HOME") or os.path.expanduser("~")
-            path = Path(home) / ".masterslave" / "key"
-        settings = cls(key_file=path, host=env.get("MASTERSLAVE_HOST") or cls.host)
+        settings = cls(
+            key_file=Path(key_file).expanduser() if key_file else home / "key",
+            host=env.get("MASTERSLAVE_HOST") or cls.host,
+            connections=home / "managers",
+        )
         port = _number(env, "MASTERSLAVE_PORT", 0, 65535, whole=True)
         gone = _number(env, "MASTERSLAVE_MASTER_GONE", 0, None)
         grace = _number(env, "MASTERSLAVE_GRACE", 0, None)
+        client_grace = _number(env, "MASTERSLAVE_CLIENT_GRACE", 0, None)
         broadcast = _switch(env, "MASTERSLAVE_BROADCAST")
         shared_memory = _switch(env, "MASTERSLAVE_SHARED_MEMORY")
         memory = _size(env, "MASTERSLAVE_MEMORY")
@@ -100,6 +104,7 @@ class Settings:
             port=settings.port if port is None else int(port),
             master_gone_s=settings.master_gone_s if gone is None else gone,
             grace_s=settings.grace_s if grace is None else grace,
+            client_grace_s=settings.client_grace_s if client_grace is None else client_grace,
             broadcast=broadcast,
             shared_memory=shared_memory,
             lifetime_s=_batch_lifetime(env, time.time() if unix_time is None else unix_time),

@@ -7,11 +7,12 @@ interactive session), the slave object itself is sent to the workers by value.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from masterslave import slavecode, worker
 from masterslave.errors import (
@@ -25,11 +26,18 @@ from masterslave.memory import check_supported
 from masterslave.settings import Settings, check_label, split_address
 from masterslave.transports.base import Link
 
+if TYPE_CHECKING:
+    from masterslave.runfolder import SlaveNote
+
 log = logging.getLogger(__name__)
 
 DEFAULT_WATCHDOG_PERIOD = 120.0
 
 _WAIT_STEP_S = 0.25  # between two looks for a master that is to come into a folder
+
+#: Longest time that a slave of a batch job waits for its manager, in seconds. Larger: nodes are
+#: held for nothing when it never comes. Smaller: its own job may wait in the queue for longer.
+_MANAGER_MAY_TAKE_S = 3600.0
 
 
 class SlaveProcess:
@@ -126,7 +134,9 @@ def start_loaded(loaded: Any) -> None:
     """Start what a worker has loaded that is not a script; see `slavecode.load`."""
     active = worker.active()
     assert active is not None
-    if isinstance(loaded, Mapping):  # a module's namespace
+    if loaded is None:
+        worker.serve({}, DEFAULT_WATCHDOG_PERIOD, lambda: False)
+    elif isinstance(loaded, Mapping):  # a module's namespace
         SlaveProcess(active.label).start(loaded)
     elif isinstance(loaded[0], SlaveProcess):
         process, handlers = loaded
@@ -149,6 +159,7 @@ def run_slave(
     follow: bool = False,
     folder: str | None = None,
     idle_s: float | None = None,
+    note: SlaveNote | None = None,
 ) -> None:
     """Be a slave of `workers` worker processes until the master has ended. Blocks.
 
@@ -156,9 +167,10 @@ def run_slave(
     come. `memory`: bytes of private memory that each worker may have, None for no limit.
     `lifetime_s`: seconds in which the slave must have left, None for what the batch system allows.
     `follow`: ask the name server where the master is when it does not answer at `master_host`.
-    `folder`: the directory shared with the master: with a label it is used when the network does
-    not lead to the master, without one there is no network. `idle_s`: leave after so many seconds
-    in the folder without a task.
+    `idle_s`: seconds without a task after which it ends. `note`: where it says how it fares; such a
+    slave does not wait for its manager without end. `folder`: the directory shared with the master:
+    with a label it is used when the network does not lead to the master, without one there is no
+    network.
     Raises as `SlaveProcess.start`, and `SettingsError` where the system cannot limit memory.
     """
     began = time.monotonic()
@@ -171,33 +183,74 @@ def run_slave(
     if lifetime_s is None:
         lifetime_s = chosen.lifetime_s
     key = load_key(chosen.key_file)
-    if folder is not None:
-        from masterslave.folder.session import FolderConnector
-
-        met = FolderConnector(folder, key, label, idle_s)
     if label is None:
-        if folder is None:
-            raise SettingsError("a slave needs the label of its master, or its folder")
-        while label is None:
-            try:
-                met()
-                label = met.label
-            except ConnectionFailed:
-                if not wait:
-                    raise
-                time.sleep(_WAIT_STEP_S)
-        if lifetime_s is not None:
-            lifetime_s -= time.monotonic() - began
-        Supervisor(label, met, workers, chosen, record, memory=memory, lifetime_s=lifetime_s).run()
+        _work_in_folder(
+            folder, key, wait, workers, chosen, record,
+            memory=memory, lifetime_s=lifetime_s, idle_s=idle_s,
+        )  # fmt: skip
         return
-    if wait:
-        naming.wait_and_connect(label, master_host, chosen, key).close()
+    known = label
+
+    def look(error: ConnectionFailed | None = None) -> None:
+        """Tell where the manager is looked for, and why it was not found; end a vain wait."""
+        if note is None:
+            return
+        with contextlib.suppress(ConnectionFailed):
+            note.tries(naming.locate(known, master_host, chosen))
+        if error is None:
+            return
+        note.failed_for_now(str(error))
+        if note.is_unwanted():
+            raise SlaveError(f"{known} was stopped while this slave waited for its manager")
+        if time.monotonic() - began > _MANAGER_MAY_TAKE_S:
+            raise SlaveError(f"no manager in {_MANAGER_MAY_TAKE_S:g} s: {error}") from error
 
     def connect() -> Link:
-        if folder is None:
-            return by_network()
+        if follow and master_host is not None:
+            link = naming.connect_or_follow(known, master_host, chosen, key)
+        else:
+            link = naming.connect(known, master_host, chosen, key)
+        if chosen.shared_memory:
+            link.share_memory()
+        return link
+
+    way = connect if folder is None else _with_failover(connect, folder, key, known)
+
+    def work() -> None:
+        look()
+        if wait:
+            naming.wait_and_connect(known, master_host, chosen, key, look).close()
+        again = True
+        while again:
+            left_s = None if lifetime_s is None else lifetime_s - (time.monotonic() - began)
+            supervisor = Supervisor(
+                known, way, workers, chosen, record, memory=memory, lifetime_s=left_s,
+                idle_s=idle_s, registered=note.registered if note is not None else lambda: None,
+            )  # fmt: skip
+            again = supervisor.run()
+
+    if note is None:
+        work()
+        return
+    try:
+        work()
+    except Exception as error:
+        note.ended(str(error) or type(error).__name__)
+        raise
+    note.ended("")
+
+
+def _with_failover(
+    connect: Callable[[], Link], folder: str, key: bytes, label: str
+) -> Callable[[], Link]:
+    """By the network, or where that does not lead to the master, by the folder."""
+    from masterslave.folder.session import FolderConnector
+
+    met = FolderConnector(folder, key, label)
+
+    def either() -> Link:
         try:
-            return by_network()
+            return connect()
         except AuthenticationError:
             raise
         except ConnectionFailed as error:
@@ -208,15 +261,39 @@ def run_slave(
             log.warning("no way by the network (%s): using folder %s", error, folder)
             return link
 
-    def by_network() -> Link:
-        if follow and master_host is not None:
-            link = naming.connect_or_follow(label, master_host, chosen, key)
-        else:
-            link = naming.connect(label, master_host, chosen, key)
-        if chosen.shared_memory:
-            link.share_memory()
-        return link
+    return either
 
-    if lifetime_s is not None:
-        lifetime_s -= time.monotonic() - began  # the wait
-    Supervisor(label, connect, workers, chosen, record, memory=memory, lifetime_s=lifetime_s).run()
+
+def _work_in_folder(
+    folder: str | None,
+    key: bytes,
+    wait: bool,
+    workers: int,
+    settings: Settings,
+    record: slavecode.Record | None,
+    *,
+    lifetime_s: float | None,
+    **options: Any,
+) -> None:
+    """Be a slave of whichever master is at work in a folder. Blocks; raises as `run_slave`."""
+    from masterslave.folder.session import FolderConnector
+    from masterslave.supervisor import Supervisor
+
+    if folder is None:
+        raise SettingsError("a slave needs the label of its master, or its folder")
+    began = time.monotonic()
+    met = FolderConnector(folder, key)
+    while met.label is None:
+        try:
+            met().close()
+        except ConnectionFailed:
+            if not wait:
+                raise
+            time.sleep(_WAIT_STEP_S)
+    again = True
+    while again:
+        left_s = None if lifetime_s is None else lifetime_s - (time.monotonic() - began)
+        supervisor = Supervisor(
+            met.label, met, workers, settings, record, lifetime_s=left_s, **options
+        )
+        again = supervisor.run()

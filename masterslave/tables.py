@@ -12,7 +12,7 @@ from rich.text import Text
 
 from masterslave.attempts import headline
 from masterslave.diagnosis import explain, situation
-from masterslave.records import Outcome
+from masterslave.records import CALL_TAG, Outcome
 from masterslave.units import format_duration
 
 _ENDLESS = 100_000  # columns
@@ -55,6 +55,11 @@ def print_status(status: Mapping[str, Any], *, verbose: bool) -> None:
             _print_tags(console, status)
         console.print()
         _print_processes(console, status)
+        if clients := status.get("clients"):
+            console.print()
+            _print_clients(console, clients)
+    for problem in status.get("mismatches", ()):
+        console.print(Text(f"! {problem}", style="yellow"))
     for reason in explain(situation(status)):
         console.print(Text(f"! {reason}", style="yellow"))
 
@@ -77,11 +82,26 @@ def _print_processes(console: Console, status: Mapping[str, Any]) -> None:
     for master in status["masters"]:
         table.add_row("master", Text(master["info"]))
     for slave in status["slaves"]:
-        tags = "(starting)" if slave["tags"] is None else ", ".join(slave["tags"])
+        own = [tag for tag in slave["tags"] or () if tag != CALL_TAG]  # which all handle
+        tags = "(starting)" if slave["tags"] is None else ", ".join(own) or "clients' functions"
         cells = [str(slave[name]) for name in ("workers", "holds", "finished")]
         if limited:
             cells.append(format_duration(slave["left_s"]) if "left_s" in slave else "")
         table.add_row("slave", Text(slave["info"]), *cells, Text(tags))
+    console.print(table)
+
+
+def _print_clients(console: Console, clients: Sequence[Mapping[str, Any]]) -> None:
+    numbers = ("waiting", "running", "finished")
+    table = _table("client", *numbers, "", right=numbers)
+    for client in clients:
+        state = ""
+        if "dropped_in_s" in client:
+            state = f"lost; its tasks are dropped in {format_duration(client['dropped_in_s'])}"
+        elif "lost_s" in client:
+            state = f"lost {format_duration(client['lost_s'])} ago; its tasks are kept"
+        cells = [str(client[name]) for name in numbers]
+        table.add_row(Text(client["info"]), *cells, Text(state))
     console.print(table)
 
 
@@ -99,6 +119,33 @@ def print_labels(rows: Sequence[Mapping[str, Any]], *, verbose: bool) -> None:
             cells += [Text(str(row.get(name, ""))) for name in ("processes", "workers")]
         table.add_row(*cells)
     console.print(table)
+
+
+def print_start(found: Mapping[str, Any]) -> None:
+    """Print what `stopping.Overview.as_dict` gives: jobs and slaves side by side."""
+    console = _console()
+    state = ", is being stopped" if found["stopping"] else ""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["began_at"]))
+    head = f"{found['label']} on {found['on']}, started {at} on {found['host']}{state}"
+    console.print(Text(head, style="bold"))
+    if found["manager"]:
+        tasks = ", ".join(f"{count} {name}" for name, count in found["tasks"].items())
+        console.print(Text(f"task manager at {found['manager']}; tasks: {tasks}"))
+    else:
+        console.print(Text(f"! the task manager does not answer: {found['why']}", style="yellow"))
+    table = _table("job", "role", "state", "slave", "workers", "done", right=("workers", "done"))
+    for row in found["rows"]:
+        numbers = ["" if row[name] is None else str(row[name]) for name in ("workers", "done")]
+        cells = [row["job"] or "-", row["role"], row["phase"], row["slave"], *numbers]
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    for row in found["rows"]:
+        if row["remark"]:
+            who = row["job"] or row["slave"]
+            style = "yellow" if row["missing"] else "dim"
+            console.print(
+                Text(f"{'! ' if row['missing'] else ''}{who}: {row['remark']}", style=style)
+            )
 
 
 # --- journals -------------------------------------------------------------------------------

@@ -480,7 +480,8 @@ class Clerk:
     # --- telling ----------------------------------------------------------------------------
 
     def _order(self, owner: str, notices: dict[str, Any]) -> None:
-        kept = {name: notices[name] for name in ("stop", "forget", "outdated") if notices.get(name)}
+        theirs = ("terminate", "register")  # each slave sees to that by itself here
+        kept = {name: value for name, value in notices.items() if name not in theirs}
         if kept:
             self._orders["seq"] += 1
             self._orders["to"].append([self._orders["seq"], owner, kept])

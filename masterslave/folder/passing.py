@@ -35,16 +35,13 @@ class PassingManager(TaskManager):
         """A slave has taken these attempts from the shelf."""
         taken = []
         with self._lock:
-            shelf, member = self._roster.get(self.shelf), self._roster.known(process_id)
+            member = self._roster.known(process_id)
             for task_id, attempt in attempts:
                 task = self._queue.tasks.get(task_id)
                 if member is None or task is None or task.state is not State.RUNNING:
                     continue
                 if (task.attempt, task.holder) == (attempt, self.shelf):
                     self._queue.pass_on(task, process_id)
-                    shelf.ended(task_id, attempt)
-                    estimate_s = self._scheduler.pace.estimate_s(task.tag)
-                    member.took(task_id, attempt, estimate_s)
                     taken.append(Assignment(task_id, task.tag, attempt, [], None))
             if self._ledger is not None:
                 self._ledger.handed_out(process_id, taken)
@@ -56,7 +53,6 @@ class PassingManager(TaskManager):
             task = self._queue.repeat(self.shelf, task_id)
             if task is None:
                 return None
-            shelf.took(task_id, task.attempt, self._scheduler.pace.estimate_s(task.tag))
             if self._ledger is not None:
                 self._ledger.handed_out(self.shelf, [task])
         if self._ledger is None:

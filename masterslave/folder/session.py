@@ -58,10 +58,8 @@ class _Bundle:
 class Session:
     """What a slave does in a folder, for all of its links. Safe in several threads."""
 
-    def __init__(self, place: Place, idle_s: float | None) -> None:
-        """`idle_s`: the slave leaves when it had nothing to do for so long; None: never."""
+    def __init__(self, place: Place) -> None:
         self._place = place
-        self._idle_s = idle_s
         self._cond = threading.Condition()
         self._io = threading.Lock()  # of the thread that looks into the folder
         self._head: dict[str, Any] = {}
@@ -84,7 +82,7 @@ class Session:
         self._orders_watch = Watch()
         self._orders_seen: tuple[str, int] = ("", 0)
         self._master_stamp: Stamp | None = None
-        self._master_seen_at = self._busy_at = time.monotonic()
+        self._master_seen_at = time.monotonic()
 
     # --- calls of a task manager ------------------------------------------------------------
 
@@ -114,7 +112,6 @@ class Session:
         self._write_head()
         with self._cond:
             self._tags = frozenset(map(names.tag_text, tags))
-            self._busy_at = time.monotonic()
             self._cond.notify_all()
 
     def reportFailure(self, process_id: int, text: str) -> None:
@@ -195,7 +192,6 @@ class Session:
             for done in ended:
                 key = (done.task_id, done.attempt)
                 self._held.pop(key, None)
-                self._busy_at = now
                 tag = done.task_id.rpartition("_")[0]
                 if done.detail == NO_TIME_LEFT:
                     self._too_long.add(names.tag_text(tag))
@@ -312,11 +308,10 @@ class Session:
             with self._cond:
                 wants = self._wants()
             if wants and self._claim(now):
-                self._busy_at = now
                 self._pause.reset()
                 return True
             if wants and not self._held:
-                self._look_at_idleness(now)
+                self._look_at_master(now)
         except OSError as error:
             raise ConnectionFailed(f"folder {self._place.path}: {error}") from error
         return False
@@ -351,6 +346,9 @@ class Session:
             for seq, owner, notices in orders["to"]:
                 if seq > seen and owner == self._place.owner:
                     for name, values in notices.items():
+                        if not isinstance(values, list):
+                            self._notices[name] = values
+                            continue
                         kind = "stop" if name == "outdated" else name
                         items = [v[0] for v in values] if name == "outdated" else values
                         self._notices.setdefault(kind, []).extend(items)
@@ -373,10 +371,7 @@ class Session:
             if not bundle.pending:
                 self._unwritten.append(bundle)
 
-    def _look_at_idleness(self, now: float) -> None:
-        if self._idle_s is not None and now - self._busy_at > self._idle_s:
-            log.info("nothing to do for %g s: the slave leaves", self._idle_s)
-            self._notices["terminate"] = True
+    def _look_at_master(self, now: float) -> None:
         if now < self._master_at:
             return
         self._master_at = now + _MASTER_S
@@ -467,12 +462,10 @@ class FolderLink:
 class FolderConnector:
     """Connects a slave to the master in a folder; all its links share one `Session`."""
 
-    def __init__(
-        self, path: str, key: bytes, label: str | None = None, idle_s: float | None = None
-    ) -> None:
+    def __init__(self, path: str, key: bytes, label: str | None = None) -> None:
         """`label`: of the master that must be there; None: any."""
         self._path, self._key = path, key
-        self._label, self._idle_s = label, idle_s
+        self._label = label
         self._lock = threading.Lock()
         self._session: Session | None = None
         self.label: str | None = label  # of the master that was found
@@ -483,7 +476,7 @@ class FolderConnector:
             if self._session is None:
                 place = Place(self._path, self._key)
                 self.label = self.find_master(place)
-                self._session = Session(place, self._idle_s)
+                self._session = Session(place)
             else:
                 self.find_master(self._session._place)
             return FolderLink(self._session)

@@ -22,15 +22,21 @@ import shlex
 import signal
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from masterslave.errors import LauncherError
 
 #: How long one command of a batch system may take. Larger: who asks a system that hangs waits in
 #: silence. Smaller: a busy controller, which answers after many seconds, would be taken for broken.
 COMMAND_LIMIT_S = 60.0
+
+#: Commands that run at the same time, one per host. Larger: a burst of logins that a gateway may
+#: refuse. Smaller: a hundred hosts take minutes.
+_TOGETHER = 16
 
 #: How long a system may take to say that it is there.
 PROBE_LIMIT_S = 10.0
@@ -68,9 +74,13 @@ class Rendered(NamedTuple):
 
     commands: tuple[tuple[str, ...], ...]  # argument lists, run one after the other
     script: str | None = None  # what each of them reads from its standard input
+    file: str | None = None  # the script is written there instead, before they run
 
     def __str__(self) -> str:
         lines = [shlex.join(command) for command in self.commands]
+        if self.script is not None and self.file is not None:
+            text = f"cat > {shlex.quote(self.file)} <<'END'\n{self.script.rstrip()}\nEND"
+            return "\n".join([text, *lines])
         if self.script is None:
             return "\n".join(lines)
         return "\n".join(f"{line} <<'END'\n{self.script.rstrip()}\nEND" for line in lines)
@@ -121,16 +131,23 @@ class Launcher(ABC):
     def submit(self, job: Job) -> list[str]:
         """Start all copies; gives an id for each. Raises `LauncherError`, and none is left then."""
         rendered = self.render(job)
-        os.makedirs(job.log_folder, exist_ok=True)
-        ids: list[str] = []
         try:
-            for command in rendered.commands:
-                ids += self._submitted(job, run_command(command, stdin=rendered.script))
-        except BaseException:
+            os.makedirs(job.log_folder, exist_ok=True)
+            if rendered.file is not None:
+                Path(rendered.file).write_text(rendered.script or "", encoding="utf-8")
+        except OSError as error:
+            raise LauncherError(f"log folder {job.log_folder}: {error.strerror}") from error
+        stdin = rendered.script if rendered.file is None else None
+
+        def start(command: Sequence[str]) -> list[str]:
+            return self._submitted(job, run_command(command, stdin=stdin))
+
+        ids, failures = together(start, rendered.commands)
+        if failures:
             if ids:
                 with contextlib.suppress(LauncherError):  # the first failure is what is told
                     self.cancel(ids)
-            raise
+            raise failures[0]
         return ids
 
     @abstractmethod
@@ -148,6 +165,16 @@ class Launcher(ABC):
         Batch systems return before they have ended. Raises `LauncherError` when the system does not
         answer.
         """
+
+    def find(self, name: str, log_folder: str) -> list[str]:
+        """The ids of the copies that live of the jobs of that name, whose output goes there.
+
+        For a submission whose answer was lost. Raises `LauncherError` where they cannot be listed.
+        """
+        raise LauncherError(
+            f"{self.name} jobs cannot be looked for by name; look for {safe_name(name)!r} with "
+            "the system's own commands"
+        )
 
     def log_file(self, job: Job, job_id: str) -> str:
         """Where the output of the copy with that id is."""
@@ -173,6 +200,31 @@ def check(job: Job) -> None:
     for text in texts:
         if "\0" in text:
             raise LauncherError(f"job {job.name!r}: {text!r} has a zero byte")
+
+
+_T = TypeVar("_T")
+
+
+def in_portions(ids: Sequence[str]) -> Iterator[list[str]]:
+    """So many of them as fit into one command line."""
+    for begin in range(0, len(ids), 500):
+        yield list(ids[begin : begin + 500])
+
+
+def together(
+    act: Callable[[_T], Sequence[str]], items: Sequence[_T]
+) -> tuple[list[str], list[LauncherError]]:
+    """`act` on each item, some at the same time; all their results in order, and what failed."""
+    with ThreadPoolExecutor(max(1, min(_TOGETHER, len(items)))) as pool:
+        futures = [pool.submit(act, item) for item in items]
+    results: list[str] = []
+    failures = []
+    for future in futures:
+        try:
+            results += future.result()
+        except LauncherError as error:
+            failures.append(error)
+    return results, failures
 
 
 def run_command(
@@ -215,10 +267,10 @@ def run_command(
     return output
 
 
-def answers(command: Sequence[str]) -> bool:
-    """Whether a command is there and ends well within `PROBE_LIMIT_S`."""
+def answers(command: Sequence[str], statuses: Sequence[int] = (0,)) -> bool:
+    """Whether a command is there and ends within `PROBE_LIMIT_S`, with one of `statuses`."""
     try:
-        run_command(command, limit_s=PROBE_LIMIT_S)
+        run_command(command, limit_s=PROBE_LIMIT_S, statuses=statuses)
     except LauncherError:
         return False
     return True
