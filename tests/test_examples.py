@@ -74,6 +74,13 @@ def test_identifiers(world: World) -> None:
     assert all(0 < int(n) <= 40 for n in files)
 
 
+def test_two_clients_of_one_task_manager(world: World) -> None:
+    assert set(run(world, "two_clients.py").splitlines()) == {
+        "the second client: 50 words in 10 texts",
+        "the first client: 25000 words in 5000 texts",
+    }
+
+
 def test_numpy_arrays_gives_the_same_every_time(world: World) -> None:
     printed = run(world, "numpy_arrays.py")
     slope, error = map(float, re.findall(r"slope +(\S+) \+- (\S+)", printed)[0])
@@ -109,3 +116,11 @@ def test_an_example_is_short_and_says_how_to_run_it(name: str) -> None:
     assert text.startswith('"""')
     if name != "slave.py":
         assert f"python examples/{name}" in text.split('"""')[1]
+
+
+def test_allocate(world: World) -> None:
+    printed = run(world, "allocate.py")
+    found = re.fullmatch(r"pi is about (\d\.\d+), by 2 workers \(local\)\n", printed)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(3.1416, abs=0.02)  # six times the standard deviation
+    assert not world.processes()
