@@ -39,8 +39,11 @@ def place(
     world: World,
     systems: Systems,
     monkeypatch: pytest.MonkeyPatch,
-) -> Place:
-    return PLACES[request.param](world, systems, monkeypatch)
+) -> Iterator[Place]:
+    try:
+        yield PLACES[request.param](world, systems, monkeypatch)
+    finally:
+        systems.release_condor()
 
 
 @pytest.fixture
@@ -91,10 +94,15 @@ def test_slaves_work_and_leave_with_their_master(place: Place, master: MasterPro
 
 
 def test_what_a_system_refuses_is_told_in_its_words(place: Place) -> None:
-    job = place.job("true", directory="relative/nowhere", options=("--no-such-option",))
+    refusals = {"local": "no program 'no such program'", "ssh": "no program 'no such program'",
+                "slurm": "unrecognized option '--no-such-option'", "sge": "--no-such-option",
+                "pbs": "Unknown option: no-such-option", "htcondor": "no-such-option"}  # fmt: skip
+    options = () if place.launcher.name in ("local", "ssh") else ("--no-such-option",)
+    job = place.job("no such program", options=options)._replace(container=None)
     with pytest.raises(LauncherError) as caught:
         place.launcher.submit(job)
     assert len(str(caught.value).splitlines()) == 1
+    assert refusals[place.launcher.name] in str(caught.value)
 
 
 def test_ids_that_nobody_knows(place: Place) -> None:

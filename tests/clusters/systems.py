@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -90,7 +91,7 @@ class Systems:
         if name == "condor" and self._condor_lock is None:
             CACHE.mkdir(parents=True, exist_ok=True)
             self._condor_lock = os.open(CACHE / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-            fcntl.flock(self._condor_lock, fcntl.LOCK_EX)  # one pool at a time on a machine
+            _lock(self._condor_lock)  # one pool at a time on a machine
             run("condor-stop.sh", self.variables(name))
         script = {"podman": "podman-setup.sh", "pbs": "pbs-over-slurm.sh",
                   "slurm-cut": "slurm-start.sh"}  # fmt: skip
@@ -111,10 +112,15 @@ class Systems:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def stop(self) -> None:
+    def release_condor(self) -> None:
+        """End the pool, which is the machine's only one: others may wait for it."""
         if self._condor_lock is not None:
             run("condor-stop.sh", self.variables("condor"))
             os.close(self._condor_lock)
+            self._condor_lock = None
+
+    def stop(self) -> None:
+        self.release_condor()
         self._end(self.path)
 
     def end_those_of_the_dead(self) -> None:
@@ -136,6 +142,17 @@ class Systems:
             if name == "slurm-cut" and shutil.which("ip") is not None:
                 run("netns-stop.sh", self._clean, f"m{path.name.partition('-')[0]}c")
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock(descriptor: int) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            assert time.monotonic() < deadline, f"somebody else has {CACHE / 'lock'}"
+            time.sleep(0.1)
 
 
 def run(script: str, variables: Mapping[str, str], *arguments: str) -> None:
