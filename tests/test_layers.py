@@ -22,7 +22,7 @@ LAYERS = {
     3: "transports.* launchers.* naming keyfile pipe slavecode tables memory shared functions "
     "connectionfile board calls identities runfolder",
     4: "worker workerprocess uplink supervisor slave master service attached executor client",
-    5: "jobs cli commands.* __init__ __main__",
+    5: "jobs cli arguments starting stopping allocation commands.* __init__ __main__",
 }
 
 #: Threads, sockets, files, processes and clocks: nothing for values and pure logic.
