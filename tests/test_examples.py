@@ -74,6 +74,13 @@ def test_identifiers(world: World) -> None:
     assert all(0 < int(n) <= 40 for n in files)
 
 
+def test_two_clients_of_one_task_manager(world: World) -> None:
+    assert set(run(world, "two_clients.py").splitlines()) == {
+        "the second client: 50 words in 10 texts",
+        "the first client: 25000 words in 5000 texts",
+    }
+
+
 def test_numpy_arrays_gives_the_same_every_time(world: World) -> None:
     printed = run(world, "numpy_arrays.py")
     slope, error = map(float, re.findall(r"slope +(\S+) \+- (\S+)", printed)[0])
