@@ -76,12 +76,12 @@ def host(text: str) -> tuple[str, int]:
     return name, int(room) if star else 1
 
 
-def setting(text: str) -> tuple[str, str]:
-    """``NAME=VALUE``."""
+def setting(text: str) -> tuple[str, str | bool]:
+    """``NAME=VALUE``, where ``true`` and ``false`` are what they say."""
     name, equals, value = text.partition("=")
     if not name.isidentifier() or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, value
+    return name, {"true": True, "false": False}.get(value, value)
 
 
 def add_start(commands: Any, common: argparse.ArgumentParser) -> None:

@@ -92,7 +92,7 @@ def test_an_allocation(slurm: World) -> None:
     wait_until(lambda: not slurm.processes())
 
 
-@pytest.mark.parametrize("name", ["sge", "ssh"])
+@pytest.mark.parametrize("name", ["sge", "pbs", "ssh"])
 def test_other_systems(
     world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -101,7 +101,9 @@ def test_other_systems(
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.chdir(world.path)
-    settings: dict[str, Any] = {"dialect": "torque"} if name == "pbs" else {}
+    settings: dict[str, Any] = {}
+    if name == "pbs":
+        settings = {"dialect": "torque", "arrays": False}
     if name == "ssh":
         options = ["-F", variables["SSH_TEST_CONFIG"]]
         settings = {"hosts": ["node1", "node2"], "options": options}
