@@ -126,6 +126,14 @@ def test_htcondor() -> None:
     ]
 
 
+def test_the_description_is_written_where_a_person_can_edit_it() -> None:
+    rendered = launcher("htcondor", description_file="/w/job.sub").render(JOB)
+    assert only(rendered) == ["condor_submit", "-terse", "/w/job.sub"]
+    assert rendered.file == "/w/job.sub"
+    assert rendered.script == description(JOB)
+    assert str(rendered).startswith("cat > /w/job.sub <<'END'\nuniverse = vanilla\n")
+
+
 def test_htcondor_finds_a_program_by_its_name() -> None:
     lines = description(Job("demo", ("python3", "x.py"))).splitlines()
     assert lines[1:3] == ["executable = /usr/bin/env", 'arguments = "python3 x.py"']

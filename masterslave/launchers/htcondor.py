@@ -41,15 +41,23 @@ _VACATE_S = 60
 
 
 class HtcondorLauncher(Launcher):
-    """Copies are the processes of one cluster."""
+    """Copies are the processes of one cluster.
+
+    `description_file`: where the description is written and submitted from, to be edited and
+    submitted again; None: it is kept nowhere.
+    """
 
     name = "htcondor"
+
+    def __init__(self, description_file: str | None = None) -> None:
+        self._file = description_file
 
     def is_available(self) -> bool:
         return answers(["condor_q", "-totals"])
 
     def render(self, job: Job) -> Rendered:
-        return Rendered((("condor_submit", "-terse", "-"),), description(job))
+        command = ("condor_submit", "-terse", self._file or "-")
+        return Rendered((command,), description(job), self._file)
 
     def _submitted(self, job: Job, output: Output) -> list[str]:
         found = re.search(r"(\d+)\.(\d+) - (\d+)\.(\d+)", output.out)  # "12.0 - 12.3"
