@@ -22,7 +22,7 @@ LAYERS = {
     3: "folder.* transports.* launchers.* naming keyfile pipe slavecode tables memory shared "
     "functions connectionfile board calls identities runfolder",
     4: "worker workerprocess uplink supervisor slave master service folderservice attached "
-    "executor client",
+    "callcore executor client",
     5: "jobs cli arguments starting stopping allocation commands.* __init__ __main__",
 }
 
