@@ -108,7 +108,7 @@ def test_htcondor() -> None:
         "universe = vanilla",
         "executable = /usr/bin/python3",
         "arguments = \"-m masterslave slave -m host:1 -- 'a b'\"",
-        "environment = \"'WORD=it''s $(DOLLAR)HOME'\"",
+        "environment = \"'WORD=it''s $(DOLLAR)HOME' MASTERSLAVE_JOB_ID=$(Cluster).$(Process)\"",
         "initialdir = /work dir",
         "output = /logs/demo.$(Cluster).$(Process).log",
         "error = /logs/demo.$(Cluster).$(Process).log",

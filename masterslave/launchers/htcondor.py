@@ -92,11 +92,14 @@ def description(job: Job) -> str:
     if not command[0].startswith("/"):
         command = ["/usr/bin/env", *command]
     log = os.path.join(job.log_folder, safe_name(job.name))
+    environment = _list([f"{name}={value}" for name, value in job.environment.items()])
+    # HTCondor tells a process its id in a file only.
+    environment = f'{environment[:-1]} MASTERSLAVE_JOB_ID=$(Cluster).$(Process)"'
     values = {
         "universe": "vanilla",
         "executable": _plain(command[0]),
         "arguments": _list(command[1:]),
-        "environment": _list([f"{name}={value}" for name, value in job.environment.items()]),
+        "environment": environment,
         "initialdir": _plain(os.path.abspath(job.directory)),
         "output": f"{_plain(log)}.$(Cluster).$(Process).log",
         "error": f"{_plain(log)}.$(Cluster).$(Process).log",
