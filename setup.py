@@ -30,6 +30,7 @@ setup(
         "rich>=13",  # tables on the terminal
     ],
     extras_require={
+        "psij": ["psij-python>=0.9"],  # batch systems that the launchers do not know
         "examples": ["numpy>=1.22", "pillow>=9", "rich>=13"],
         "bench": [
             "numpy>=1.22",

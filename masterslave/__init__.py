@@ -10,11 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from masterslave.client import ClientThread
     from masterslave.errors import (
         AuthenticationError,
         ConnectionFailed,
         DataNotFound,
+        FunctionError,
         IllegalTransition,
+        InitializerFailed,
         LabelInUse,
         LabelUnknown,
         MasterSlaveError,
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
         ResultTimeout,
         SettingsError,
         SlaveError,
+        TaskLost,
         TaskManagerTermination,
         TaskOutOfMemory,
         TaskRaisedException,
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
         UnknownTask,
         WorkerCrashed,
     )
+    from masterslave.executor import BrokenCluster, ClusterExecutor
     from masterslave.hooks import Observer
     from masterslave.jobs import initializeMasterProcess, runJob
     from masterslave.manager import TaskManager
@@ -47,7 +52,9 @@ _HOME = {
             "AuthenticationError",
             "ConnectionFailed",
             "DataNotFound",
+            "FunctionError",
             "IllegalTransition",
+            "InitializerFailed",
             "LabelInUse",
             "LabelUnknown",
             "MasterSlaveError",
@@ -59,6 +66,7 @@ _HOME = {
             "TaskManagerTermination",
             "TaskOutOfMemory",
             "TaskRaisedException",
+            "TaskLost",
             "TaskTimedOut",
             "UnknownProcess",
             "UnknownTask",
@@ -66,6 +74,9 @@ _HOME = {
         ),
         "errors",
     ),
+    "BrokenCluster": "executor",
+    "ClientThread": "client",
+    "ClusterExecutor": "executor",
     "GlobalStateValue": "records",
     "MasterProcess": "master",
     "Observer": "hooks",
@@ -80,9 +91,14 @@ _HOME = {
 
 __all__ = [
     "AuthenticationError",
+    "BrokenCluster",
+    "ClientThread",
+    "ClusterExecutor",
     "ConnectionFailed",
     "DataNotFound",
+    "FunctionError",
     "GlobalStateValue",
+    "InitializerFailed",
     "IllegalTransition",
     "LabelInUse",
     "LabelUnknown",
@@ -97,6 +113,7 @@ __all__ = [
     "SlaveError",
     "SlaveProcess",
     "TaskManager",
+    "TaskLost",
     "TaskManagerTermination",
     "TaskOutOfMemory",
     "TaskRaisedException",

@@ -77,6 +77,11 @@ class FailureLog:
         self._used += len(attempt.story)
         self._trim()
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether any task of which an attempt failed has not come to its end."""
+        return bool(self._under_way)
+
     def ended_well(self, task_id: str) -> None:
         """A task has its result, or nobody wants it any more."""
         if task_id in self._under_way:

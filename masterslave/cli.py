@@ -38,6 +38,7 @@ _COMMANDS = ("show", "list", "slave", "serve", "failures", "journal", "replay")
 #: Options that are followed by a value.
 _WITH_VALUE = (
     "-m", "--master", "-n", "--workers", "--memory", "--lifetime", "--chaos",
+    "--idle", "--record", "--job",
     "--to", "--journal", "--port",
 )  # fmt: skip
 
@@ -117,10 +118,25 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="with -m: ask the name server where the master is, should it be gone from there",
     )
+    slave.add_argument(
+        "--idle", type=_duration, metavar="TIME", help="leave after so much time without a task"
+    )
+    slave.add_argument(
+        "--record",
+        metavar="FOLDER",
+        help="the folder of a start, where it writes how it fares (task_manager start gives this)",
+    )
+    slave.add_argument("--job", metavar="SYSTEM:NAME", default=":", help="which job it is in")
     serve = commands.add_parser("serve", parents=[common], help="be a task manager, until SIGTERM")
     serve.add_argument("label", metavar="LABEL")
     serve.add_argument("--journal", metavar="FILE", help="keep all tasks and results in this file")
     serve.add_argument("--port", type=_port, metavar="N", help="listen on this port")
+    serve.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep the tasks of clients that disappeared until they come back "
+        "(else for MASTERSLAVE_CLIENT_GRACE seconds)",
+    )
     failures = commands.add_parser(
         "failures", parents=[common], help="list the tasks that failed; -v: with tracebacks"
     )
@@ -252,6 +268,12 @@ def _slave(options: argparse.Namespace, settings: Settings) -> int:
 
     if options.chaos is not None:
         settings = replace(settings, chaos=options.chaos if str(options.chaos) else None)
+    note = None
+    if options.record is not None:
+        from masterslave.runfolder import note_here
+
+        system, _, name = options.job.partition(":")
+        note = note_here(options.record, name, system)
     run_slave(
         options.label,
         options.master,
@@ -261,6 +283,8 @@ def _slave(options: argparse.Namespace, settings: Settings) -> int:
         memory=options.memory,
         lifetime_s=options.lifetime,
         follow=options.follow,
+        idle_s=options.idle,
+        note=note,
     )
     return 0
 

@@ -278,6 +278,10 @@ class Dispatch:
         """Whether any task is here."""
         return bool(self.backlog) or any(w.line for w in self._workers.values())
 
+    def has_lines(self) -> bool:
+        """Whether a worker has more than the task that it runs."""
+        return any(len(worker.line) > 1 for worker in self._workers.values())
+
     def running(self, worker: int) -> Assignment | None:
         """The task that a worker runs."""
         state = self._workers.get(worker)

@@ -10,8 +10,11 @@
     |   |-- RemoteException         the original could not be brought over: its type and text
     |   |-- WorkerCrashed           the task ended its worker process, `crash_limit` times
     |   |-- TaskOutOfMemory         the task needed more than its worker's memory limit
-    |   `-- TaskTimedOut            the task ran past its time limit and was stopped
+    |   |-- TaskTimedOut            the task ran past its time limit and was stopped
+    |   `-- TaskLost                a task manager that was started again does not know the task
     |-- PayloadError                something cannot be pickled or unpickled
+    |-- FunctionError               a client's function cannot be called on a worker
+    |   `-- InitializerFailed       ... because what was to be called before it has failed
     |-- ResultTimeout               no result within the given time (also a TimeoutError)
     |-- DataNotFound                no stored data item of that name (also a KeyError)
     |-- UnknownProcess              the task manager does not know that process
@@ -29,6 +32,7 @@
     |   `-- AuthenticationError     ... because one side could not prove that it holds the key
     |-- LabelInUse                  a living task manager has that label already
     |-- LauncherError               a batch system, or another way to start slaves, refuses or fails
+    |-- StartError                  what was kept of a start cannot be used, or there is none
     `-- SlaveError                  a slave cannot go on: its code does not load, its master is gone
 
 Foreign errors (Pyro's, the operating system's) are translated at the edge where they arise.
@@ -138,8 +142,28 @@ class TaskTimedOut(TaskFailure):
         self.story = story
 
 
+class TaskLost(TaskFailure):
+    """The task manager that this program is attached to has no record of the task any more.
+
+    It was started again without its journal, or this program was away for longer than its time of
+    grace. Whether the task has run is not known. `story` says so.
+    """
+
+    def __init__(self, story: str) -> None:
+        super().__init__(story)
+        self.story = story
+
+
 class PayloadError(MasterSlaveError):
     """Parameters or a result cannot be pickled or unpickled; the text says what and why."""
+
+
+class FunctionError(MasterSlaveError):
+    """A worker cannot call a client's function; the text says what is missing there."""
+
+
+class InitializerFailed(FunctionError):
+    """An executor's initializer raised in a worker."""
 
 
 class ResultTimeout(MasterSlaveError, TimeoutError):
@@ -211,6 +235,10 @@ class LabelInUse(MasterSlaveError):
 
 class LauncherError(MasterSlaveError):
     """A command that starts, asks for or ends processes failed: which, how, and what it said."""
+
+
+class StartError(MasterSlaveError):
+    """What ``task_manager start`` keeps of a label is missing, there already or not usable."""
 
 
 class SlaveError(MasterSlaveError):

@@ -21,6 +21,8 @@ def runJob(
     launch_slaves: int = 0,
     *,
     journal: str | os.PathLike[str] | None = None,
+    attach: bool = False,
+    master_host: str | None = None,
 ) -> None:
     """Run a master, and the slaves that work for it, from one script. Blocks until `run` ends.
 
@@ -33,8 +35,10 @@ def runJob(
     `watchdog_period`: seconds between the slaves' signs of life, see `SlaveProcess`. `journal`: a
     file from which this job goes on when its master was killed and is started again, see
     `MasterProcess`; a master class with a constructor of its own must take this keyword then.
-    Raises what the master's `run` raises, `LabelInUse` when a living master has the label,
-    `SettingsError` for an argument that cannot be used, `JournalError` for such a file.
+    `attach`: join the task manager that ``task_manager serve LABEL`` runs at `master_host`, or
+    wherever the label leads; its slaves load this script. Raises what the master's `run` raises,
+    `LabelInUse` when a living master has the label, `SettingsError` for an argument that cannot be
+    used, `JournalError` for such a file.
     """
     _check_class("master_class", master_class, MasterProcess)
     _check_class("slave_class", slave_class, SlaveProcess)
@@ -52,7 +56,7 @@ def runJob(
     if record is None or not shared_main:
         record = slavecode.object_record((slave_class, watchdog_period))
     code = {**record, "shared_main": shared_main}
-    with circumstances(Circumstances(code)):
+    with circumstances(Circumstances(code, attach=attach, master_host=master_host)):
         master = master_class(label) if journal is None else master_class(label, journal=journal)
     try:
         if launch_slaves:

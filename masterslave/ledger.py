@@ -154,6 +154,20 @@ class Ledger:
             now = time.time()
             self._journal.add(Setback(task.ticket, attempt, process, effect.setback, story, now))
 
+    def finished(self, tasks: Iterable[tuple[Task, Completion]], process: int) -> None:
+        """Results have come in; as `settled`."""
+        now, add, ends = time.time(), self._journal.add, self._ends
+        for task, done in tasks:
+            add(
+                Ended(
+                    task.ticket, done.attempt, process, task.outcome, done.duration_s, task.detail,
+                    task.frame, now,
+                ),
+                task.size,
+            )  # fmt: skip
+            ends[task.id] = self._journal.added
+            self._weigh(task)
+
     def cancelled(self, task_id: str) -> None:
         """A client has taken a task back."""
         self._journal.add(Cancelled(_number(task_id)))

@@ -1,4 +1,5 @@
-"""The time that a slave may run: when it takes no more tasks, when it gives up what still runs.
+"""The time that a slave may run: when it takes no more tasks, when it gives up what still runs,
+and when it has had nothing to do for so long that it ends.
 
 ::
 
@@ -37,3 +38,26 @@ class Lifetime(NamedTuple):
     def left_s(self, now: float) -> float:
         """Seconds for which it still takes tasks."""
         return max(0.0, self.drain_at - now)
+
+
+class Idleness:
+    """Ends a slave that has had nothing to do for `limit_s` seconds."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._since: float | None = None
+
+    def is_over(self, busy: bool, now: float) -> bool:
+        """Whether it is to end; call it whenever something may have changed.
+
+        `busy`: it has a task, or its workers are not ready for one.
+        """
+        if busy:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        return self._since is not None and now - self._since >= self.limit_s
+
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until it may be over; None: not before something has changed."""
+        return None if self._since is None else max(0.0, self._since + self.limit_s - now)

@@ -9,7 +9,7 @@ in a deque and no object of its own, which the garbage collector would have to v
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -44,19 +44,30 @@ class WaitingLines(Generic[Item]):
     def join(self, item: Item, tag: str, priority: int) -> None:
         """Stand at the end of the line."""
         self._last += 1
-        self._line(tag).queue(priority).extend((self._last, item))
+        line = self._lines.get(tag) or self._line(tag)
+        queue = line.by_priority.get(priority)
+        if queue is None:
+            queue = line.queue(priority)
+        queue.append(self._last)
+        queue.append(item)
 
     def join_at_head(self, item: Item, tag: str, priority: int) -> None:
         """Stand before all others of that tag and priority."""
         self._first -= 1
         self._line(tag).queue(priority).extendleft((item, self._first))
 
-    def first(self, tags: Iterable[str]) -> Item | None:
+    def first(self, tags: Collection[str]) -> Item | None:
         """The item whose turn it is among those of the given tags: priority, then order."""
+        lines = self._lines
+        if not lines:
+            return None
         best: tuple[int, int] | None = None
         winner: Item | None = None
+        if len(lines) == 1:  # nothing is to be compared
+            ((tag, only),) = lines.items()
+            return only.by_priority[only.priorities[-1]][1] if tag in tags else None
         for tag in tags:
-            line = self._lines.get(tag)
+            line = lines.get(tag)
             if line is None:
                 continue
             priority = line.priorities[-1]
@@ -66,6 +77,14 @@ class WaitingLines(Generic[Item]):
                 best = rank
                 winner = queue[1]
         return winner
+
+    def highest(self, tags: Collection[str]) -> int | None:
+        """The priority of what `first` gives; None when there is nothing."""
+        lines = (self._lines.get(tag) for tag in tags)
+        return max((line.priorities[-1] for line in lines if line is not None), default=None)
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
 
     def leave(self, tag: str) -> None:
         """The first item of that tag leaves the line."""
@@ -106,13 +125,17 @@ class _Fifo(Generic[Result]):
         self._is_taken = is_taken
         self._taken = 0  # about so many were taken elsewhere
 
+    def __len__(self) -> int:
+        return len(self._items) - self._taken
+
     def add(self, item: Result) -> None:
         self._items.append(item)
 
     def take(self) -> Result | None:
-        while self._items:
-            item = self._items.popleft()
-            if not self._is_taken(item):
+        items, is_taken = self._items, self._is_taken
+        while items:
+            item = items.popleft()
+            if not is_taken(item):
                 return item
             self._taken -= 1
         return None
@@ -137,6 +160,9 @@ class FinishedLine(Generic[Result]):
         self._all = _Fifo[Result]((), is_taken)
         self._by_tag: dict[str, _Fifo[Result]] = {}  # of the tags that were asked for
 
+    def __len__(self) -> int:
+        return len(self._all)
+
     def add(self, item: Result) -> None:
         """An item arrives."""
         self._all.add(item)
@@ -147,7 +173,7 @@ class FinishedLine(Generic[Result]):
         """The oldest item, of that tag if given; None when there is none."""
         if tag is None:
             item = self._all.take()
-            if item is not None and item.tag in self._by_tag:
+            if self._by_tag and item is not None and item.tag in self._by_tag:
                 self._by_tag[item.tag].took_one_elsewhere()
             return item
         line = self._by_tag.get(tag)

@@ -27,6 +27,8 @@ from typing import Any
 
 from masterslave import ledger
 from masterslave.attempts import Attempt, FailureLog, own_story
+from masterslave.clients import Clients
+from masterslave.desk import ClientDesk
 from masterslave.errors import (
     DataNotFound,
     JournalError,
@@ -45,15 +47,16 @@ from masterslave.records import (
     Delivery,
     Frame,
     Outcome,
-    ProcessInfo,
     TaskOptions,
     as_completion,
+    as_process_info,
     frame_bytes,
 )
 from masterslave.room import Room
 from masterslave.roster import Member, Roster
 from masterslave.scheduler import Scheduler
 from masterslave.settings import Settings
+from masterslave.versions import mismatch
 from masterslave.waiters import Waiter, Waiters
 
 log = logging.getLogger(__name__)
@@ -66,7 +69,7 @@ _KEPT_FAILURES = 20
 _FAILURE_CHARACTERS = 20_000
 
 
-class TaskManager:
+class TaskManager(ClientDesk):
     """The remote object of a master-slave job; see the module's text.
 
     `clock` gives seconds that never go back; tests pass their own.
@@ -79,8 +82,12 @@ class TaskManager:
         observers: Sequence[Observer] = (),
         clock: Callable[[], float] = time.monotonic,
         journal: Journal | None = None,
+        *,
+        keep: bool = False,
     ) -> None:
         """`journal`: where everything is kept that must outlive this process; see `Ledger`.
+
+        `keep`: keep the tasks of clients that disappeared until they come back.
 
         What earlier runs have left in it is taken up here. Raises `JournalDamaged`.
         """
@@ -98,11 +105,14 @@ class TaskManager:
         self._gone = threading.Condition(self._lock)  # told when a process leaves
         # Numbers of registrations are not those of an earlier task manager with our label.
         self._roster = Roster(first_generation=secrets.randbits(48))
+        self._clients = Clients(None if keep else self._settings.client_grace_s)
+        self._disown_at: float | None = None  # when clients of an earlier run are given up
         self._embedded: int | None = None  # the client that lives and dies with this process
         self._awaited: dict[int, float] = {}  # slaves of an earlier run -> until when
         self._data: dict[str, Any] = {}
         self._terminated = False
         self._failures: list[str] = []
+        self._mismatches: list[str] = []  # versions that do not go together, in words
         self._failure_log = FailureLog()
         self._outbox = Outbox(self._lock, observers)
         self._alarm: Callable[[], None] = lambda: None
@@ -131,9 +141,7 @@ class TaskManager:
         Gives the process id, those of these attempts that it should let go of, and the number of
         this registration, which it names in `exchange`.
         """
-        record = (
-            ProcessInfo(*info) if not isinstance(info, str) else ProcessInfo(info, 0, "", 0, "")
-        )
+        record = as_process_info(info)
         had = [(str(task_id), int(attempt)) for task_id, attempt in held]
         with self._lock:
             member = self._roster.join(record, watchdog_period, resume, self._clock())
@@ -144,9 +152,6 @@ class TaskManager:
             effects, obsolete = self._queue.reconcile(member.id, had)
             for effect in effects:
                 self._act(effect, member, "not begun")
-            member.emptied()
-            for task in self._queue.held_by(member.id):
-                member.took(task.id, task.attempt, None)
             self._rouse(member)  # its calls from before are void
             self._outbox.note("process_joined", member.id, record.machine)
             generation = member.generation
@@ -158,6 +163,7 @@ class TaskManager:
         with self._lock:
             member = self._roster.get(process_id)
             member.is_slave = True
+            self._compare_versions(member)
             if self._ledger is not None:
                 self._ledger.joined(process_id, member.info)
 
@@ -209,6 +215,8 @@ class TaskManager:
                 return
             story = f"{member.info.machine} was lost: {reason}"
             effects = self._queue.lose(process_id, story, max(1, member.info.workers))
+            is_client = self._clients.lose(process_id, self._clock())
+            self._notify_client(process_id)
             self._rouse(member)
             for effect in effects:
                 self._write(effect, process_id)
@@ -216,6 +224,14 @@ class TaskManager:
             self._gone.notify_all()
             self._outbox.note("process_left", process_id, member.info.machine, reason)
         self._outbox.tell()
+        if is_client:
+            log.warning(
+                "client %s was lost (%s)",
+                member.info.machine,
+                reason,
+                extra={"action": "client_lost"},
+            )
+            return
         log.warning(
             "%s was lost (%s); %d of its tasks are run elsewhere",
             member.info.machine,
@@ -240,6 +256,11 @@ class TaskManager:
             ]
             for process_id in [p for p, until in self._awaited.items() if until <= now]:
                 self._give_up(process_id, f"did not come back within {self._settings.resume_s:g} s")
+            self._drop_overdue(now)
+            if self._disown_at is not None and self._disown_at <= now:
+                self._disown_at = None
+                for token in self._queue.owners():
+                    self._queue.disown(token)
             for tag in self._scheduler.late_tags(now):
                 self._slaves_wait.wake(tag)
         for process_id, age_s, generation in silent:
@@ -316,19 +337,7 @@ class TaskManager:
         with self._lock:
             if self._terminated:
                 raise TaskManagerTermination("the task manager has ended and takes no tasks")
-            ids = []
-            for index, frame in enumerate(frames):
-                if books is None:
-                    task = self._queue.request(process_id, tag, frame, checked)
-                else:
-                    task = books.request(process_id, tag, frame, checked, names[index])
-                ids.append(task.id)
-                if task.state is State.WAITING:
-                    self._slaves_wait.wake(tag)
-                elif task.state is not State.RUNNING:
-                    self._notify_client(process_id)
-                if self._outbox.is_read:
-                    self._outbox.note("task_requested", task.id, tag)
+            ids = self._add_requests(process_id, tag, frames, checked, names)
         if books is not None and (process_id != self._embedded or books.is_due()):
             self._sync_requests(books)
         self._outbox.tell()
@@ -403,20 +412,22 @@ class TaskManager:
         with self._lock:
             return self._queue.outstanding(process_id, tag)
 
-    def cancelTask(self, task_id: str) -> bool:
-        """Take a task back; true if it had not finished. It will give no result."""
+    def taskIsRunning(self, task_id: str) -> bool:
+        """Whether a slave has the task at present."""
         with self._lock:
-            done, holders = self._queue.cancel(task_id)
-            for holder in holders:
-                self._order_stop(holder, task_id)
+            task = self._queue.tasks.get(task_id)
+            return task is not None and task.state is State.RUNNING
+
+    def cancelTask(self, task_id: str, waiting_only: bool = False) -> bool:
+        """Take a task back; true if it had not finished. It will give no result.
+
+        `waiting_only`: not if a slave has it.
+        """
+        with self._lock:
+            done, holders = self._queue.cancel(task_id, waiting_only)
             if done:
-                self._failure_log.ended_well(task_id)
-                if self._ledger is not None:
-                    self._ledger.cancelled(task_id)
+                self._has_cancelled(task_id, holders)
                 self._room.found()
-                self._outbox.note(
-                    "task_finished", task_id, task_id.rpartition("_")[0], "cancelled", 0.0
-                )
                 for waiting in self._clients_wait.values():
                     waiting.notify_all()  # one may have waited for this very task
         self._outbox.tell()
@@ -442,9 +453,9 @@ class TaskManager:
 
         Blocks for `timeout` seconds at most until there is a task or a notice, or the slave makes
         another call that waits. Gives the list of
-        assignments, and a dictionary of notices: "stop" (task ids), "forget" (data items),
-        "terminate" (the job is over), "register" (this process is not known, or was taken for
-        dead: what it handed in was used, now it must register again).
+        assignments, and a dictionary of notices: "stop" (task ids), "forget" (data items), "leave"
+        (finish what runs, then leave), "terminate" (the job is over), "register" (this process is
+        not known, or was taken for dead: what it handed in was used, now it must register again).
 
         With a journal, all that is answered is on record. Raises `JournalError` when that cannot be
         done: nothing is acknowledged then, and what was handed in is to be handed in again.
@@ -455,8 +466,8 @@ class TaskManager:
         with self._lock:
             member = self._roster.known(process_id)
             now = self._clock() if ended else 0.0
-            for done in ended:
-                self._settle(process_id, member, done, now)
+            if ended:
+                self._settle_all(process_id, member, ended, now)
             tasks: list[Assignment] = []
             if member is not None and generation is None:
                 generation = member.generation
@@ -532,13 +543,7 @@ class TaskManager:
         with self._lock:
             if name not in self._data:
                 raise DataNotFound(f"no data item {name!r}: never stored, or deleted")
-            del self._data[name]
-            if self._ledger is not None:
-                self._ledger.dropped(name)
-            for member in self._roster.all_known():
-                if member.is_slave:
-                    member.dropped_data.append(name)
-                    self._rouse(member)
+            self._delete_item(name)
 
     # --- the end, and questions -------------------------------------------------------------
 
@@ -554,6 +559,19 @@ class TaskManager:
                 waiting.notify_all()
             self._gone.notify_all()
             self._room.found()
+
+    def dismissSlaves(self, process_ids: Iterable[int]) -> int:
+        """Tell these slaves to finish what runs, within their grace time, and to leave.
+
+        Gives how many of them are present. Those that were lost are told when they come back.
+        """
+        wanted = set(process_ids)
+        with self._lock:
+            chosen = [m for m in self._roster.all_known() if m.is_slave and m.id in wanted]
+            for member in chosen:
+                member.dismissed = True
+                self._rouse(member)
+            return sum(1 for member in chosen if member.id in self._roster.present)
 
     def waitForSlavesToLeave(self, timeout: float) -> bool:
         """Block until no slave is registered, for `timeout` seconds at most; true if so."""
@@ -585,8 +603,12 @@ class TaskManager:
                     row["left_s"] = member.left_s(now)
                     row["no_time_for"] = sorted((member.tags or frozenset()) - timely)
                 (slaves if member.is_slave else others).append(row)
+            clients = []
+            if self._clients:
+                clients = self._clients.rows(self._queue.by_client(), now)
             return {
                 "label": self.label,
+                "clients": clients,
                 "active_processes": len(self._roster.present),
                 "masters": others,
                 "slaves": slaves,
@@ -601,9 +623,10 @@ class TaskManager:
                 "awaited_slaves": len(self._awaited),
                 "journal_trouble": self._ledger.trouble if self._ledger is not None else "",
                 "blocked_requests": self._room.waiting,
-                "client_waits": bool(self._client_waits),
+                "client_waits": self._awaits_results(),
                 "terminated": self._terminated,
                 "failures": list(self._failures),
+                "mismatches": list(self._mismatches),
             }
 
     def failedTasks(self) -> dict[str, Any]:
@@ -616,6 +639,57 @@ class TaskManager:
             return self._failure_log.rows()
 
     # --- inside (all with the lock held) ----------------------------------------------------
+
+    def _awaits_results(self) -> bool:
+        """Whether a client waits; an attached one that has nothing outstanding only looks."""
+        return any(
+            self._clients.find(process_id) is None or self._queue.outstanding(process_id)
+            for process_id in self._client_waits
+        )
+
+    def _add_requests(
+        self,
+        process_id: int,
+        tag: str,
+        frames: Sequence[Frame],
+        options: TaskOptions,
+        names: Sequence[bytes],
+    ) -> list[str]:
+        """Put tasks into the queue; `names`: their identities, where there is a journal."""
+        ids = []
+        books = self._ledger
+        for index, frame in enumerate(frames):
+            if books is None:
+                task = self._queue.request(process_id, tag, frame, options)
+            else:
+                task = books.request(process_id, tag, frame, options, names[index])
+            ids.append(task.id)
+            if task.state is State.WAITING:
+                if self._slaves_wait:
+                    self._slaves_wait.wake(tag)
+            elif task.state is not State.RUNNING:
+                self._notify_client(process_id)
+            if self._outbox.is_read:
+                self._outbox.note("task_requested", task.id, tag)
+        return ids
+
+    def _has_cancelled(self, task_id: str, holders: Iterable[int]) -> None:
+        """A task was taken back; those who run it are to be told."""
+        for holder in holders:
+            self._order_stop(holder, task_id)
+        self._failure_log.ended_well(task_id)
+        if self._ledger is not None:
+            self._ledger.cancelled(task_id)
+        self._outbox.note("task_finished", task_id, task_id.rpartition("_")[0], "cancelled", 0.0)
+
+    def _delete_item(self, name: str) -> None:
+        del self._data[name]
+        if self._ledger is not None:
+            self._ledger.dropped(name)
+        for member in self._roster.all_known():
+            if member.is_slave:
+                member.dropped_data.append(name)
+                self._rouse(member)
 
     def _has_ended(self) -> bool:
         return self._terminated
@@ -698,6 +772,29 @@ class TaskManager:
             log.info("task %s is run a second time", repeated, extra={"action": "task_repeated"})
         return tasks
 
+    def _settle_all(
+        self, process_id: int, member: Member | None, ended: list[Completion], now: float
+    ) -> None:
+        """Use the completions of one call: what each costs is paid for every task."""
+        plain, others = self._scheduler.complete_all(process_id, member, ended, now)
+        if plain:
+            if self._ledger is not None:
+                self._ledger.finished(plain, process_id)
+            if self._failure_log.is_under_way:
+                for task, _ in plain:
+                    self._failure_log.ended_well(task.id)
+            if self._outbox.is_read:
+                for task, done in plain:
+                    self._outbox.note(
+                        "task_finished", task.id, task.tag, task.outcome, done.duration_s
+                    )
+            for client in {task.client for task, _ in plain} if self._clients_wait else ():
+                self._notify_client(client)
+            self._room.found()
+        for effect, done in others:
+            self._write(effect, process_id, done.attempt, done.duration_s)
+            self._act(effect, member, done.detail, done.duration_s)
+
     def _settle(self, process_id: int, member: Member | None, done: Completion, now: float) -> None:
         """Use one completion."""
         effect = self._scheduler.complete(process_id, member, done, now)
@@ -747,15 +844,26 @@ class TaskManager:
             )
         self._outbox.note("task_rescheduled", task.id, task.tag, reason)
 
+    def _compare_versions(self, member: Member) -> None:
+        """Say it where a slave and a client do not go together, one of which has just come."""
+        for other in self._roster.present.values():
+            if other.is_slave == member.is_slave:
+                continue
+            slave, client = (member, other) if member.is_slave else (other, member)
+            problem = mismatch(client.info.versions, slave.info.versions)
+            if problem:
+                text = f"slave {slave.info.machine} {problem}"
+                log.warning("%s", text, extra={"action": "version_mismatch"})
+                self._mismatches = [*self._mismatches, text][-_KEPT_FAILURES:]
+
     def _release(self, member: Member) -> None:
-        member.emptied()
         for effect in self._queue.release(member.id):
             self._act(effect, member, "not begun")
 
     def _order_stop(self, process_id: int, task_id: str) -> None:
         member = self._roster.present.get(process_id)
         if member is not None:
-            member.stop(task_id)
+            member.cancelled.append(task_id)
             self._rouse(member)
 
     def _notify_client(self, process_id: int) -> None:
@@ -811,6 +919,8 @@ class TaskManager:
             self._awaited[process_id] = self._clock() + self._settings.resume_s
             if info.host == platform.node() and not _is_running(info.pid):
                 self._give_up(process_id, "has ended")
+        if self._queue.owners():
+            self._disown_at = self._clock() + self._settings.client_grace_s
         if self._queue.parked():
             log.info(
                 "the journal has %d tasks of earlier runs; %d slaves are awaited",

@@ -20,12 +20,15 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from masterslave import payload, pieces, shared, slavecode
+from masterslave.attached import Attachment, RemoteManager
 from masterslave.chaos import Chaos
+from masterslave.clients import MAX_WEIGHT, MIN_WEIGHT
 from masterslave.errors import (
     DataNotFound,
     PayloadError,
     ResultTimeout,
     SettingsError,
+    TaskLost,
     TaskManagerTermination,
     TaskOutOfMemory,
     TaskRaisedException,
@@ -34,19 +37,20 @@ from masterslave.errors import (
 )
 from masterslave.hooks import Observer
 from masterslave.launchers.local import LocalSlaves, SlaveOptions
+from masterslave.manager import TaskManager
 from masterslave.memory import check_supported
 from masterslave.records import (
     DEFAULT_OPTIONS,
+    LOST,
     Delivery,
     Frame,
     Outcome,
     Piece,
     TaskOptions,
     frame_bytes,
-    getMachineInfo,
 )
 from masterslave.service import Service
-from masterslave.settings import Settings, check_label
+from masterslave.settings import Settings, check_label, split_address
 from masterslave.units import parse_bytes, parse_duration
 
 if TYPE_CHECKING:
@@ -55,7 +59,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: What stands for the failure of a task that has no exception object of its own.
-_FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut]] = {
+_FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut | TaskLost]] = {
+    LOST: TaskLost,
     Outcome.CRASHED.value: WorkerCrashed,
     Outcome.OUT_OF_MEMORY.value: TaskOutOfMemory,
     Outcome.TIMED_OUT.value: TaskTimedOut,
@@ -79,9 +84,12 @@ class Circumstances(NamedTuple):
     code: slavecode.Record | None = None  # what slaves load; "shared_main": it is this very script
     folder: str | PathLike[str] | None = None  # where master and slaves meet, instead of a network
     executor: Executor | None = None  # what runs the handlers, instead of slaves
+    attach: bool = False  # whether a task manager that is served elsewhere is joined
+    master_host: str | None = None  # where that is
 
 
-_circumstances: ContextVar[Circumstances] = ContextVar("circumstances", default=Circumstances())
+_USUAL = Circumstances()
+_circumstances: ContextVar[Circumstances] = ContextVar("circumstances", default=_USUAL)
 
 
 @contextlib.contextmanager
@@ -131,17 +139,28 @@ class MasterProcess:
         settings: Settings | None = None,
         observers: Sequence[Observer] = (),
         journal: str | PathLike[str] | None = None,
+        attach: bool = False,
+        master_host: str | None = None,
+        weight: float = 1.0,
     ) -> None:
-        """Create the task manager and make it known.
+        """Create the task manager and make it known; or, with `attach`, join one that is there.
 
         `label`: under which slaves and ``task_manager LABEL`` find it. `use_name_server`: register
         the label with the Pyro name server, starting one in this process if none answers; False:
-        listen on port 7766, and slaves must know the host. `observers`: told of what happens, see
-        `Observer`. `journal`: a file that keeps tasks and results, so that a master that was killed
-        can be started again: a request that equals one of the run before (same tag and parameters,
+        listen on port 7766, and slaves must know the host. `observers`: told of what happens in a
+        task manager of this process, see `Observer`. `journal`: a file that keeps tasks and
+        results, so that a master that was killed can be started again: a request that equals one of
+        the run before (same tag and parameters,
         or same `key`) takes its place, and what had finished is not run again. Raises `LabelInUse`
         when a living master has the label, `SettingsError` and `ConnectionFailed` when it cannot be
         set up, `JournalError` or a subclass when the journal cannot be used.
+
+        `attach`: join the task manager that ``task_manager serve LABEL`` runs, as one of its
+        clients, instead of creating one. `master_host`: its ``host`` or ``host:port``; None finds
+        it by its label. `weight`: how many tasks of this client are handed out for each one of a
+        client with weight 1, while both have some waiting. All methods are the same; what concerns
+        the task manager as a whole is the business of who serves it. Raises `ConnectionFailed` or
+        a subclass when it is not there.
         """
         check_label(label)
         self.label = label
@@ -149,17 +168,24 @@ class MasterProcess:
         given = _circumstances.get()
         _circumstances.set(Circumstances())
         code = given.code
-        self._service = Service(
-            label,
-            self.settings,
-            use_name_server=use_name_server,
-            observers=observers,
-            journal=journal,
-            data=None if code is None else {slavecode.DATA_NAME: code},
-        )
-        self.task_manager = self._service.manager
-        self.process_id: int = self.task_manager.registerProcess(None, getMachineInfo())[0]
-        self.task_manager.embedClient(self.process_id)
+        attach = attach or given.attach
+        master_host = master_host or given.master_host
+        self._service: Service | Attachment
+        if attach or master_host is not None:
+            self._service = _joined(
+                label, self.settings, code, attach, master_host, journal, weight
+            )
+        else:
+            self._service = Service(
+                label,
+                self.settings,
+                use_name_server=use_name_server,
+                observers=observers,
+                journal=journal,
+                data=None if code is None else {slavecode.DATA_NAME: code},
+            )
+        self.task_manager: TaskManager | RemoteManager = self._service.manager
+        self.process_id: int = self._service.enter()
         self._memory: payload.Memory | None = shared if self.settings.shared_memory else None
         is_script = code is not None and code["shared_main"]
         self._use_script(code if is_script else slavecode.running_script(), shared=is_script)
@@ -198,7 +224,8 @@ class MasterProcess:
                 return
             self._down = True
         self._service.end_job(self.settings.shutdown_s)
-        self._slaves.end(2.0)
+        # Nobody tells slaves of a task manager that goes on to leave.
+        self._slaves.end(2.0 if isinstance(self._service, Service) else 0.0)
         self._service.stop()
 
     def launchSlaveJobs(
@@ -234,17 +261,27 @@ class MasterProcess:
             None if lifetime is None else parse_duration(lifetime),
             self.settings.chaos if chaos is None else Chaos.parse(chaos) or Chaos(),
             follow=self._service.is_named,
+            gone_s=self.settings.master_gone_s,
         )
         check_supported(options.memory)
-        try:
-            self.task_manager.retrieveData(slavecode.DATA_NAME)
-        except DataNotFound:
+        if not self._has_slave_code():
             raise SettingsError(
                 "launchSlaveJobs: no slave code is known; use runJob, or give slave_script= or "
                 "slave_module= to initializeMasterProcess"
-            ) from None
+            )
         self._slaves.reap()
         return self._slaves.launch(self.label, self.address, n, options)
+
+    def _has_slave_code(self) -> bool:
+        for name in (slavecode.DATA_NAME, slavecode.DEFAULT_NAME):
+            with contextlib.suppress(DataNotFound):
+                self.task_manager.retrieveData(name)
+                return True
+        return False
+
+    def numberOfLaunchedSlaves(self) -> int:
+        """How many of the slaves that `launchSlaveJobs` has started have not ended."""
+        return self._slaves.living()
 
     @property
     def address(self) -> str:
@@ -276,10 +313,19 @@ class MasterProcess:
         after the end.
         """
         _check_tag(tag)
-        options = TaskOptions(priority, timeout, retries, crash_limit, key, backoff)
-        usual = type(priority) is type(retries) is int and type(backoff) is float  # no bool
-        if usual and options == DEFAULT_OPTIONS:
-            options = DEFAULT_OPTIONS
+        options = DEFAULT_OPTIONS
+        if (
+            type(priority) is not int  # a bool is none
+            or priority
+            or timeout is not None
+            or type(retries) is not int
+            or retries
+            or crash_limit != options.crash_limit
+            or key is not None
+            or type(backoff) is not float
+            or backoff
+        ):
+            options = TaskOptions(priority, timeout, retries, crash_limit, key, backoff)
         frame = self._encode(tag, parameters)
         return self.task_manager.addTaskRequest(tag, frame, self.process_id, options)
 
@@ -471,12 +517,50 @@ class MasterProcess:
                 raise TaskRaisedException(
                     delivery.task_id, delivery.tag, error, f"the result arrived, but {error}"
                 ) from error
-        exception: BaseException
-        if delivery.outcome == Outcome.EXCEPTION:
-            exception = self._codec.decode_exception(delivery.frame, delivery.detail)
-        else:
-            exception = _FAILURES[delivery.outcome](delivery.detail)
+        exception = failure_of(self._codec, delivery)
         raise TaskRaisedException(delivery.task_id, delivery.tag, exception, delivery.detail)
+
+
+def failure_of(codec: payload.Codec, delivery: Delivery) -> BaseException:
+    """Why a task failed: the handler's exception, or what stands for it."""
+    if delivery.outcome == Outcome.EXCEPTION:
+        return codec.decode_exception(delivery.frame, delivery.detail)
+    return _FAILURES[delivery.outcome](delivery.detail)
+
+
+def _joined(
+    label: str,
+    settings: Settings,
+    code: slavecode.Record | None,
+    attach: bool,
+    master_host: str | None,
+    journal: str | PathLike[str] | None,
+    weight: float,
+) -> Attachment:
+    """A task manager that is there already."""
+    if not attach:
+        raise SettingsError(
+            f"master_host={master_host!r}: says where a task manager is to be joined; "
+            "give attach=True as well"
+        )
+    if master_host is not None:
+        if not isinstance(master_host, str):
+            raise SettingsError(f"master_host={master_host!r}: must be 'HOST' or 'HOST:PORT'")
+        split_address(master_host)
+    if journal is not None:
+        raise SettingsError(
+            f"journal={os.fspath(journal)!r}: is kept by the task manager that is joined: "
+            "task_manager serve LABEL --journal FILE"
+        )
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, (int, float))
+        or not (MIN_WEIGHT <= weight <= MAX_WEIGHT)
+    ):
+        raise SettingsError(
+            f"weight={weight!r}: must be a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}"
+        )
+    return Attachment(label, settings, master_host, code, weight)
 
 
 def _state_id(frames: Mapping[str, Frame]) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from masterslave.errors import AuthenticationError, ConnectionFailed, LabelInUse, SettingsError
@@ -213,9 +214,16 @@ def connect_or_follow(label: str, known: str, settings: Settings, key: bytes) ->
 
 
 def wait_and_connect(
-    label: str, master_host: str | None, settings: Settings, key: bytes
+    label: str,
+    master_host: str | None,
+    settings: Settings,
+    key: bytes,
+    on_failure: Callable[[ConnectionFailed], None] = lambda error: None,
 ) -> PyroLink:
-    """As `connect`, but blocks until the master is there. A refused key is raised at once."""
+    """As `connect`, but blocks until the master is there. A refused key is raised at once.
+
+    `on_failure` is told of each attempt that failed, and ends the wait by raising.
+    """
     told = False
     while True:
         try:
@@ -223,6 +231,7 @@ def wait_and_connect(
         except AuthenticationError:
             raise
         except ConnectionFailed as error:
+            on_failure(error)
             if not told:
                 log.info("waiting for the master of %s: %s", label, error)
                 told = True

@@ -7,6 +7,8 @@ keeps back what another slave could run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 #: Work in hand per worker. Larger: a slave may sit on tasks while another one is idle at the end
 #: of a job. Smaller: workers run dry between two exchanges, which take about a millisecond on one
 #: host and several across a network.
@@ -30,20 +32,34 @@ class Pace:
     def record(self, tag: str, duration_s: float) -> None:
         """A task of that tag took so long."""
         mean = self._mean_s.get(tag)
-        if mean is None:
-            self._mean_s[tag] = duration_s
-        else:
-            self._mean_s[tag] = mean + WEIGHT * (duration_s - mean)
+        self._mean_s[tag] = duration_s if mean is None else mean + WEIGHT * (duration_s - mean)
 
     def estimate_s(self, tag: str) -> float | None:
         """Expected duration of a task of that tag; None when none has finished yet."""
         return self._mean_s.get(tag)
 
-    def may_hold(self, tag: str, held: int, load_s: float, workers: int) -> bool:
-        """Whether a slave that holds `held` tasks, `load_s` seconds in all, may get one more."""
-        if held < workers:
-            return True
+    def record_all(self, tag: str, durations_s: Sequence[float]) -> None:
+        """Tasks of that tag took so long, in this order."""
+        mean = self._mean_s.get(tag)
+        if mean is None:
+            mean = durations_s[0]
+        for duration_s in durations_s:
+            mean += WEIGHT * (duration_s - mean)
+        self._mean_s[tag] = mean
+
+    def more_to_hold(self, tag: str, held: int, load_s: float, workers: int) -> int:
+        """How many more tasks of that tag a slave may get that holds `held`, `load_s` in all."""
+        idle = workers - held
         estimate = self._mean_s.get(tag)
-        if estimate is None or held >= MAX_IN_HAND * workers:
-            return False
-        return load_s + estimate <= HORIZON_S * workers
+        if estimate is None:
+            return max(0, idle)
+        by_time = MAX_IN_HAND * workers
+        if estimate > 0:
+            by_time = min(by_time, int((HORIZON_S * workers - load_s) / estimate + 1e-9))
+        return max(0, idle, min(by_time, MAX_IN_HAND * workers - held))
+
+    def load_s(self, held: Mapping[str, int]) -> float:
+        """How long so many tasks of each tag will take."""
+        mean = self._mean_s.get
+        # Enough not to put known work behind what nobody knows the length of.
+        return sum(count * mean(tag, HORIZON_S) for tag, count in held.items())

@@ -29,13 +29,13 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import cloudpickle
 
-from masterslave import pieces, unpicklable
+from masterslave import pieces, unpicklable, versions
 from masterslave.errors import PayloadError, RemoteException
 from masterslave.records import Frame, Piece
 
@@ -53,6 +53,15 @@ _CUT = b"MSCF"
 #: a copy. Its own output comes in parts of about 64 KiB, and those are joined. Larger: bytes
 #: objects are copied once more. Smaller: output is taken for such an object, and stays in parts.
 _KEPT_BYTES = 1 << 20
+
+
+#: Begins each pickle of protocol 2 and later.
+_PROTO = b"\x80"
+
+#: Values of these types are pickled as they are; texts if they are no longer than this.
+_NUMBERS = frozenset((int, float, bool, complex, type(None)))
+_TEXTS = frozenset((str, bytes))
+_SHORT = 4096
 
 
 class Memory(Protocol):
@@ -74,6 +83,8 @@ class Codec:
     `main_id` identifies the script that is this process's ``__main__``: None where there is none
     (interactive), or where peers may run another one. `shared_main` says that every peer runs the
     same script, which allows the fastest way. `memory` takes large buffers, if it is given.
+    `modules_by_value`: there are modules (`cloudpickle.register_pickle_by_value`) that peers cannot
+    import, so that nothing may be pickled the fast way.
     """
 
     def __init__(
@@ -82,8 +93,10 @@ class Codec:
         *,
         shared_main: bool = False,
         memory: Memory | None = None,
+        modules_by_value: bool = False,
     ) -> None:
         self.main_id = main_id
+        self.modules_by_value = modules_by_value
         self.shared_main = shared_main
         self.memory = memory
 
@@ -93,6 +106,8 @@ class Codec:
         `name`: what the path to that begins with. `copy`: False where the frame is used up before
         anything can change the value's arrays; the frame refers to their memory then.
         """
+        if _is_plain(value):  # nothing to be taken out of it, nothing of a script
+            return [pickle.dumps(value, 5)]
         buffers: list[Piece] = []
 
         def keep_inside(buffer: pickle.PickleBuffer) -> bool:
@@ -108,7 +123,8 @@ class Codec:
             by_value = not self.shared_main and any(map(_names_main, head))
         except Exception:
             by_value = True  # a lambda, a closure, a local class
-        if by_value:  # or the receiver may not have what is named of this script
+        # Or the receiver may not have what is named of this script, or of such a module.
+        if by_value or self.modules_by_value:
             head.clear()
             buffers.clear()
             try:
@@ -164,6 +180,8 @@ class Codec:
         it is emptied, so that joining its pieces takes little more memory than the value itself.
         """
         try:
+            if len(frame) == 1 and type(frame[0]) is bytes and frame[0][:1] == _PROTO:
+                return pickle.loads(frame[0])  # most values
             if frame[0][: len(_CUT)] != _CUT:
                 buffers = frame[1:] and [
                     self._writable(deque((part,)), owned) for part in frame[1:]
@@ -209,6 +227,18 @@ class Codec:
             name, _, text = last.partition(": ")
             return RemoteException(name, text)
         return value if isinstance(value, BaseException) else RemoteException(repr(value), "")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a number, a short text or the like, or a tuple of such."""
+    kind = type(value)
+    if kind is tuple:
+        for item in value:
+            kind = type(item)
+            if kind not in _NUMBERS and (kind not in _TEXTS or len(item) > _SHORT):
+                return False
+        return True
+    return kind in _NUMBERS or (kind in _TEXTS and len(value) <= _SHORT)
 
 
 class _Sink:
@@ -316,6 +346,18 @@ class _Stream:
         return line
 
 
+def own_versions() -> str:
+    """This process's line for `ProcessInfo.versions`."""
+    return versions.as_line(
+        {
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "cloudpickle": cloudpickle.__version__,
+            "masterslave": sys.modules["masterslave"].__version__,
+            "protocol": str(versions.PROTOCOL),
+        }
+    )
+
+
 def describe(value: Any, limit: int = 60) -> str:
     """A short description of a value for messages: its type and the beginning of its repr."""
     try:
@@ -408,6 +450,10 @@ def _named_in_main(qualname: str) -> Any:
     return found
 
 
+#: What cloudpickle gives as the file of all code.
+_NO_FILE = "<dynamic-code>"
+
+
 class _ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle, except that classes and functions of a known script carry its identity."""
 
@@ -416,12 +462,27 @@ class _ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._main_id = main_id
 
     def reducer_override(self, obj: Any) -> Any:
+<<<<<<< HEAD
         if _is_of_main(obj):
             origin = _origins.get(obj)
             if origin is None and self._main_id is not None and _is_named(obj):
                 origin = self._main_id, obj.__qualname__
             if origin is not None:
                 return resolve_main, (*origin, cloudpickle.dumps(obj, 5))
+=======
+        if isinstance(obj, CodeType):
+            # With its file's name, which cloudpickle leaves out: a traceback without is of no use.
+            make, args, *_ = self.dispatch_table[CodeType](obj)
+            named = (obj.co_filename if arg == _NO_FILE else arg for arg in args)
+            return make, tuple(named)
+        if (
+            self._main_id is not None
+            and isinstance(obj, (type, FunctionType))
+            and obj.__module__ == "__main__"
+            and _named_in_main(obj.__qualname__) is obj
+        ):
+            return resolve_main, (self._main_id, obj.__qualname__, cloudpickle.dumps(obj, 5))
+>>>>>>> b85eef65ef575888e15fcc8ee5ec126809c480b2
         return super().reducer_override(obj)
 
 

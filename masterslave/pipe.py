@@ -17,9 +17,14 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 | `["ready", tags, period]`        | the code is loaded; the watchdog period it asks for   |
 | `["failed", summary, text]`      | the code does not load; the worker leaves             |
 | `["done", completion]`           | the end of the first task in line                     |
+| `["look"]`                       | there is something on the board                       |
 | `["skipped"]`                    | a "skip" was read; before, it may be at one of those  |
 | `["need", name]`                 | asks for a data item                                  |
 | `["leaving"]`                    | `terminationTest` was true: the slave is to end       |
+
+Where there is a `board`, the ends of tiny tasks are posted on it instead, as ``[n, *completion]``,
+n being how many messages had been sent by the pipe before. `SupervisorEnd` gives both kinds in the
+order in which the worker wrote them.
 
 The supervisor never waits for a worker: its end is non-blocking and keeps what is not sent yet.
 
@@ -44,7 +49,8 @@ from typing import Any
 import msgpack
 
 from masterslave import pieces
-from masterslave.records import Piece
+from masterslave.board import LONGEST_BYTES, Board, BoardDamaged, Poster
+from masterslave.records import Completion, Piece
 from masterslave.shared import (
     Loan,
     LoanError,
@@ -246,8 +252,12 @@ def _receive(sock: socket.socket, reader: _Reader, flags: int = 0) -> int:
 class SupervisorEnd:
     """The non-blocking end, driven by a selector."""
 
-    def __init__(self, sock: socket.socket, *, share: bool = True) -> None:
+    def __init__(
+        self, sock: socket.socket, *, share: bool = True, board: Board | None = None
+    ) -> None:
         """`share`: have large buffers go by shared memory where the system has it."""
+        self._board = board
+        self._heard = 0  # messages that came by the pipe
         sock.setblocking(False)
         self._sock = sock
         self._share = share and available()
@@ -287,15 +297,41 @@ class SupervisorEnd:
 
     def receive(self) -> list[list[Any]]:
         """The messages that have come in, without waiting. Raises `PipeClosed` at the end."""
+        messages: list[list[Any]] = []
         try:
             count = _receive(self._sock, self._reader)
-            if count:
-                return self._reader.got(count)
+            if not count:
+                raise PipeClosed
+            messages = self._reader.got(count)
         except BlockingIOError:
-            return []
+            pass
         except OSError as error:
             raise PipeClosed from error
-        raise PipeClosed
+        return self._merged(messages)
+
+    def has_posts(self) -> bool:
+        """Whether something was posted on the board since that was read last."""
+        return self._board is not None and self._board.has_news()
+
+    def posts(self) -> list[list[Any]]:
+        """As `receive`, without a look at the pipe: what was posted. Raises `PipeClosed`."""
+        return self._merged([])
+
+    def _merged(self, messages: list[list[Any]]) -> list[list[Any]]:
+        """The messages of the pipe with those of the board, in order."""
+        if self._board is None:
+            return messages
+        merged: list[list[Any]] = []
+        try:
+            for message in messages:
+                merged += [["done", post[1:]] for post in self._board.take(self._heard)]
+                self._heard += 1
+                if message[0] != "look":
+                    merged.append(message)
+            merged += [["done", post[1:]] for post in self._board.take(self._heard)]
+        except BoardDamaged as error:
+            raise PipeClosed from error
+        return merged
 
     def receive_all(self) -> list[list[Any]]:
         """What a worker that has died had still sent."""
@@ -305,11 +341,17 @@ class SupervisorEnd:
                 messages += self._reader.got(count)
         except OSError:  # nothing more, or reset
             pass
-        return messages
+        try:
+            return self._merged(messages)
+        except PipeClosed:
+            return []
 
     def close(self) -> None:
         """Close it; the worker sees the end."""
         self._drop_unsent()
+        if self._board is not None:
+            self._board.close()
+            self._board = None
         self._reader.close()
         self._sock.close()
 
@@ -317,8 +359,10 @@ class SupervisorEnd:
 class WorkerEnd:
     """The blocking end, used by the worker's main thread."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, board: Poster | None = None) -> None:
         self._sock = sock
+        self._board = board
+        self._sent = 0  # messages
         self.share = False  # whether large buffers go by shared memory
         self._reader = _Reader(keep=False)
         self._messages: deque[list[Any]] = deque()
@@ -326,6 +370,7 @@ class WorkerEnd:
     def send(self, message: list[Any]) -> None:
         """Send a message; blocks until the supervisor has taken it. Raises `PipeClosed`."""
         outgoing = _Outgoing(message, self.share, lend=True)
+        self._sent += 1
         try:
             while outgoing.parts:
                 try:
@@ -338,6 +383,17 @@ class WorkerEnd:
             raise PipeClosed from error
         finally:
             outgoing.close()
+
+    def post(self, done: Completion) -> bool:
+        """Post the end of a task on the board; false when it does not go there.
+
+        The supervisor finds it when it next looks, or is told to: ``send(["look"])``.
+        """
+        if self._board is None or len(done.frame) > 1:
+            return False
+        if done.frame and (type(done.frame[0]) is not bytes or len(done.frame[0]) > LONGEST_BYTES):
+            return False
+        return self._board.post([self._sent, *done])
 
     def receive(self) -> list[Any]:
         """The next message; blocks until there is one.

@@ -9,6 +9,7 @@
                    +------reschedule-----+
                    +--due-- DEFERRED <---+  (a retry with back-off; a late result ends it as well)
     WAITING | DEFERRED | RUNNING --cancel--> CANCELLED (gone: it is never delivered)
+    RESULT | ... --drop--> CANCELLED  (its client is gone for good)
 
     from the journal of an earlier run:
     PARKED --claim--> WAITING | RUNNING | RESULT | ..., as far as the task had come
@@ -23,19 +24,20 @@ result of any attempt wins, later ones are dropped and counted in `dropped`.
 
 A parked task has a place in the journal, and no client yet. What happens to it meanwhile (a slave
 that outlived the earlier run still has it, hands its result in, or is lost) is noted in the task;
-when a request with its identity claims it, it enters the state that this amounts to.
+when a request with its identity claims it, it enters the state that this amounts to. One whose
+request says by its `TaskOptions.origin` which client it came from is kept for that client first.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple
 
 from masterslave.errors import IllegalTransition, UnknownTask
-from masterslave.lines import FinishedLine, WaitingLines
+from masterslave.lines import FinishedLine
 from masterslave.records import (
     AT_REST,
     LOST,
@@ -47,6 +49,7 @@ from masterslave.records import (
     TaskOptions,
     frame_bytes,
 )
+from masterslave.sharing import SharedLines
 
 
 class State(str, Enum):
@@ -80,6 +83,7 @@ class Event(str, Enum):
     OUT_OF_MEMORY = "out_of_memory"
     TIME_OUT = "time_out"
     CANCEL = "cancel"
+    DROP = "drop"  # nobody will take it any more
     DELIVER = "deliver"
 
 
@@ -112,11 +116,18 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.CRASHED, Event.DELIVER): State.DELIVERED,
     (State.OUT_OF_MEMORY, Event.DELIVER): State.DELIVERED,
     (State.TIMED_OUT, Event.DELIVER): State.DELIVERED,
+    (State.PARKED, Event.DROP): State.CANCELLED,  # its client has had it from the run before
+    (State.RESULT, Event.DROP): State.CANCELLED,
+    (State.EXCEPTION, Event.DROP): State.CANCELLED,
+    (State.CRASHED, Event.DROP): State.CANCELLED,
+    (State.OUT_OF_MEMORY, Event.DROP): State.CANCELLED,
+    (State.TIMED_OUT, Event.DROP): State.CANCELLED,
 }
 
 FINISHED = frozenset(
     (State.RESULT, State.EXCEPTION, State.CRASHED, State.OUT_OF_MEMORY, State.TIMED_OUT)
 )
+_RESULT = Outcome.RESULT.value
 _LIVE = frozenset((State.WAITING, State.DEFERRED, State.RUNNING))
 _NOBODY = -1  # the client of a parked task
 _OUTCOME_EVENTS = {
@@ -204,6 +215,16 @@ class _Client:
         self.outstanding: Counter[str] = Counter()  # tag -> requested, not yet delivered
 
 
+class _Held:
+    """What a slave has."""
+
+    __slots__ = ("by_tag", "tasks")
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Task] = {}  # oldest first
+        self.by_tag: dict[str, int] = {}  # how many
+
+
 class TaskQueue:
     """All tasks that were requested and not yet delivered. Not thread-safe: the shell locks."""
 
@@ -215,9 +236,10 @@ class TaskQueue:
         self.parameter_bytes = 0  # in memory, of tasks that have not finished
         self.result_bytes = 0  # in memory, of tasks that have
         self._parked: dict[bytes, deque[Task]] = {}  # identity -> tasks in order of request
-        self._lines = WaitingLines[Task]()
+        self._owned: dict[str, deque[tuple[bytes, Task]]] = {}  # client's token -> identity, task
+        self._lines = SharedLines[Task]()
         self._deferred: list[tuple[float, int, Task]] = []  # a heap: due time, ticket, task
-        self._held: dict[int, dict[str, Task]] = {}  # process id -> its tasks, oldest first
+        self._held: dict[int, _Held] = {}  # by process id
         # Of each lost process: tasks that count it as a crash, with attempt and story.
         self._blamed: dict[int, list[tuple[str, int, str]]] = {}
         self._clients: dict[int, _Client] = {}
@@ -234,8 +256,9 @@ class TaskQueue:
         self.tasks[task.id] = task
         self.parameter_bytes += task.size
         self._counts[State.WAITING][tag] += 1
-        self._client(client).outstanding[tag] += 1
-        self._lines.join(task, tag, options.priority)
+        mine = self._clients.get(client) or self._client(client)
+        mine.outstanding[tag] += 1
+        self._lines.join(task, client, tag, options.priority)
         return task
 
     def park(self, number: int, tag: str, identity: bytes, options: TaskOptions) -> Task:
@@ -250,7 +273,10 @@ class TaskQueue:
         self.tasks[task.id] = task
         self._counts[State.PARKED][tag] += 1
         self._counts[State.WAITING][tag] += 0  # the tag is known
-        self._parked.setdefault(identity, deque()).append(task)
+        if options.origin is None:
+            self._parked.setdefault(identity, deque()).append(task)
+        else:
+            self._owned.setdefault(options.origin[0], deque()).append((identity, task))
         return task
 
     def number_used(self, number: int) -> None:
@@ -305,35 +331,106 @@ class TaskQueue:
 
         Gives that task, with the id that it has had all along; None: it is a new one.
         """
+        task = self._next_parked(identity, options)
+        if task is not None:
+            self._claim(client, task, frame, options)
+        return task
+
+    def _next_parked(self, identity: bytes, options: TaskOptions) -> Task | None:
+        """The parked task that a request takes up: the one that came of it, or an equal one."""
+        if options.origin is not None:
+            owned = self._owned.get(options.origin[0])
+            if owned and owned[0][1].options.origin == options.origin:
+                return owned.popleft()[1]
         line = self._parked.get(identity)
         if not line:
             return None
         task = line.popleft()
         if not line:
             del self._parked[identity]
+        return task
+
+    def _claim(self, client: int, task: Task, frame: Frame, options: TaskOptions) -> None:
         task.client = client
         task.options = options
         self._client(client).outstanding[task.tag] += 1
         if task.outcome:
             self._move(task, _OUTCOME_EVENTS[task.outcome])
             self._enqueue_finished(task)
-            return task
+            return
         task.frame = frame
         task.size = frame_bytes(frame)
-        self.parameter_bytes += task.size
+        self.parameter_bytes += _in_memory(task)
         if task.holder is not None:
             self._move(task, Event.ADOPT)
         else:
             self._move(task, Event.CLAIM)
-            self._lines.join(task, task.tag, options.priority)
-        return task
+            self._lines.join(task, client, task.tag, options.priority)
+
+    def reclaim(
+        self, client: int, token: str, outstanding: Collection[str], answered: int
+    ) -> list[str]:
+        """A client of an earlier run is back: its tasks of that run are its own again.
+
+        `token`: by which its requests are known. `outstanding`: the ids of the tasks that it waits
+        for. `answered`: the number of the last of its requests of which it knows the ids. What came
+        of earlier ones and is not outstanding it has had. Gives the ids that are unknown here.
+        """
+        wanted = set(outstanding)
+        left: deque[tuple[bytes, Task]] = deque()
+        for identity, task in self._owned.pop(token, ()):
+            origin = task.options.origin
+            if task.id in wanted:
+                self._claim(client, task, AT_REST, task.options)
+            elif origin is not None and origin[1] > answered:
+                left.append((identity, task))  # to be claimed by that request, made again
+            else:
+                self._unhold(task)
+                self._move(task, Event.DROP)
+                del self.tasks[task.id]
+                self._counts[task.state][task.tag] -= 1
+        if left:
+            self._owned[token] = left
+        tasks = self.tasks
+        return [one for one in outstanding if one not in tasks or tasks[one].client != client]
+
+    def owners(self) -> list[str]:
+        """The tokens of the clients of an earlier run that have not come back."""
+        return list(self._owned)
+
+    def disown(self, token: str) -> None:
+        """A client of an earlier run does not come back: an equal request takes up its tasks."""
+        for identity, task in self._owned.pop(token, ()):
+            self._parked.setdefault(identity, deque()).append(task)
+
+    def drop_client(self, client: int) -> list[tuple[Task, list[int]]]:
+        """A client is gone for good, and nobody will take its results.
+
+        Gives its tasks that had not finished, each with the slaves that run it, to be told.
+        """
+        cancelled = []
+        for task in [task for task in self.tasks.values() if task.client == client]:
+            if task.state in _LIVE:
+                cancelled.append((task, self.cancel(task.id)[1]))
+            elif task.state in FINISHED:
+                self._move(task, Event.DROP)
+                self._forget(task)
+                self.result_bytes -= _in_memory(task)
+                task.frame = AT_REST
+        self._clients.pop(client, None)
+        self._lines.forget(client)
+        return cancelled
+
+    def weigh(self, client: int, weight: float) -> None:
+        """The client's share of the slaves, where that of others is 1."""
+        self._lines.weigh(client, weight)
 
     def peek(self, tags: Collection[str]) -> Task | None:
         """The task that `hand_out` would hand to a slave with these tags, or None."""
         while (task := self._lines.first(tags)) is not None:
             if task.state is State.WAITING:
                 return task
-            self._lines.leave(task.tag)  # finished or cancelled while it stood in line
+            self._lines.leave(task.client, task.tag)  # finished or cancelled while it stood in line
         return None
 
     def hand_out(self, process: int, tags: Collection[str]) -> Assignment | None:
@@ -343,12 +440,43 @@ class TaskQueue:
 
     def hand_out_next(self, process: int, task: Task) -> Assignment:
         """A slave takes what `peek` has just shown to it."""
-        self._move(task, Event.HAND_OUT)
-        self._lines.leave(task.tag)
-        task.attempt += 1
-        task.started = False
-        self._hold(task, process)
-        return Assignment(task.id, task.tag, task.attempt, task.frame, task.options.timeout)
+        return self.hand_out_run(process, task, (task.tag,), 1)[0]
+
+    def hand_out_run(
+        self, process: int, first: Task, tags: Collection[str], count: int, limit_bytes: int = 0
+    ) -> list[Assignment]:
+        """A slave takes what `peek` has just shown to it, and what follows, if of the same tag.
+
+        So many at most, of so many bytes (beyond the first).
+        """
+        tag, task = first.tag, first
+        lines, running = self._lines, TRANSITIONS[first.state, Event.HAND_OUT]
+        held = self._held.get(process)
+        if held is None:
+            held = self._held[process] = _Held()
+        run: list[Assignment] = []
+        size = task.size
+        while True:
+            lines.serve(task.client, tag)
+            task.state = running
+            task.attempt += 1
+            task.started = False
+            task.holder = process
+            held.tasks[task.id] = task
+            run.append(Assignment(task.id, tag, task.attempt, task.frame, task.options.timeout))
+            if len(run) >= count:
+                break
+            following = self.peek(tags)
+            if following is None or following.tag != tag:
+                break
+            task = following
+            size += task.size
+            if size > limit_bytes:
+                break
+        self._counts[State.WAITING][tag] -= len(run)
+        self._counts[running][tag] += len(run)
+        held.by_tag[tag] = held.by_tag.get(tag, 0) + len(run)
+        return run
 
     def repeat(self, process: int, task_id: str) -> Assignment | None:
         """A slave begins a second attempt of a task that another one is at; the first result wins.
@@ -425,10 +553,59 @@ class TaskQueue:
 
     def started(self, process: int, task_ids: Iterable[str]) -> None:
         """A slave says which of its tasks a worker has begun; only those can cost a crash."""
-        held = self._held.get(process, {})
+        held = self._held.get(process)
         for task_id in task_ids:
-            if task_id in held:
-                held[task_id].started = True
+            if held is not None and task_id in held.tasks:
+                held.tasks[task_id].started = True
+
+    def complete_all(
+        self, process: int, batch: Iterable[Completion], now: float = 0.0
+    ) -> tuple[list[tuple[Task, Completion]], list[tuple[Effect, Completion]]]:
+        """`complete` for each of these, in their order and in one pass.
+
+        Nearly all are results of tasks that run there and nowhere else: those come first in the
+        answer, the others with their effects.
+        """
+        plain: list[tuple[Task, Completion]] = []
+        others: list[tuple[Effect, Completion]] = []
+        tasks, clients = self.tasks, self._clients
+        held = self._held.get(process)
+        freed: dict[str, int] = {}  # by tag
+        for done in batch:
+            task = tasks.get(done.task_id)
+            if (
+                done.outcome != _RESULT
+                or task is None
+                or task.state is not State.RUNNING
+                or task.holder != process
+                or task.attempt != done.attempt
+                or task.former is not None
+                or held is None
+            ):
+                others.append((self.complete(process, done, now), done))
+                held = self._held.get(process)
+                continue
+            del held.tasks[task.id]
+            task.holder = None
+            if task.frame is not AT_REST:
+                self.parameter_bytes -= task.size
+            task.frame = frame = done.frame
+            task.size = size = frame_bytes(frame)
+            self.result_bytes += size
+            task.detail = done.detail
+            task.state = State.RESULT
+            task.outcome = _RESULT
+            freed[task.tag] = freed.get(task.tag, 0) + 1
+            clients[task.client].finished.add(task)
+            plain.append((task, done))
+        for tag, count in freed.items():
+            self._counts[State.RUNNING][tag] -= count
+            self._counts[State.RESULT][tag] += count
+            if held is not None:
+                held.by_tag[tag] -= count
+        if held is not None and not held.tasks:
+            self._held.pop(process, None)
+        return plain, others
 
     def complete(self, process: int, done: Completion, now: float = 0.0) -> Effect:
         """A slave hands in the end of an attempt, perhaps late, perhaps twice.
@@ -472,7 +649,7 @@ class TaskQueue:
             tasks.append(heapq.heappop(self._deferred)[2])
             self._move(tasks[-1], Event.FALL_DUE)
         for task in reversed(tasks):  # each goes to the head: who was due first stands first
-            self._lines.join_at_head(task, task.tag, task.options.priority)
+            self._lines.join_at_head(task, task.client, task.tag, task.options.priority)
         return [Effect("due", task) for task in tasks]
 
     def lose(self, process: int, story: str, could_run: int) -> list[Effect]:
@@ -481,7 +658,7 @@ class TaskQueue:
         `could_run` is its number of workers: when it was lost before it said what it had started,
         that many of its oldest tasks may have run, and one of them may have been the cause.
         """
-        held = list(self._held.pop(process, {}).values())
+        held = self._let_go(process)
         guilty = {task.id for task in held if task.started}
         if not guilty:
             guilty = {task.id for task in held[:could_run]}
@@ -498,11 +675,11 @@ class TaskQueue:
     def release(self, process: int) -> list[Effect]:
         """A slave leaves in good order: whatever it still holds goes back, at no task's cost."""
         self._blamed.pop(process, None)
-        held = list(self._held.pop(process, {}).values())
+        held = self._let_go(process)
         return [self._reschedule(task) for task in reversed(held)]
 
-    def cancel(self, task_id: str) -> tuple[bool, list[int]]:
-        """The client takes a task back.
+    def cancel(self, task_id: str, waiting_only: bool = False) -> tuple[bool, list[int]]:
+        """The client takes a task back; with `waiting_only` none that a slave has.
 
         Gives whether it could (it had not finished), and the slaves that run it, to be told.
         Raises `UnknownTask` for an id that was never given out.
@@ -512,7 +689,7 @@ class TaskQueue:
             if not self._was_given_out(task_id):
                 raise UnknownTask(f"no task {task_id!r} was ever requested here")
             return False, []
-        if task.state not in _LIVE:
+        if task.state not in _LIVE or (waiting_only and task.state is State.RUNNING):
             return False, []
         holders = [task.holder, task.former] if task.state is State.RUNNING else []
         self._move(task, Event.CANCEL)
@@ -530,13 +707,19 @@ class TaskQueue:
         task = mine.finished.take(tag)
         if task is None:
             return None
-        self._move(task, Event.DELIVER)
-        self._forget(task)
+        state = task.state
+        delivered = TRANSITIONS[state, Event.DELIVER]
+        tag = task.tag
+        self._counts[state][tag] -= 1
+        task.state = delivered  # forgotten, so it is counted nowhere
+        del self.tasks[task.id]
+        mine.outstanding[tag] -= 1
         self.delivered += 1
-        delivery = Delivery(task.id, task.tag, task.outcome, task.frame, task.detail)
-        self.result_bytes -= _in_memory(task)
-        task.frame = AT_REST  # who still has the task, to let it rest, finds that done
-        return delivery
+        frame = task.frame
+        if frame is not AT_REST:
+            self.result_bytes -= task.size
+            task.frame = AT_REST  # who still has the task, to let it rest, finds that done
+        return Delivery(task.id, tag, task.outcome, frame, task.detail)
 
     def rest(self, task: Task) -> None:
         """Forget a task's frame: it is kept elsewhere, or not needed any more."""
@@ -550,7 +733,13 @@ class TaskQueue:
 
     def held_by(self, process: int) -> Collection[Task]:
         """The tasks that a slave has, oldest first."""
-        return self._held.get(process, {}).values()
+        held = self._held.get(process)
+        return () if held is None else held.tasks.values()
+
+    def load_of(self, process: int) -> Mapping[str, int]:
+        """How many tasks of each tag a slave has."""
+        held = self._held.get(process)
+        return {} if held is None else held.by_tag
 
     def holders(self) -> list[int]:
         """The slaves that have tasks."""
@@ -566,6 +755,22 @@ class TaskQueue:
         if mine is None:
             return 0
         return mine.outstanding[tag] if tag is not None else mine.outstanding.total()
+
+    def by_client(self) -> dict[int, tuple[int, int, int]]:
+        """Of each client that has tasks: how many wait, run, and have finished.
+
+        Costs as much as there are running tasks.
+        """
+        running = Counter(
+            task.client for held in self._held.values() for task in held.tasks.values()
+        )
+        rows = {}
+        for client, mine in self._clients.items():
+            outstanding, finished = mine.outstanding.total(), len(mine.finished)
+            if outstanding:
+                runs = running[client]
+                rows[client] = max(0, outstanding - finished - runs), runs, finished
+        return rows
 
     def next_due(self) -> float | None:
         """When the next retry is due; None when none is deferred."""
@@ -613,7 +818,7 @@ class TaskQueue:
         task.started = False
         if task.state is not State.PARKED:
             self._move(task, Event.RESCHEDULE)
-            self._lines.join_at_head(task, task.tag, task.options.priority)
+            self._lines.join_at_head(task, task.client, task.tag, task.options.priority)
         return Effect("rescheduled", task, None, setback)
 
     def _retry(self, task: Task, now: float) -> Effect:
@@ -664,15 +869,23 @@ class TaskQueue:
         task.holder = process
         held = self._held.get(process)
         if held is None:
-            held = self._held[process] = {}
-        held[task.id] = task
+            held = self._held[process] = _Held()
+        if task.id not in held.tasks:
+            held.by_tag[task.tag] = held.by_tag.get(task.tag, 0) + 1
+        held.tasks[task.id] = task
+
+    def _let_go(self, process: int) -> list[Task]:
+        """A slave has nothing any more; gives what it had."""
+        held = self._held.pop(process, None)
+        return [] if held is None else list(held.tasks.values())
 
     def _unhold(self, task: Task) -> None:
         if task.holder is not None:
             held = self._held.get(task.holder)
             if held is not None:
-                held.pop(task.id, None)
-                if not held:
+                if held.tasks.pop(task.id, None) is not None:
+                    held.by_tag[task.tag] -= 1
+                if not held.tasks:
                     del self._held[task.holder]
             task.holder = None
 

@@ -24,8 +24,14 @@ Piece = bytes | bytearray | memoryview
 #: A pickled value, in pieces; `payload` says how. Of any size.
 Frame = list[Piece]
 
+#: The tag of tasks that call a client's function; every slave handles it. No handler's name.
+CALL_TAG = "function-call"
+
 #: Stands for a frame that is not in memory: it rests in the journal. Compared with ``is``.
 AT_REST: Frame = []
+
+#: Name of the data item that is the slaves' code, see `slavecode`.
+SLAVE_CODE = "slave_code"
 
 #: Longest tag, id or name, in characters. Larger: names that no table or log can show. Smaller:
 #: a client's own `key` of a task may be long.
@@ -80,6 +86,7 @@ class TaskOptions(NamedTuple):
     crash_limit: int = 5  # how many worker deaths before the task is given up
     key: str | None = None  # the caller's own identity of the task
     backoff: float = 0.0  # seconds before the first retry, doubled each time; 0: at once
+    origin: tuple[str, int] | None = None  # attached client's token, number of its request
 
     def checked(self) -> TaskOptions:
         """Return self; raise `SettingsError` naming the option that cannot be used."""
@@ -110,6 +117,8 @@ class TaskOptions(NamedTuple):
             or not 0 <= backoff <= MAX_S
         ):
             raise SettingsError(f"backoff={backoff!r}: must be a number of seconds of at least 0")
+        if self.origin is not None:
+            raise SettingsError("origin: is for the task manager to state")
         if self.key is not None and not isinstance(self.key, str):
             raise SettingsError(f"key={self.key!r}: must be a string or None")
         if self.key is not None and len(self.key) > MAX_NAME:
@@ -161,6 +170,7 @@ class ProcessInfo(NamedTuple):
     workers: int  # worker processes it runs
     token: str  # random; lets a slave that was cut off be recognised
     left_s: float | None = None  # seconds for which it takes tasks, from now; None: no end known
+    versions: str = ""  # of Python and packages, see `versions`; "": not told
 
 
 class GlobalStateValue:
@@ -184,6 +194,11 @@ class GlobalStateValue:
 def getMachineInfo(pid: int | None = None) -> str:
     """One line that identifies process, host and architecture: ``PID 4711 on node3 (x86_64)``."""
     return f"PID {os.getpid() if pid is None else pid} on {platform.node()} ({platform.machine()})"
+
+
+def as_process_info(info: Any) -> ProcessInfo:
+    """Rebuild a `ProcessInfo` from the list that came over a wire, or from a line of text."""
+    return ProcessInfo(info, 0, "", 0, "") if isinstance(info, str) else ProcessInfo(*info)
 
 
 def as_assignment(item: Any) -> Assignment:

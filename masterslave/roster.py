@@ -11,7 +11,7 @@ from typing import Any
 
 from masterslave.errors import UnknownProcess
 from masterslave.liveness import Liveness
-from masterslave.pace import HORIZON_S, Pace
+from masterslave.pace import Pace
 from masterslave.records import ProcessInfo
 
 #: Lost processes that are remembered. Larger: memory, in a job whose slaves come and go for weeks.
@@ -32,14 +32,16 @@ class Member:
         self.room = max(1, info.workers)  # its workers that are ready for tasks; 0: wants none
         self.cancelled: list[str] = []  # tasks that it is to stop, told at its next exchange
         self.dropped_data: list[str] = []  # data items that it is to forget
+        self.dismissed = False  # it is to be told to leave
+        self.has_new_code = False  # other code is kept for slaves than when it came
         self.ends_at: float | None = None  # when it takes no more tasks; None: no end known
         self.too_long: set[str] = set()  # tags that it gave back for want of time
-        self._load_s = 0.0
-        self._estimates: dict[tuple[str, int], float] = {}  # (task, attempt) -> part of the load
 
-    def may_take(self, tag: str, held: int, pace: Pace) -> bool:
-        """Whether it may get one more task of that tag, holding `held`."""
-        return self.room > 0 and pace.may_hold(tag, held, self._load_s, self.room)
+    def may_take(self, tag: str, held: Mapping[str, int], pace: Pace) -> int:
+        """How many tasks of that tag it may get; `held`: how many of each it has."""
+        if self.room <= 0:
+            return 0
+        return pace.more_to_hold(tag, sum(held.values()), pace.load_s(held), self.room)
 
     def is_idle(self, held: int) -> bool:
         """Whether one of its workers waits for a task, when it holds `held`."""
@@ -65,33 +67,9 @@ class Member:
             if (estimate_s := pace.estimate_s(tag)) is None or estimate_s <= left_s
         )
 
-    def took(self, task_id: str, attempt: int, estimate_s: float | None) -> None:
-        """It got a task that will take about so long; None: nobody knows."""
-        if estimate_s is None:
-            estimate_s = HORIZON_S  # enough not to put known work behind it
-        self._load_s += estimate_s
-        self._estimates[task_id, attempt] = estimate_s
-
-    def ended(self, task_id: str, attempt: int) -> None:
-        """It no longer holds that task."""
-        self._load_s -= self._estimates.pop((task_id, attempt), 0.0)
-        if not self._estimates:
-            self._load_s = 0.0  # no rounding errors pile up
-
-    def stop(self, task_id: str) -> None:
-        """It is to be told to stop that task, of which it may say nothing more."""
-        self.cancelled.append(task_id)
-        for key in [key for key in self._estimates if key[0] == task_id]:
-            self.ended(*key)
-
-    def emptied(self) -> None:
-        """It holds nothing any more."""
-        self._estimates.clear()
-        self._load_s = 0.0
-
     def has_notices(self) -> bool:
         """Whether it is to be told something."""
-        return bool(self.cancelled or self.dropped_data)
+        return bool(self.cancelled or self.dropped_data or self.has_new_code or self.dismissed)
 
     def notices(self) -> dict[str, Any]:
         """What it is to be told at the end of this exchange, once."""
@@ -100,12 +78,18 @@ class Member:
             notices["stop"], self.cancelled = self.cancelled, []
         if self.dropped_data:
             notices["forget"], self.dropped_data = self.dropped_data, []
+        if self.dismissed:
+            notices["leave"], self.dismissed = True, False
+        if self.has_new_code:
+            notices["code"], self.has_new_code = True, False
         return notices
 
     def take_back(self, notices: Mapping[str, Any]) -> None:
         """The notices have not reached it."""
         self.cancelled[:0] = notices.get("stop", [])
         self.dropped_data[:0] = notices.get("forget", [])
+        self.dismissed = self.dismissed or notices.get("leave", False)
+        self.has_new_code = self.has_new_code or "code" in notices
 
     def as_status(self, holds: int) -> dict[str, Any]:
         """What ``task_manager LABEL`` shows of it."""
@@ -166,7 +150,6 @@ class Roster:
             self._lost[process_id] = member
             if len(self._lost) > _LOST:
                 del self._lost[next(iter(self._lost))]
-            member.emptied()
         return member
 
     def get(self, process_id: int) -> Member:

@@ -7,9 +7,18 @@ when nothing waits, may repeat a task that takes long elsewhere (`stragglers`). 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from masterslave.pace import Pace
-from masterslave.queue import Effect, TaskQueue
-from masterslave.records import BATCH_BYTES, NO_TIME_LEFT, Assignment, Completion, Outcome
+from masterslave.queue import Effect, Task, TaskQueue
+from masterslave.records import (
+    BATCH_BYTES,
+    NO_TIME_LEFT,
+    Assignment,
+    Completion,
+    Outcome,
+    frame_bytes,
+)
 from masterslave.roster import Member
 from masterslave.stragglers import Stragglers
 
@@ -34,18 +43,17 @@ class Scheduler:
         tasks: list[Assignment] = []
         size = 0
         tags = self.tags_for(member, now)
-        held = self.held_by(member)
-        queue, pace = self._queue, self.pace
-        while (task := queue.peek(tags)) is not None and member.may_take(task.tag, held, pace):
-            size += task.size
-            if size > BATCH_BYTES and tasks:
+        queue = self._queue
+        while (task := queue.peek(tags)) is not None:
+            count = member.may_take(task.tag, queue.load_of(member.id), self.pace)
+            if not count or (tasks and size + task.size > BATCH_BYTES):
                 break  # the rest fits into the next answer
-            assignment = queue.hand_out_next(member.id, task)
-            self._given(member, assignment)
-            if self._stragglers:
+            run = queue.hand_out_run(member.id, task, tags, count, BATCH_BYTES - size)
+            size += sum(frame_bytes(assignment.frame) for assignment in run)
+            tasks += run
+        if self._stragglers:
+            for assignment in tasks:
                 self._stragglers.began(assignment.task_id, assignment.tag, member.id, now)
-            held += 1
-            tasks.append(assignment)
         return tasks
 
     def held_by(self, member: Member) -> int:
@@ -56,23 +64,46 @@ class Scheduler:
         """Whether one of a slave's workers waits for a task."""
         return member.is_idle(self.held_by(member))
 
+    def complete_all(
+        self, process_id: int, member: Member | None, batch: Iterable[Completion], now: float
+    ) -> tuple[list[tuple[Task, Completion]], list[tuple[Effect, Completion]]]:
+        """A slave hands in the ends of attempts; see `TaskQueue.complete_all`."""
+        plain, others = self._queue.complete_all(process_id, batch, now)
+        durations: dict[str, list[float]] = {}
+        for task, done in plain:
+            of_tag = durations.get(task.tag)
+            if of_tag is None:
+                of_tag = durations[task.tag] = []
+            of_tag.append(done.duration_s)
+        for tag, of_tag in durations.items():
+            self.pace.record_all(tag, of_tag)
+        if member is not None:
+            member.finished += len(plain)
+        if self._stragglers:
+            for task, _ in plain:
+                self._stragglers.ended(task.id)
+        for effect, done in others:
+            self._took_note(effect, member, done)
+        return plain, others
+
     def complete(
         self, process_id: int, member: Member | None, done: Completion, now: float
     ) -> Effect:
         """A slave hands in the end of an attempt; `member` as far as it is known."""
         effect = self._queue.complete(process_id, done, now)
-        if member is not None:
-            member.ended(done.task_id, done.attempt)
+        self._took_note(effect, member, done)
+        return effect
+
+    def _took_note(self, effect: Effect, member: Member | None, done: Completion) -> None:
         task = effect.task
         if task is None:
-            return effect
+            return
         if done.outcome in _RAN:
             self.pace.record(task.tag, done.duration_s)
             if member is not None:
                 member.finished += 1
         elif member is not None and done.detail == NO_TIME_LEFT:
             member.too_long.add(task.tag)
-        return effect
 
     # --- stragglers -------------------------------------------------------------------------
 
@@ -101,8 +132,4 @@ class Scheduler:
         assignment = self._queue.repeat(member.id, task_id)
         if assignment is None:
             return []
-        self._given(member, assignment)
         return [assignment]
-
-    def _given(self, member: Member, task: Assignment) -> None:
-        member.took(task.task_id, task.attempt, self.pace.estimate_s(task.tag))

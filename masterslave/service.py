@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from masterslave.errors import ConnectionFailed, JournalError
 from masterslave.hooks import Observer
 from masterslave.keyfile import load_key
 from masterslave.manager import TaskManager
+from masterslave.payload import own_versions
+from masterslave.records import ProcessInfo, getMachineInfo
 from masterslave.settings import DEFAULT_PORT, Settings, join_address, split_address
 from masterslave.watchdog import Watchdog
 
@@ -38,12 +41,13 @@ class Service:
         observers: Sequence[Observer] = (),
         journal: str | os.PathLike[str] | None = None,
         data: Mapping[str, Any] | None = None,
+        keep: bool = False,
     ) -> None:
         """Open the journal, listen, make the label known, watch.
 
         `use_name_server`: False listens on port 7766 instead. `data`: data items that are there
-        before anybody can ask for them. With a journal the port of the run
-        before is taken again where it is free, so that slaves that outlived it find this one.
+        before anybody can ask for them. `keep`: see `TaskManager`. With a journal the port of the
+        run before is taken again where it is free, so that slaves that outlived it find this one.
         Raises `LabelInUse`, `SettingsError`, `ConnectionFailed`, `JournalError`.
         """
         # Only masters need these, but every worker imports the master: they take time to load.
@@ -55,7 +59,7 @@ class Service:
             if journal is not None:
                 self._journal = _open_journal(journal, key, label)
                 undo.callback(self._journal.close)
-            self.manager = TaskManager(label, settings, observers, journal=self._journal)
+            self.manager = TaskManager(label, settings, observers, journal=self._journal, keep=keep)
             self.manager.storeData(**(data or {}))
             self._server = self._listen(settings, key, use_name_server)
             self._server.start()
@@ -105,6 +109,15 @@ class Service:
     def is_named(self) -> bool:
         """Whether the label is kept in the name server."""
         return self._registration is not None
+
+    def enter(self) -> int:
+        """Register the client that is in this very process; gives its process id."""
+        info = ProcessInfo(
+            getMachineInfo(), os.getpid(), platform.node(), 0, "", versions=own_versions()
+        )
+        process_id = int(self.manager.registerProcess(None, info)[0])
+        self.manager.embedClient(process_id)
+        return process_id
 
     def end_job(self, wait_s: float) -> None:
         """Tell all slaves to leave, and wait until they have, for `wait_s` seconds at most."""

@@ -8,6 +8,7 @@
 | `MASTERSLAVE_BROADCAST`     | `broadcast`      | look for a name server by broadcast (0 or 1)   |
 | `MASTERSLAVE_MASTER_GONE`   | `master_gone_s`  | seconds a slave goes on looking for its master |
 | `MASTERSLAVE_GRACE`         | `grace_s`        | seconds that running tasks get at SIGTERM      |
+| `MASTERSLAVE_CLIENT_GRACE`  | `client_grace_s` | seconds in which a lost client may come back   |
 | `MASTERSLAVE_MEMORY`        | `memory_bytes`   | budget for tasks and results: bytes, or 2G     |
 | `MASTERSLAVE_WHEN_FULL`     | `when_full`      | requests beyond it: "block" or "raise"         |
 | `MASTERSLAVE_SHARED_MEMORY` | `shared_memory`  | use it between processes of a host (0 or 1)    |
@@ -54,6 +55,7 @@ class Settings:
     broadcast: bool = True  # whether slaves and the command line may look for a name server so
     master_gone_s: float = 60.0  # then a slave gives up and ends
     grace_s: float = 30.0  # then a draining slave kills what still runs and gives it back
+    client_grace_s: float = 60.0  # then the tasks of a client that disappeared are dropped
     memory_bytes: int = _HALF_OF_MEMORY  # of frames in a task manager; then they go to its journal
     when_full: str = "block"  # what a request does that finds no room: "block" or "raise"
     shared_memory: bool = True  # for large buffers between processes of one host, where it can be
@@ -86,6 +88,7 @@ class Settings:
         port = _number(env, "MASTERSLAVE_PORT", 0, 65535, whole=True)
         gone = _number(env, "MASTERSLAVE_MASTER_GONE", 0, None)
         grace = _number(env, "MASTERSLAVE_GRACE", 0, None)
+        client_grace = _number(env, "MASTERSLAVE_CLIENT_GRACE", 0, None)
         broadcast = _switch(env, "MASTERSLAVE_BROADCAST")
         shared_memory = _switch(env, "MASTERSLAVE_SHARED_MEMORY")
         memory = _size(env, "MASTERSLAVE_MEMORY")
@@ -100,6 +103,7 @@ class Settings:
             port=settings.port if port is None else int(port),
             master_gone_s=settings.master_gone_s if gone is None else gone,
             grace_s=settings.grace_s if grace is None else grace,
+            client_grace_s=settings.client_grace_s if client_grace is None else client_grace,
             broadcast=broadcast,
             shared_memory=shared_memory,
             lifetime_s=_batch_lifetime(env, time.time() if unix_time is None else unix_time),

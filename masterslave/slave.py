@@ -7,19 +7,27 @@ interactive session), the slave object itself is sent to the workers by value.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from masterslave import slavecode, worker
-from masterslave.errors import SettingsError, SlaveError
+from masterslave.errors import ConnectionFailed, SettingsError, SlaveError
 from masterslave.keyfile import load_key
 from masterslave.memory import check_supported
 from masterslave.settings import Settings, check_label, split_address
 from masterslave.transports.base import Link
 
+if TYPE_CHECKING:
+    from masterslave.runfolder import SlaveNote
+
 DEFAULT_WATCHDOG_PERIOD = 120.0
+
+#: Longest time that a slave of a batch job waits for its manager, in seconds. Larger: nodes are
+#: held for nothing when it never comes. Smaller: its own job may wait in the queue for longer.
+_MANAGER_MAY_TAKE_S = 3600.0
 
 
 class SlaveProcess:
@@ -119,7 +127,9 @@ def start_loaded(loaded: Any) -> None:
     """Start what a worker has loaded that is not a script; see `slavecode.load`."""
     active = worker.active()
     assert active is not None
-    if isinstance(loaded, Mapping):  # a module's namespace
+    if loaded is None:
+        worker.serve({}, DEFAULT_WATCHDOG_PERIOD, lambda: False)
+    elif isinstance(loaded, Mapping):  # a module's namespace
         SlaveProcess(active.label).start(loaded)
     elif isinstance(loaded[0], SlaveProcess):
         process, handlers = loaded
@@ -140,6 +150,8 @@ def run_slave(
     memory: int | None = None,
     lifetime_s: float | None = None,
     follow: bool = False,
+    idle_s: float | None = None,
+    note: SlaveNote | None = None,
 ) -> None:
     """Be a slave of `workers` worker processes until the master has ended. Blocks.
 
@@ -147,6 +159,8 @@ def run_slave(
     come. `memory`: bytes of private memory that each worker may have, None for no limit.
     `lifetime_s`: seconds in which the slave must have left, None for what the batch system allows.
     `follow`: ask the name server where the master is when it does not answer at `master_host`.
+    `idle_s`: seconds without a task after which it ends. `note`: where it says how it fares; such a
+    slave does not wait for its manager without end.
     Raises as `SlaveProcess.start`, and `SettingsError` where the system cannot limit memory.
     """
     began = time.monotonic()
@@ -159,8 +173,20 @@ def run_slave(
     if lifetime_s is None:
         lifetime_s = chosen.lifetime_s
     key = load_key(chosen.key_file)
-    if wait:
-        naming.wait_and_connect(label, master_host, chosen, key).close()
+
+    def look(error: ConnectionFailed | None = None) -> None:
+        """Tell where the manager is looked for, and why it was not found; end a vain wait."""
+        if note is None:
+            return
+        with contextlib.suppress(ConnectionFailed):
+            note.tries(naming.locate(label, master_host, chosen))
+        if error is None:
+            return
+        note.failed_for_now(str(error))
+        if note.is_unwanted():
+            raise SlaveError(f"{label} was stopped while this slave waited for its manager")
+        if time.monotonic() - began > _MANAGER_MAY_TAKE_S:
+            raise SlaveError(f"no manager in {_MANAGER_MAY_TAKE_S:g} s: {error}") from error
 
     def connect() -> Link:
         if follow and master_host is not None:
@@ -171,6 +197,25 @@ def run_slave(
             link.share_memory()
         return link
 
-    if lifetime_s is not None:
-        lifetime_s -= time.monotonic() - began  # the wait
-    Supervisor(label, connect, workers, chosen, record, memory=memory, lifetime_s=lifetime_s).run()
+    def work() -> None:
+        look()
+        if wait:
+            naming.wait_and_connect(label, master_host, chosen, key, look).close()
+        again = True
+        while again:
+            left_s = None if lifetime_s is None else lifetime_s - (time.monotonic() - began)
+            supervisor = Supervisor(
+                label, connect, workers, chosen, record, memory=memory, lifetime_s=left_s,
+                idle_s=idle_s, registered=note.registered if note is not None else lambda: None,
+            )  # fmt: skip
+            again = supervisor.run()
+
+    if note is None:
+        work()
+        return
+    try:
+        work()
+    except Exception as error:
+        note.ended(str(error) or type(error).__name__)
+        raise
+    note.ended("")

@@ -1,10 +1,11 @@
 """The slave's code: kept in the task manager by the master, loaded by each worker.
 
-| kind     | is                                                  | made by                         |
-|----------|-----------------------------------------------------|---------------------------------|
-| `script` | the text of a script, run as ``__main__``           | `runJob`, `slave_script=`       |
-| `module` | a module's name; its ``do_`` functions are handlers | `slave_module=`                 |
-| `object` | a pickled slave class or handlers                   | where there is no script to run |
+| kind        | is                                                 | made by                     |
+|-------------|----------------------------------------------------|-----------------------------|
+| `script`    | the text of a script, run as ``__main__``          | `runJob`, `slave_script=`   |
+| `module`    | a module's name; its ``do_`` functions are handlers| `slave_module=`             |
+| `object`    | a pickled slave class or handlers                  | where no script can be run  |
+| `functions` | nothing: clients send functions                    | `ClusterExecutor`           |
 
 Besides, a record holds the master's working directory and import path, which workers take over as
 far as they exist there.
@@ -23,9 +24,13 @@ from typing import Any
 
 from masterslave import payload
 from masterslave.errors import SlaveError
+from masterslave.records import SLAVE_CODE
 
 #: Name of the data item in the task manager.
-DATA_NAME = "slave_code"
+DATA_NAME = SLAVE_CODE
+
+#: What slaves load where there is none of that name; a served task manager has it.
+DEFAULT_NAME = "slave_code_default"
 
 Record = dict[str, Any]
 
@@ -87,6 +92,7 @@ def object_record(value: Any) -> Record:
     return {"kind": "object", "frame": payload.Codec().encode(value), **_surroundings()}
 
 
+<<<<<<< HEAD
 def guest_record(slave_class: type, watchdog_period: float | None) -> Record:
     """The record of a slave class for workers that never run the master's script.
 
@@ -113,6 +119,11 @@ def run_script(record: Record, namespace: dict[str, Any]) -> None:
     )
     linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
     exec(compile(source, path, "exec", dont_inherit=True), namespace)
+=======
+def functions_record() -> Record:
+    """The record of workers that call clients' functions, and nothing else."""
+    return {"kind": "functions"}
+>>>>>>> b85eef65ef575888e15fcc8ee5ec126809c480b2
 
 
 def _belongs_to_python(path: str) -> bool:
@@ -131,13 +142,20 @@ def load(record: Record, start: Callable[[Any], None]) -> None:
     """Load the code in this process, which is a worker from now on.
 
     A script starts its slave itself when it is run; what is not a script is given to `start`: the
-    namespace of the module, or the object.
+    namespace of the module, the object, or None where there are functions only.
     """
+<<<<<<< HEAD
     take_over(record)
+=======
+    if record["kind"] != "functions":  # each function brings its surroundings along
+        _take_over(record)
+>>>>>>> b85eef65ef575888e15fcc8ee5ec126809c480b2
     if record["kind"] == "script":
         _run_as_main(record)
     elif record["kind"] == "module":
         start(vars(importlib.import_module(record["module"])))
+    elif record["kind"] == "functions":
+        start(None)
     else:
         start(payload.Codec().decode(record["frame"]))
 

@@ -7,10 +7,12 @@ processes, feeds them, and never runs a handler itself, so that pings go on what
 | what ends it                  | then                                                           |
 |-------------------------------|----------------------------------------------------------------|
 | the job is over               | workers are asked to leave, then killed                        |
-| SIGTERM, SIGINT               | takes no more, finishes what runs within `grace_s`, leaves     |
+| SIGTERM, SIGINT, SIGUSR2      | takes no more, finishes what runs within `grace_s`, leaves     |
 | a second SIGTERM or SIGINT    | kills what runs, gives it back, leaves                         |
 | `terminationTest` was true    | as SIGTERM, without a limit of time                            |
 | its time is nearly up         | as SIGTERM, see `lifetime.py`                                  |
+| the manager dismisses it      | as SIGTERM                                                     |
+| it is idle for `idle_s`       | as SIGTERM, with nothing to finish                             |
 | the master is gone for long   | kills its workers, ends with status 1                          |
 | the slave's code does not load| tells the master and the terminal why, ends with status 1      |
 """
@@ -32,13 +34,15 @@ from collections.abc import Callable
 from typing import Any
 
 from masterslave import shared, slavecode
+from masterslave.clients import same_code
 from masterslave.dispatch import Action, Dispatch, Kill, Send, Skip
 from masterslave.disturbance import Blow, Disturbance
 from masterslave.errors import SlaveError
-from masterslave.lifetime import Lifetime
+from masterslave.lifetime import Idleness, Lifetime
 from masterslave.memory import check_supported
+from masterslave.payload import own_versions
 from masterslave.pipe import PipeClosed
-from masterslave.records import Outcome, ProcessInfo, as_completion, getMachineInfo
+from masterslave.records import CALL_TAG, Outcome, ProcessInfo, as_completion, getMachineInfo
 from masterslave.settings import Settings
 from masterslave.transports.base import Link
 from masterslave.transports.disturbed import Disturbed
@@ -64,10 +68,17 @@ _MEMORY_LOOK_S = 0.1
 #: Between two looks for dead workers where the system does not tell of them by itself.
 _POLL_S = 0.02
 
+#: SIGUSR2 is Grid Engine's warning before it kills (``qsub -notify``).
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
 #: When a worker dies of SIGTERM, its supervisor waits so long for one of its own. Larger: the slave
 #: stands still for that time when only the worker was meant. Smaller: a busy node's batch system
 #: ends its jobs and tasks are blamed for it.
 _SIGNALS_APART_S = 0.3
+
+#: Between two looks at the boards of workers that have more than one task. Larger: a result waits
+#: there while the next task runs. Smaller: the supervisor wakes up in vain.
+_BOARDS_S = 0.005
 
 #: Bytes of data items kept for workers to come; the least recently used goes first.
 _CACHE_BYTES = 1 << 30
@@ -86,11 +97,15 @@ class Supervisor:
         *,
         memory: int | None = None,
         lifetime_s: float | None = None,
+        idle_s: float | None = None,
+        registered: Callable[[], None] = lambda: None,
     ) -> None:
         """`record`: the slave's code; None takes what the master keeps.
 
         `memory`: bytes that each worker may have, None for no limit; `SettingsError` where the
-        system cannot keep to it. `lifetime_s`: seconds in which the slave must have left.
+        system cannot keep to it. `lifetime_s`: seconds in which the slave must have left. `idle_s`:
+        seconds without a task after which it ends. `registered` is called when the task manager
+        has accepted it.
         """
         check_supported(memory)
         now = time.monotonic()
@@ -98,6 +113,8 @@ class Supervisor:
         if lifetime_s is not None:
             self._lifetime = Lifetime.until(now + lifetime_s, now, settings.grace_s)
         self._time_is_up = False
+        self._idleness = None if idle_s is None else Idleness(idle_s)
+        self._registered = registered
         self._label = label
         self._settings = settings
         self._count = workers
@@ -118,6 +135,8 @@ class Supervisor:
         self._signals = 0
         self._told_to_end = False
         self._deadline: float | None = None  # of a drain
+        self._follows_code = record is None
+        self._has_new_code = False
         self._ending = ""  # why the loop ends
         self._failure = ""  # more lines of that
         self._data: dict[str, Any] = {}  # data items by name, oldest use first
@@ -129,20 +148,26 @@ class Supervisor:
             self._disturbance = Disturbance(chaos)
             connect = Disturbed(connect, chaos)
         info = ProcessInfo(
-            getMachineInfo(), os.getpid(), platform.node(), workers, secrets.token_hex(8)
+            getMachineInfo(),
+            os.getpid(),
+            platform.node(),
+            workers,
+            secrets.token_hex(8),
+            versions=own_versions(),
         )
         self._uplink = Uplink(connect, info, settings, self._news, self._held, self._left_s)
 
     # --- the life of a slave ----------------------------------------------------------------
 
-    def run(self) -> None:
-        """Be the slave until it ends. Blocks.
+    def run(self) -> bool:
+        """Be the slave until it ends; true if it is to start anew, with other code. Blocks.
 
         Raises `ConnectionFailed` when the master cannot be reached, `SlaveError` when the slave's
         code does not load or the master has gone.
         """
         try:
             kept = self._uplink.register()
+            self._registered()
             self._record = self._record or kept
             if self._record is None:
                 self._uplink.stop(1.0)
@@ -164,6 +189,7 @@ class Supervisor:
                 self._finish()
         if self._ending not in ("terminated", "drained"):
             raise SlaveError(self._ending)
+        return self._has_new_code and self._ending == "drained" and not self._signals
 
     def _loop(self) -> None:
         while not self._ending:
@@ -173,11 +199,13 @@ class Supervisor:
             self._tell(now)
             self._look_at_memory(now)
             self._look_at_lifetime(now)
+            self._look_at_idleness(now)
             if self._dispatch.draining and not self._dispatch.busy():
                 self._ending = "drained"
                 return
             for key, mask in self._selector.select(self._wait_s(now)):
                 key.data(mask)
+            self._look_at_boards()
             self._read_inbox()
             self._look_at_signals()
             self._reap()
@@ -240,6 +268,15 @@ class Supervisor:
                 worker.exit_descriptor, selectors.EVENT_READ, lambda _: self._ended.add(worker)
             )
 
+    def _look_at_boards(self) -> None:
+        """Hear of what workers have posted and not told."""
+        for worker in self._workers.values():
+            if not worker.pipe_closed and worker.pipe.has_posts():
+                try:
+                    self._hear(worker, worker.pipe.posts())
+                except PipeClosed:
+                    worker.kill()  # it is of no use any more
+
     def _update_mask(self, worker: WorkerProcess) -> None:
         if worker.pipe_closed:
             return
@@ -280,7 +317,7 @@ class Supervisor:
         self._dispatch.worker_ready(worker.number)
         if self._tags is None:
             self._tags = tags
-            self._uplink.announce(tags, period_s)
+            self._uplink.announce([*tags, CALL_TAG], period_s)
 
     def _reap(self) -> None:
         suspects, self._ended = self._ended, set()
@@ -433,9 +470,14 @@ class Supervisor:
                 self._carry_out(self._dispatch.cancelled(news.stop))
             if news.outdated:
                 self._carry_out(self._dispatch.outdated(news.outdated))
+            if news.leave:
+                log.info("dismissed: finishing what runs, for %g s", self._settings.grace_s)
+                self._start_drain(self._settings.grace_s)
             if news.forget:
                 self._forget(news.forget)
-            if news.data is not None:
+            if news.data is not None and news.data[0] == slavecode.DATA_NAME:
+                self._look_at_code(news.data[1])
+            elif news.data is not None:
                 self._got_data(*news.data)
             if news.end:
                 self._ending = self._ending or news.end
@@ -460,12 +502,16 @@ class Supervisor:
             waits.append(max(0.0, self._deadline - now))
         if self._lifetime is not None and not self._time_is_up:
             waits.append(max(0.0, self._lifetime.drain_at - now))
+        if self._idleness is not None and not self._dispatch.draining:
+            waits.append(self._idleness.wait_s(now))
         if any(worker.exit_descriptor is None for worker in self._workers.values()):
             waits.append(_POLL_S)
         if self._memory is not None and self._dispatch.busy():
             waits.append(max(0.0, self._memory_look_at - now))
         if self._inbox:
             waits.append(0.0)
+        if self._dispatch.has_lines():
+            waits.append(_BOARDS_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _wake(self) -> None:
@@ -479,7 +525,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signal_handlers(self) -> Any:
-        """SIGTERM and SIGINT end the slave in order. Only the main thread may say so."""
+        """What ends the slave in order. Only the main thread may say so."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -488,7 +534,7 @@ class Supervisor:
             self._signals += 1
             self._wake()
 
-        before = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+        before = {n: signal.signal(n, on_signal) for n in _END_SIGNALS}
         try:
             yield
         finally:
@@ -514,9 +560,27 @@ class Supervisor:
         log.info("its time is nearly up: finishing what runs, for %.3g s", limit_s)
         self._start_drain(limit_s)
 
+    def _look_at_idleness(self, now: float) -> None:
+        if self._idleness is None or self._dispatch.draining:
+            return
+        busy = self._dispatch.busy() or not self._dispatch.room(now)
+        if self._idleness.is_over(busy, now):
+            log.info("idle for %g s: the slave ends", self._idleness.limit_s)
+            self._start_drain(None)
+
     def _left_s(self) -> float | None:
         """Called by the uplink's threads."""
         return None if self._lifetime is None else self._lifetime.left_s(time.monotonic())
+
+    def _look_at_code(self, code: slavecode.Record | None) -> None:
+        """A client has brought code to the task manager; None: it is gone again.
+
+        Workers that have other code finish what runs; then the slave starts anew.
+        """
+        if code is not None and self._follows_code and not same_code(code, self._record):
+            log.info("the slaves' code is another one by now", extra={"action": "new_code"})
+            self._has_new_code = True
+            self._start_drain(None)
 
     def _start_drain(self, limit_s: float | None) -> None:
         self._uplink.refuse_tasks()

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from masterslave.attempts import headline
 from masterslave.diagnosis import explain, situation
-from masterslave.records import Outcome
+from masterslave.records import CALL_TAG, Outcome
 from masterslave.units import format_duration
 
 _ENDLESS = 100_000  # columns
@@ -55,6 +55,11 @@ def print_status(status: Mapping[str, Any], *, verbose: bool) -> None:
             _print_tags(console, status)
         console.print()
         _print_processes(console, status)
+        if clients := status.get("clients"):
+            console.print()
+            _print_clients(console, clients)
+    for problem in status.get("mismatches", ()):
+        console.print(Text(f"! {problem}", style="yellow"))
     for reason in explain(situation(status)):
         console.print(Text(f"! {reason}", style="yellow"))
 
@@ -77,11 +82,26 @@ def _print_processes(console: Console, status: Mapping[str, Any]) -> None:
     for master in status["masters"]:
         table.add_row("master", Text(master["info"]))
     for slave in status["slaves"]:
-        tags = "(starting)" if slave["tags"] is None else ", ".join(slave["tags"])
+        own = [tag for tag in slave["tags"] or () if tag != CALL_TAG]  # which all handle
+        tags = "(starting)" if slave["tags"] is None else ", ".join(own) or "clients' functions"
         cells = [str(slave[name]) for name in ("workers", "holds", "finished")]
         if limited:
             cells.append(format_duration(slave["left_s"]) if "left_s" in slave else "")
         table.add_row("slave", Text(slave["info"]), *cells, Text(tags))
+    console.print(table)
+
+
+def _print_clients(console: Console, clients: Sequence[Mapping[str, Any]]) -> None:
+    numbers = ("waiting", "running", "finished")
+    table = _table("client", *numbers, "", right=numbers)
+    for client in clients:
+        state = ""
+        if "dropped_in_s" in client:
+            state = f"lost; its tasks are dropped in {format_duration(client['dropped_in_s'])}"
+        elif "lost_s" in client:
+            state = f"lost {format_duration(client['lost_s'])} ago; its tasks are kept"
+        cells = [str(client[name]) for name in numbers]
+        table.add_row(Text(client["info"]), *cells, Text(state))
     console.print(table)
 
 

@@ -169,18 +169,19 @@ def _parts_of_function(function: FunctionType) -> list[_Part]:
             parts.append((f".<closure>.{name}", cell.cell_contents))
         except ValueError:  # not assigned yet
             continue
-    names = sorted(_names_used(function.__code__) & function.__globals__.keys())
+    names = sorted(names_used(function.__code__) & function.__globals__.keys())
     parts += [(f".<globals>.{name}", function.__globals__[name]) for name in names]
     parts += _items(".__defaults__", function.__defaults__ or ())
     parts += _entries(".__kwdefaults__", function.__kwdefaults__ or {})
     return parts + _attributes(vars(function))
 
 
-def _names_used(code: CodeType) -> set[str]:
+def names_used(code: CodeType) -> set[str]:
+    """The global names that a function's code may refer to, and some that are attributes."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            names |= _names_used(constant)
+            names |= names_used(constant)
     return names
 
 

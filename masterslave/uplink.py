@@ -21,6 +21,7 @@ acknowledged; handing in twice is harmless.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -46,6 +47,7 @@ from masterslave.records import (
     frame_bytes,
 )
 from masterslave.settings import Settings
+from masterslave.slavecode import DATA_NAME, DEFAULT_NAME
 from masterslave.transports.base import Link
 
 log = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ class News(NamedTuple):
     data: tuple[str, Any, str] | None = None  # name, value or None, why there is none
     end: str = ""  # why the slave is to end: "terminated", or an error
     outdated: Sequence[tuple[str, int]] = ()  # task id and attempt of what others run by now
+    leave: bool = False  # the slave is to finish what runs, and to leave
 
 
 class Uplink:
@@ -141,10 +144,10 @@ class Uplink:
             "registerProcess", None, self._current_info()
         )
         link.call("announceSlave", self.process_id)
-        try:
-            return link.call("retrieveData", "slave_code")
-        except KeyError:
-            return None
+        for name in (DATA_NAME, DEFAULT_NAME):
+            with contextlib.suppress(KeyError):
+                return link.call("retrieveData", name)
+        return None
 
     def start(self) -> None:
         """Start to move tasks; `announce` may come later."""
@@ -342,9 +345,13 @@ class Uplink:
             raise TaskManagerTermination("the job is over")
         if notices.get("register"):
             self._registration_due = True  # before the next exchange
+        if notices.get("code"):
+            self.need(DATA_NAME)
         stop, forget = notices.get("stop", []), notices.get("forget", [])
-        if tasks or stop or forget:
-            self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
+        leave = notices.get("leave", False)
+        if tasks or stop or forget or leave:
+            assigned = [as_assignment(task) for task in tasks]
+            self._deliver(News(assigned, stop, forget, leave=leave))
 
     def _current_info(self) -> list[Any]:
         """As time left, not as a time of day: clocks differ."""
@@ -438,8 +445,11 @@ class Uplink:
             with self._changed:
                 self._fetching = False
                 self._rest_if_busy(tasks)
+            if notices.get("code"):
+                self.need(DATA_NAME)
             stop, forget = notices.get("stop", []), notices.get("forget", [])
-            self._deliver(News([as_assignment(task) for task in tasks], stop, forget))
+            leave = notices.get("leave", False)
+            self._deliver(News([as_assignment(task) for task in tasks], stop, forget, leave=leave))
             tasks = []  # may be gigabytes, and the next call waits
             if notices.get("terminate"):
                 self._deliver(News([], [], [], end="terminated"))

@@ -67,5 +67,8 @@ class Waiters:
         self.leave(waiter)
         waiter.woken.notify()
 
+    def __bool__(self) -> bool:
+        return bool(self._by_tag)
+
     def __len__(self) -> int:
         return len({waiter for line in self._by_tag.values() for waiter in line})

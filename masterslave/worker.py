@@ -21,17 +21,20 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
-from masterslave import shared, slavecode
+from masterslave import calls, shared, slavecode
+from masterslave.board import Poster
+from masterslave.calls import Calls
 from masterslave.errors import DataNotFound, PayloadError
 from masterslave.memory import limit_memory
 from masterslave.payload import Codec, Memory, clean
 from masterslave.pipe import PipeClosed, WorkerEnd
 from masterslave.records import (
+    CALL_TAG,
     Assignment,
     Completion,
     Frame,
@@ -46,6 +49,18 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 #: Longest traceback that travels as text.
 _TRACEBACK_CHARACTERS = 100_000
+
+
+#: A worker with tasks in line looks no more often than this for what its supervisor has to say.
+#: Larger: it runs tasks that others run by now. Smaller: a system call for each tiny task.
+_LOOK_S = 0.001
+
+#: Results on the board are made known after so long at the latest, when the next one is there.
+#: Larger: they are late. Smaller: the supervisor does nothing but wake up.
+_TELL_S = 0.002
+
+_RESULT = Outcome.RESULT.value
+_OUT_OF_MEMORY = Outcome.OUT_OF_MEMORY.value
 
 
 class _Leave(BaseException):
@@ -69,6 +84,7 @@ class Role(ABC):
         )
         self.started = False  # whether the code has come to that call
         self._values: dict[str, Any] = {}  # global state, unpickled
+        self.calls = Calls(self.fetch, memory)
 
     @abstractmethod
     def prepare(self) -> None:
@@ -111,6 +127,8 @@ class _Worker(Role):
         self.memory = memory  # bytes that this process may have
         self.lift_limit: Callable[[], None] = lambda: None
         self._tasks: deque[Assignment] = deque()
+        self._tell_at = 0  # length of the line at which the supervisor may want to send more
+        self._told_at = 0.0  # when it was last told of something
 
     def prepare(self) -> None:
         """See `Role.prepare`."""
@@ -126,62 +144,98 @@ class _Worker(Role):
         """Run tasks until the supervisor says that it is enough."""
         self.started = True
         self.pipe.send(["ready", sorted(handlers), watchdog_period])
+        tasks = self._tasks
+        looked_at = 0.0
         while True:
-            if self._tasks:  # some may have been given to others in the meantime
+            now = time.perf_counter()
+            if tasks and now - looked_at > _LOOK_S:  # some may be others' by now
+                looked_at = now
                 for message in self.pipe.receive_available():
                     if not self._handle(message):
                         return
-            while not self._tasks:
+                tasks = self._tasks
+            while not tasks:
                 if not self._handle(self.pipe.receive()):
                     return
-            task = self._tasks.popleft()
-            done = self._run(task, handlers[task.tag])
-            self.pipe.send(["done", done])
+                tasks = self._tasks
+                looked_at = time.perf_counter()
+            task = tasks.popleft()
+            done = self._run(task, None if task.tag == CALL_TAG else handlers[task.tag])
+            self._hand_in(done)
             outcome = done.outcome
             del task, done  # may be gigabytes, and the next task may be late
-            if outcome == Outcome.OUT_OF_MEMORY:
+            if outcome == _OUT_OF_MEMORY:
                 self._end_now()  # what tasks have left behind here may be what took the memory
+            tasks = self._tasks  # replaced when the handler has waited for a value
             if termination_test():
                 self.pipe.send(["leaving"])  # what it has not begun is given to others
                 while self._handle(self.pipe.receive()):
                     pass
                 return
 
+    def _hand_in(self, done: Completion) -> None:
+        """Have the supervisor get the end of a task, before the next one begins.
+
+        It is told at once when it may have to do something: when half of the line has been run, or
+        for some time nothing was told. Else it finds the end on the board.
+        """
+        left = len(self._tasks)
+        if not left or done.outcome != _RESULT or not self.pipe.post(done):
+            self.pipe.send(["done", done])
+        else:
+            now = time.perf_counter()
+            if left != self._tell_at and now - self._told_at <= _TELL_S:
+                return
+            self.pipe.send(["look"])
+        self._told_at = time.perf_counter()
+
     def _handle(self, message: list[Any]) -> bool:
         """Take in one message; false when it is the last."""
         kind = message[0]
         if kind == "tasks":
-            self._tasks.extend(as_assignment(item) for item in message[1])
+            self._tasks.extend([as_assignment(item) for item in message[1]])
+            self._tell_at = len(self._tasks) // 2
         elif kind == "skip":
             self._tasks = deque(task for task in self._tasks if task.task_id not in message[1])
             self.pipe.send(["skipped"])
         elif kind == "forget":
             for name in message[1]:
                 self._values.pop(name, None)
+            self.calls.forget(message[1])
         elif kind == "end":
             return False
         return True
 
-    def _run(self, task: Assignment, handler: Callable[..., Any]) -> Completion:
-        """Run one task; whatever it raises becomes its outcome."""
+    def _run(self, task: Assignment, handler: Callable[..., Any] | None) -> Completion:
+        """Run one task; whatever it raises becomes its outcome. `handler`: None for a call."""
+        is_call = handler is None
+        codec = self.calls.codec if is_call else self.codec
+        values: Iterable[Any]
+        named: Mapping[str, Any] = {}
         begin = time.perf_counter()
         try:
-            values = self.parameters(task.frame)
+            if handler is None:
+                handler, values, named = self.calls.prepare(task.frame)
+            else:
+                values = self.parameters(task.frame)
             begin = time.perf_counter()
-            result = handler(*values)
+            result = handler(*values, **named)
             duration_s = time.perf_counter() - begin
             try:
-                frame = self.codec.encode(result, "result", copy=False)  # is sent at once
+                frame = codec.encode(result, "result", copy=False)  # is sent at once
             except PayloadError as error:
                 raise PayloadError(f"the result of task {task.task_id}: {error}") from error
         except (_Leave, PipeClosed):
             raise
         except MemoryError as error:
             self.lift_limit()  # before anything that needs memory, of which there may be none
-            return self._failed(task, error, begin)
+            return self._failed(task, error, begin, codec)
         except BaseException as error:  # SystemExit and KeyboardInterrupt are the task's too
-            return self._failed(task, error, begin)
-        return Completion(task.task_id, task.attempt, Outcome.RESULT.value, frame, duration_s, "")
+            return self._failed(task, error, begin, codec)
+        finally:
+            if is_call:
+                self.calls.leave()
+        return Completion(task.task_id, task.attempt, _RESULT, frame, duration_s, "")
 
     def fetch(self, name: str) -> Frame:
         """See `Role.fetch`."""
@@ -197,7 +251,9 @@ class _Worker(Role):
             raise DataNotFound(f"global state: {message[3]}")
         return frame
 
-    def _failed(self, task: Assignment, error: BaseException, begin: float) -> Completion:
+    def _failed(
+        self, task: Assignment, error: BaseException, begin: float, codec: Codec
+    ) -> Completion:
         duration_s = time.perf_counter() - begin
         if self.memory is not None and _is_out_of_memory(error):
             self.lift_limit()
@@ -207,7 +263,7 @@ class _Worker(Role):
             outcome = Outcome.OUT_OF_MEMORY.value
             return Completion(task.task_id, task.attempt, outcome, [], 0.0, text)
         text = format_error(error)
-        frame = self.codec.encode_exception(error)
+        frame = codec.encode_exception(error)
         return Completion(
             task.task_id, task.attempt, Outcome.EXCEPTION.value, frame, duration_s, text
         )
@@ -270,14 +326,18 @@ def handlers_of(process: object) -> dict[str, Callable[..., Any]]:
     return handlers_in(dict(inspect.getmembers(process, callable)))
 
 
-def main(descriptor: int, supervisor_pid: int) -> None:
+def main(descriptor: int, supervisor_pid: int, board: int | None = None) -> None:
     """Entry of a worker process: take the code from the pipe, load it, work, end."""
     os.set_inheritable(descriptor, False)  # what a handler starts must not keep the pipe open
+    poster = None
+    if board is not None:
+        poster = Poster(board)
+        os.close(board)
     _die_with(supervisor_pid)
     faulthandler.enable()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a handler's prints show when they are made
-    pipe = WorkerEnd(socket.socket(fileno=descriptor))
+    pipe = WorkerEnd(socket.socket(fileno=descriptor), poster)
     try:
         _, label, record, memory, pipe.share = pipe.receive()
         problem = load(_Worker(pipe, label, record, memory), record)
@@ -332,8 +392,9 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 
 def format_error(error: BaseException, here: str = __file__) -> str:
     """The traceback of an exception, beginning below the frames of the module in file `here`."""
+    own = (here, calls.__file__)
     trace: TracebackType | None = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == here:
+    while trace is not None and trace.tb_frame.f_code.co_filename in own:
         trace = trace.tb_next
     lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
     return clean("".join(lines), _TRACEBACK_CHARACTERS)

@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from pathlib import Path
 
+from masterslave.board import Board, can_have_boards, create
 from masterslave.memory import died_of_memory, private_bytes
 from masterslave.pipe import SupervisorEnd
 from masterslave.records import getMachineInfo
@@ -35,13 +36,15 @@ _TAIL_LINES = 20
 _PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
 _BOOT = (
     "import sys; sys.path.insert(0, {parent!r}); import masterslave.worker as w; "
-    "sys.path.remove({parent!r}); w.main({descriptor}, {pid})"
+    "sys.path.remove({parent!r}); w.main({descriptor}, {pid}, {board})"
 )
 
 
-def worker_command(descriptor: int, supervisor_pid: int) -> list[str]:
-    """The command that starts a worker on an inherited socket."""
-    boot = _BOOT.format(parent=_PACKAGE_PARENT, descriptor=descriptor, pid=supervisor_pid)
+def worker_command(descriptor: int, supervisor_pid: int, board: int | None = None) -> list[str]:
+    """The command that starts a worker on an inherited socket, and an inherited `board`."""
+    boot = _BOOT.format(
+        parent=_PACKAGE_PARENT, descriptor=descriptor, pid=supervisor_pid, board=board
+    )
     return [sys.executable, "-c", boot]
 
 
@@ -68,15 +71,23 @@ class WorkerProcess:
         self.memory = memory
         self.memory_used = 0  # when last looked at
         self.ready = False
-        self.pipe = SupervisorEnd(ours, share=share)
         self.pipe_closed = False
         self.stderr_ended = False
-        with theirs:
+        with theirs, contextlib.ExitStack() as stack:
+            board = None
+            if share and can_have_boards():
+                with contextlib.suppress(OSError):  # too many files: all goes by the pipe
+                    board = create()
+                    stack.callback(os.close, board)
+            self.pipe = SupervisorEnd(
+                ours, share=share, board=None if board is None else Board(board)
+            )
+            descriptors = [theirs.fileno(), *([] if board is None else [board])]
             self._process = subprocess.Popen(
-                worker_command(theirs.fileno(), os.getpid()),
+                worker_command(theirs.fileno(), os.getpid(), board),
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=descriptors,
                 env=worker_environment(dict(os.environ)),
                 start_new_session=True,  # a terminal's ^C is the supervisor's to handle
             )
@@ -175,8 +186,8 @@ class WorkerProcess:
             os.close(self.exit_descriptor)
 
     def was_told_to_end(self) -> bool:
-        """Whether it died of SIGTERM."""
-        return self._process.returncode == -signal.SIGTERM
+        """Whether it died of a signal that batch systems send to all processes of a job."""
+        return self._process.returncode in (-signal.SIGTERM, -signal.SIGUSR2)
 
     def left_by_itself(self) -> bool:
         """Whether it ended with status 0."""

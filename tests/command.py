@@ -13,10 +13,12 @@ from masterslave import MasterProcess, Settings, cli
 from masterslave.slavecode import script_record
 
 ECHO = """
-    import os
+    import os, time
     from masterslave import startSlaveProcess
     def do_echo(x):
         return x
+    def do_nap(seconds):
+        time.sleep(seconds)
     def do_pid():
         return os.getpid()
     startSlaveProcess()

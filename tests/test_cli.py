@@ -54,7 +54,7 @@ def test_verbose_adds_machines_and_tags(world: World, start_master: StartMaster,
     assert re.search(r"^tag +waiting +running +finished$", out, re.MULTILINE)
     assert re.search(r"^nobody +3 +0 +0$", out, re.MULTILINE)
     assert re.search(rf"^master +PID {os.getpid()} on ", out, re.MULTILINE)
-    assert re.search(rf"^slave +PID {slave.pid} on .* +1 +0 +0 +echo, pid$", out, re.MULTILINE)
+    assert re.search(rf"^slave +PID {slave.pid} on .* +1 +0 +0 +echo, nap, pid$", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -449,7 +449,7 @@ class Job:
             ),
             tuple(task.id for task in line(self.manager)),
             tuple(task.id for _, _, task in sorted(queue._deferred, key=lambda one: one[:2])),
-            tuple(sorted((name.get(p, "?"), tuple(held)) for p, held in queue._held.items())),
+            tuple(sorted((name.get(p, "?"), tuple(held.tasks)) for p, held in queue._held.items())),
             tuple(
                 sorted(
                     (name.get(p, "?"), tuple(task_id for task_id, _, _ in tasks))
@@ -465,10 +465,7 @@ class Job:
             queue._next_id,
             tuple(
                 sorted(
-                    (
-                        name[process], process in roster.present, tuple(one.cancelled),
-                        tuple(sorted(one._estimates.items())),
-                    )
+                    (name[process], process in roster.present, tuple(one.cancelled))
                     for process, one in members.items()
                     if name[process] != "?" or process in roster.present
                 )
@@ -529,7 +526,8 @@ def line(manager: TaskManager) -> list[Task]:
     """All that stands in line, what has ended meanwhile as well."""
     return [
         task
-        for tag_line in manager._queue._lines._lines.values()
+        for share in manager._queue._lines._waiting.values()
+        for tag_line in share.lines._lines.values()
         for queue in tag_line.by_priority.values()
         for task in list(queue)[1::2]
     ]
@@ -704,7 +702,7 @@ def quiet() -> Iterator[None]:
 
 
 RUNS: dict[str, tuple[int, dict[str, Any]]] = {
-    "two tasks": (3600, {"wanted": "xy", "faults": 1}),
+    "two tasks": (3500, {"wanted": "xy", "faults": 1}),
     "prefetched": (
         1000,
         {"wanted": "xy", "faults": 1, "kinds": ["dead", "dies", "raises"], "quick": True},
@@ -734,7 +732,7 @@ def test_in_any_order_each_task_comes_to_one_end(name: str) -> None:
 def test_the_search_finds_what_is_wrong_and_tells_the_shortest_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Ledger, "settled", lambda *_: None)  # results do not come on record
+    monkeypatch.setattr(Ledger, "finished", lambda *_: None)  # results do not come on record
     with pytest.raises(AssertionError) as caught:
         Search("x", 1).run()
     assert str(caught.value).splitlines() == [

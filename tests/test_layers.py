@@ -16,10 +16,12 @@ PACKAGE = "masterslave"
 LAYERS = {
     0: "errors units settings records hooks entries chaos",
     1: "queue lines liveness pace payload pieces unpicklable proofs diagnosis dispatch disturbance "
-    "lifetime roster stragglers scheduler attempts",
-    2: "manager room outbox waiters watchdog journal ledger stores.*",
-    3: "transports.* launchers.* naming keyfile pipe slavecode tables memory shared",
-    4: "worker workerprocess uplink supervisor slave master service",
+    "lifetime roster stragglers scheduler attempts clients versions sharing "
+    "pairing scaling",
+    2: "manager desk room outbox waiters watchdog journal ledger stores.*",
+    3: "transports.* launchers.* naming keyfile pipe slavecode tables memory shared functions "
+    "board calls identities runfolder",
+    4: "worker workerprocess uplink supervisor slave master service attached executor client",
     5: "jobs cli commands.* __init__ __main__",
 }
 

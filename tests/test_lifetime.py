@@ -13,7 +13,7 @@ from test_dispatch import ended, result, sent, slave, task
 from masterslave import SettingsError, tables
 from masterslave.diagnosis import explain, situation
 from masterslave.dispatch import Dispatch
-from masterslave.lifetime import LEAVE_S, Lifetime
+from masterslave.lifetime import LEAVE_S, Idleness, Lifetime
 from masterslave.manager import TaskManager
 from masterslave.pace import Pace
 from masterslave.records import NO_TIME_LEFT, Outcome, ProcessInfo, TaskOptions
@@ -329,3 +329,15 @@ def test_where_no_slave_has_an_end_no_time_is_shown(
     join(manager)
     tables.print_status(manager.status(), verbose=True)
     assert "time left" not in capsys.readouterr().out
+
+
+def test_a_slave_is_idle_for_too_long_only_without_an_interruption() -> None:
+    idleness = Idleness(10.0)
+    assert idleness.wait_s(0.0) is None
+    assert not idleness.is_over(False, 0.0)
+    assert idleness.wait_s(4.0) == 6.0
+    assert not idleness.is_over(True, 9.0)
+    assert idleness.wait_s(9.0) is None
+    assert not idleness.is_over(False, 11.0)
+    assert not idleness.is_over(False, 20.9)
+    assert idleness.is_over(False, 21.0)

@@ -110,8 +110,10 @@ def test_status_tells_everything_in_plain_types(manager: TaskManager) -> None:
             "journal_trouble": "",
             "blocked_requests": 0,
         "client_waits": False,
+        "clients": [],
         "terminated": False,
         "failures": ["slave secret: ValueError: no good"],
+        "mismatches": [],
     }  # fmt: skip
     assert second.task_id == "sqrt_1"
 

@@ -28,51 +28,51 @@ def test_the_first_duration_is_the_estimate() -> None:
 def test_a_free_worker_always_gets_a_task() -> None:
     pace = pace_of(long=1e6)
     for tag in ("long", "unknown"):
-        assert pace.may_hold(tag, 0, 0.0, 1)
-        assert pace.may_hold(tag, 3, 1e6, 4)
+        assert pace.more_to_hold(tag, 0, 0.0, 1)
+        assert pace.more_to_hold(tag, 3, 1e6, 4)
 
 
 def test_unknown_and_long_tasks_are_not_held_in_advance() -> None:
     long_s = 1.01 * HORIZON_S
     pace = pace_of(long=long_s)
     for workers in (1, 4, 128):
-        assert not pace.may_hold("long", workers, workers * long_s, workers)
-        assert not pace.may_hold("unknown", workers, 0.0, workers)
+        assert not pace.more_to_hold("long", workers, workers * long_s, workers)
+        assert not pace.more_to_hold("unknown", workers, 0.0, workers)
 
 
 def test_tiny_tasks_are_held_up_to_the_horizon() -> None:
     pace = pace_of(tiny=HORIZON_S / 100)
-    assert pace.may_hold("tiny", 10, 10 * HORIZON_S / 100, 1)
-    assert not pace.may_hold("tiny", 100, HORIZON_S, 1)
+    assert pace.more_to_hold("tiny", 10, 10 * HORIZON_S / 100, 1)
+    assert not pace.more_to_hold("tiny", 100, HORIZON_S, 1)
 
 
 def test_a_tiny_task_is_not_put_behind_a_long_one() -> None:
     pace = pace_of(tiny=HORIZON_S / 100, long=10.0)
-    assert not pace.may_hold("tiny", 1, 10.0, 1)
+    assert not pace.more_to_hold("tiny", 1, 10.0, 1)
 
 
 def test_the_horizon_is_that_of_each_worker() -> None:
     pace = pace_of(tiny=HORIZON_S / 100)
-    assert not pace.may_hold("tiny", 150, 1.5 * HORIZON_S, 1)
-    assert pace.may_hold("tiny", 150, 1.5 * HORIZON_S, 2)
+    assert not pace.more_to_hold("tiny", 150, 1.5 * HORIZON_S, 1)
+    assert pace.more_to_hold("tiny", 150, 1.5 * HORIZON_S, 2)
 
 
 def test_tasks_that_take_no_time_at_all_are_limited_in_number() -> None:
     pace = pace_of(tiny=0.0)
-    assert pace.may_hold("tiny", 3 * MAX_IN_HAND - 1, 0.0, 3)
-    assert not pace.may_hold("tiny", 3 * MAX_IN_HAND, 0.0, 3)
+    assert pace.more_to_hold("tiny", 3 * MAX_IN_HAND - 1, 0.0, 3)
+    assert not pace.more_to_hold("tiny", 3 * MAX_IN_HAND, 0.0, 3)
 
 
 def test_one_long_task_is_enough_to_stop_prefetching() -> None:
     pace = pace_of(a=0.0)
     pace.record("a", 60.0)
-    assert not pace.may_hold("a", 1, 0.0, 1)
+    assert not pace.more_to_hold("a", 1, 0.0, 1)
 
 
 def test_one_short_task_does_not_make_long_ones_forgotten() -> None:
     pace = pace_of(a=60.0)
     pace.record("a", 0.0)
-    assert not pace.may_hold("a", 1, 0.0, 1)
+    assert not pace.more_to_hold("a", 1, 0.0, 1)
 
 
 @settings(deadline=None, database=None)

@@ -12,6 +12,7 @@ from masterslave.errors import IllegalTransition, UnknownTask
 from masterslave.lines import WaitingLines
 from masterslave.queue import FINISHED, TRANSITIONS, Effect, Event, State, Task, TaskQueue
 from masterslave.records import AT_REST, Assignment, Completion, Delivery, Outcome, TaskOptions
+from masterslave.sharing import SharedLines
 
 CLIENT, OTHER_CLIENT = 100, 101
 SLAVE, OTHER_SLAVE = 1, 2
@@ -103,6 +104,8 @@ def picture(queue: TaskQueue, *others: Task) -> Any:
             return [plain(item) for item in value]
         if isinstance(value, WaitingLines):
             return [plain(value._lines), value._first, value._last]
+        if isinstance(value, SharedLines):
+            return [plain(getattr(value, name)) for name in ("_waiting", "_now", "_order")]
         if type(value).__module__.startswith("masterslave") and hasattr(value, "__slots__"):
             return [(name, plain(getattr(value, name))) for name in value.__slots__]
         return value
@@ -160,7 +163,10 @@ def test_each_transition_of_the_table_is_made(before: State, event: Event) -> No
         Event.RESCHEDULE: Outcome.RETURNED,
         Event.DEFER: Outcome.EXCEPTION,
     }
-    if before is State.PARKED:
+    if (before, event) == (State.PARKED, Event.DROP):
+        task = queue.park(7, "sqrt", IDENTITY, TaskOptions(origin=("token", 1)))
+        assert queue.reclaim(CLIENT, "token", [], 1) == []
+    elif before is State.PARKED:
         if event is not Event.CLAIM:
             assert queue.adopt(SLAVE, task.id, 1)
         if event in outcomes:
@@ -184,6 +190,8 @@ def test_each_transition_of_the_table_is_made(before: State, event: Event) -> No
         queue.due(BACKOFF_S)
     elif event is Event.CANCEL:
         assert queue.cancel(task.id)[0]
+    elif event is Event.DROP:
+        assert queue.drop_client(CLIENT) == []
     else:
         assert event is Event.DELIVER
         assert delivered(queue).outcome == before.value
@@ -211,7 +219,8 @@ def test_nothing_follows_a_task_that_is_gone_and_every_state_can_be_reached() ->
     assert set(TRANSITIONS.values()) == set(State) - {State.PARKED}
     assert {before for before, _ in TRANSITIONS} == set(State) - {State.CANCELLED, State.DELIVERED}
     for finished in FINISHED:
-        assert [event for before, event in TRANSITIONS if before is finished] == [Event.DELIVER]
+        after = [event for before, event in TRANSITIONS if before is finished]
+        assert after == [Event.DELIVER, Event.DROP]
 
 
 # --- from request to delivery ---------------------------------------------------------------

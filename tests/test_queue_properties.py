@@ -129,8 +129,12 @@ class History(RuleBasedStateMachine):
     @rule(slave=slaves, tags=st.sampled_from([("a",), ("b", "a"), ("a", "b")]))
     def hand_out(self, slave: int, tags: tuple[str, ...]) -> None:
         mine = [task_id for task_id in self.line if self.known[task_id].tag in tags]
-        turn = max(mine, key=lambda task_id: self.known[task_id].options.priority, default=None)
         peeked = self.queue.peek(tags)
+        if peeked is not None:  # whose turn it is: see test_sharing
+            urgent = max(self.known[task_id].options.priority for task_id in mine)
+            mine = [one for one in mine if self.known[one].client == peeked.client]
+            assert peeked.options.priority == urgent
+        turn = max(mine, key=lambda task_id: self.known[task_id].options.priority, default=None)
         assert (None if peeked is None else peeked.id) == turn
         got = self.queue.hand_out(slave, tags)
         assert (None if got is None else got.task_id) == turn
@@ -461,4 +465,4 @@ def test_cancelled_tasks_in_line_are_passed_over_once() -> None:
         queue.cancel(f"a_{i}")
     assert take(queue).task_id == "a_999"
     ask(queue)
-    assert cost(lambda: queue.hand_out(SLAVE, TAGS)) < 100
+    assert cost(lambda: queue.hand_out(SLAVE, TAGS)) < 120

@@ -66,7 +66,7 @@ def test_what_can_be_passes(method: str, args: list[Any]) -> None:
         ("addTaskRequest", ["sqrt", ["x"]], "parameters"),
         ("addTaskRequest", ["sqrt", b"x"], "parameters"),
         ("addTaskRequests", ["sqrt", [[b"x"], None]], "frames"),
-        ("addTaskRequest", ["sqrt", [b"x"], 0, [0] * 7], "options"),
+        ("addTaskRequest", ["sqrt", [b"x"], 0, [0] * 8], "options"),
         ("exchange", [1, DONE[0]], "completions"),
         ("exchange", [1, [], [["sqrt_0"]]], "started"),
         ("exchange", [1, [], [], -2], "room"),

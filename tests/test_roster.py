@@ -83,16 +83,6 @@ def test_who_comes_back_with_its_token_is_the_same_process(lost: bool) -> None:
     assert roster.known(member.id) is None, "it does not count as lost any more"
 
 
-def test_who_was_lost_holds_nothing_when_it_comes_back() -> None:
-    roster, pace = Roster(), Pace()
-    pace.record("tiny", HORIZON_S / 4)
-    member = join(roster, "token")
-    member.took("tiny_0", 1, HORIZON_S)
-    assert not member.may_take("tiny", 1, pace)
-    roster.lose(member.id)
-    assert join(roster, "token", resume=member.id).may_take("tiny", 1, pace)
-
-
 @pytest.mark.parametrize("token", ["", "guessed"])
 def test_who_comes_back_without_its_token_is_another_process(token: str) -> None:
     roster = Roster()
@@ -138,50 +128,42 @@ def test_a_notice_is_given_once() -> None:
 
 def test_the_load_of_a_member_decides_what_it_may_take() -> None:
     member, pace = Member(1, info()), Pace()
-    tiny_s = HORIZON_S / 4
-    pace.record("tiny", tiny_s)
-    for number in range(4):
-        assert member.may_take("tiny", number, pace)
-        member.took("tiny", number, tiny_s)
-    assert not member.may_take("tiny", 4, pace)
-    member.ended("tiny", 2)
-    member.ended("tiny", 2)
-    member.ended("unknown", 1)
-    assert member.may_take("tiny", 3, pace)
-    member.took("tiny", 5, tiny_s)
-    assert not member.may_take("tiny", 4, pace)
-    member.emptied()
-    assert member.may_take("tiny", 1, pace)
+    pace.record("tiny", HORIZON_S / 4)
+    assert [member.may_take("tiny", {"tiny": held}, pace) for held in range(6)] == [
+        4,
+        3,
+        2,
+        1,
+        0,
+        0,
+    ]
 
 
 def test_nothing_is_put_behind_a_task_of_unknown_length() -> None:
     member, pace = Member(1, info()), Pace()
     pace.record("tiny", HORIZON_S / 100)
-    assert member.may_take("tiny", 1, pace)
-    member.took("unknown", 1, None)
-    assert not member.may_take("tiny", 1, pace)
-    member.ended("unknown", 1)
-    assert member.may_take("tiny", 1, pace)
+    assert member.may_take("tiny", {"tiny": 1}, pace)
+    assert not member.may_take("tiny", {"unknown": 1}, pace)
+    assert member.may_take("tiny", {"unknown": 0}, pace)
 
 
 def test_a_worker_that_is_free_is_fed_beside_a_task_of_unknown_length() -> None:
     member, pace = Member(1, info(workers=2)), Pace()
     pace.record("tiny", HORIZON_S / 100)
-    member.took("unknown", 1, None)
-    assert member.may_take("tiny", 2, pace), "the horizon of the other worker is left"
-    member.took("unknown", 2, None)
-    assert not member.may_take("tiny", 2, pace)
+    left = member.may_take("tiny", {"unknown": 1, "tiny": 1}, pace)
+    assert left, "the horizon of the other worker is left"
+    assert not member.may_take("tiny", {"unknown": 2}, pace)
 
 
 def test_only_workers_that_are_ready_get_tasks() -> None:
     member, pace = Member(1, info(workers=3)), Pace()
     pace.record("tiny", HORIZON_S / 100)
     member.room = 1
-    assert member.may_take("unknown", 0, pace)
-    assert not member.may_take("unknown", 1, pace)
-    assert member.may_take("tiny", 1, pace)
+    assert member.may_take("unknown", {}, pace)
+    assert not member.may_take("unknown", {"unknown": 1}, pace)
+    assert member.may_take("tiny", {"tiny": 1}, pace)
     member.room = 0
-    assert not member.may_take("tiny", 0, pace), "it wants none"
+    assert not member.may_take("tiny", {}, pace), "it wants none"
 
 
 def test_a_slave_is_idle_when_it_holds_less_than_it_has_workers_for() -> None:
@@ -193,23 +175,14 @@ def test_a_slave_is_idle_when_it_holds_less_than_it_has_workers_for() -> None:
     assert not member.is_idle(0)
 
 
-def test_no_rounding_errors_pile_up_in_the_load() -> None:
-    member = Member(1, info())
-    for number in range(1000):
-        member.took("a", number, 0.1)
-        member.took("b", number, 0.7)
-        member.ended("a", number)
-        member.ended("b", number)
-    assert member._load_s == 0.0
-
-
 def test_each_worker_of_a_member_may_have_a_task() -> None:
     member = Member(1, info(workers=3))
-    assert [member.may_take("unknown", held, Pace()) for held in (0, 1, 2, 3)] == [
-        True,
-        True,
-        True,
-        False,
+    assert [member.may_take("unknown", {"unknown": held}, Pace()) for held in range(5)] == [
+        3,
+        2,
+        1,
+        0,
+        0,
     ]
 
 

@@ -192,7 +192,7 @@ def test_a_slave_tells_what_it_is(job: Job) -> None:
     assert row["pid"] == os.getpid()
     assert row["workers"] == 2
     assert row["tags"] == [
-        "count", "echo", "environment", "hold", "kill", "pid", "say", "tick"
+        "count", "echo", "environment", "function-call", "hold", "kill", "pid", "say", "tick"
     ]  # fmt: skip
 
 

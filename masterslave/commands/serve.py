@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 from types import FrameType
 
+from masterslave import slavecode
 from masterslave.errors import SettingsError
 from masterslave.service import Service
 from masterslave.settings import Settings, check_label
@@ -36,7 +37,11 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         number: signal.getsignal(number) or signal.SIG_DFL
         for number in (signal.SIGTERM, signal.SIGINT)
     }
-    service = Service(options.label, settings, journal=options.journal)
+    # Slaves that come before any client has code for them call clients' functions.
+    data = {slavecode.DEFAULT_NAME: slavecode.functions_record()}
+    service = Service(
+        options.label, settings, journal=options.journal, keep=options.keep, data=data
+    )
     try:
         for number in before:
             signal.signal(number, on_signal)

@@ -22,15 +22,20 @@ import shlex
 import signal
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from masterslave.errors import LauncherError
 
 #: How long one command of a batch system may take. Larger: who asks a system that hangs waits in
 #: silence. Smaller: a busy controller, which answers after many seconds, would be taken for broken.
 COMMAND_LIMIT_S = 60.0
+
+#: Commands that run at the same time, one per host. Larger: a burst of logins that a gateway may
+#: refuse. Smaller: a hundred hosts take minutes.
+_TOGETHER = 16
 
 #: How long a system may take to say that it is there.
 PROBE_LIMIT_S = 10.0
@@ -121,16 +126,20 @@ class Launcher(ABC):
     def submit(self, job: Job) -> list[str]:
         """Start all copies; gives an id for each. Raises `LauncherError`, and none is left then."""
         rendered = self.render(job)
-        os.makedirs(job.log_folder, exist_ok=True)
-        ids: list[str] = []
         try:
-            for command in rendered.commands:
-                ids += self._submitted(job, run_command(command, stdin=rendered.script))
-        except BaseException:
+            os.makedirs(job.log_folder, exist_ok=True)
+        except OSError as error:
+            raise LauncherError(f"log folder {job.log_folder}: {error.strerror}") from error
+
+        def start(command: Sequence[str]) -> list[str]:
+            return self._submitted(job, run_command(command, stdin=rendered.script))
+
+        ids, failures = together(start, rendered.commands)
+        if failures:
             if ids:
                 with contextlib.suppress(LauncherError):  # the first failure is what is told
                     self.cancel(ids)
-            raise
+            raise failures[0]
         return ids
 
     @abstractmethod
@@ -173,6 +182,31 @@ def check(job: Job) -> None:
     for text in texts:
         if "\0" in text:
             raise LauncherError(f"job {job.name!r}: {text!r} has a zero byte")
+
+
+_T = TypeVar("_T")
+
+
+def in_portions(ids: Sequence[str]) -> Iterator[list[str]]:
+    """So many of them as fit into one command line."""
+    for begin in range(0, len(ids), 500):
+        yield list(ids[begin : begin + 500])
+
+
+def together(
+    act: Callable[[_T], Sequence[str]], items: Sequence[_T]
+) -> tuple[list[str], list[LauncherError]]:
+    """`act` on each item, some at the same time; all their results in order, and what failed."""
+    with ThreadPoolExecutor(max(1, min(_TOGETHER, len(items)))) as pool:
+        futures = [pool.submit(act, item) for item in items]
+    results: list[str] = []
+    failures = []
+    for future in futures:
+        try:
+            results += future.result()
+        except LauncherError as error:
+            failures.append(error)
+    return results, failures
 
 
 def run_command(

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from masterslave.chaos import Chaos
+from masterslave.launchers.base import Job
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ class SlaveOptions(NamedTuple):
     lifetime_s: float | None = None  # it must have left by then; None: as the batch system says
     chaos: Chaos | None = None  # what goes wrong on purpose; None leaves it to the environment
     follow: bool = False  # whether the name server knows where its master is started again
+    gone_s: float | None = None  # how long it looks for its master; None: as the environment says
 
     def arguments(self) -> list[str]:
         """As arguments of ``task_manager slave``."""
@@ -41,19 +44,44 @@ class SlaveOptions(NamedTuple):
             arguments.append("--follow")
         return arguments
 
+    def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """The environment of a slave."""
+        own = {} if self.gone_s is None else {"MASTERSLAVE_MASTER_GONE": str(self.gone_s)}
+        return {**environ, **own}
+
 
 _PLAIN = SlaveOptions()
 
 
-def slave_command(label: str, address: str, options: SlaveOptions = _PLAIN) -> list[str]:
-    """The command that starts a slave for the master of `label` at ``host:port``."""
+def slave_command(
+    label: str, address: str, options: SlaveOptions = _PLAIN, python: str | None = None
+) -> list[str]:
+    """The command that starts a slave for the master of `label` at ``host:port``.
+
+    `python`: an interpreter that has this library, such as that of a container or of another host;
+    None: this one, with the library where it is here.
+    """
+    rest = ["slave", "-m", address, *options.arguments(), "--", label]
+    if python is not None:
+        return [python, "-m", "masterslave", *rest]
     boot = (
         f"import sys; sys.path.insert(0, {_PACKAGE_PARENT!r}); "
         f"from masterslave.cli import main; sys.path.remove({_PACKAGE_PARENT!r}); sys.exit(main())"
     )
-    return [
-        sys.executable, "-c", boot, "slave", "-m", address, *options.arguments(), "--", label,
-    ]  # fmt: skip
+    return [sys.executable, "-c", boot, *rest]
+
+
+def slave_job(
+    label: str,
+    address: str,
+    job: Job,
+    options: SlaveOptions = _PLAIN,
+    python: str | None = None,
+) -> Job:
+    """`job` with the command of a slave, which is told the walltime as its lifetime."""
+    if options.lifetime_s is None and job.walltime_s is not None:
+        options = options._replace(lifetime_s=job.walltime_s)
+    return job._replace(command=tuple(slave_command(label, address, options, python)))
 
 
 class LocalSlaves:
@@ -77,7 +105,12 @@ class LocalSlaves:
             own = options._replace(chaos=chaos.of_slave(self._launched) if chaos else None)
             command = slave_command(label, address, own)
             started.append(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env=options.environment(os.environ),
+                )
             )
             self._launched += 1
         self._processes += started
@@ -95,6 +128,11 @@ class LocalSlaves:
                         process.returncode,
                         extra={"action": "slave_ended"},
                     )
+
+    def living(self) -> int:
+        """How many have not ended."""
+        self.reap()
+        return len(self._processes)
 
     def end(self, timeout_s: float) -> None:
         """Wait for all to end, ask those that are late with SIGTERM, kill at last. Blocks."""

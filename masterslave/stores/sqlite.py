@@ -404,6 +404,8 @@ class SqliteStore:
         number, seq, tag, identity, options, blob, mac = row
         frame = self._verified("task", row[:5], "parameters", blob, mac)
         known = {k: v for k, v in json.loads(options).items() if k in TaskOptions._fields}
+        if known.get("origin") is not None:
+            known["origin"] = tuple(known["origin"])
         entry = Requested(number, tag, identity, TaskOptions(**known), frame if frames else AT_REST)
         return seq, entry
 
@@ -610,7 +612,10 @@ def _seconds(number: float) -> float:
 
 @lru_cache(256)
 def _options_text(options: TaskOptions) -> str:
-    return json.dumps(options._asdict())
+    fields = options._asdict()
+    if options.origin is None:
+        del fields["origin"]  # of use to attached clients only
+    return json.dumps(fields)
 
 
 _WRITERS: dict[type, Callable[[SqliteStore, dict[str, list[_Row]], int, Any], None]] = {

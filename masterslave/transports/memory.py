@@ -29,7 +29,7 @@ class MemoryLink:
             raise AttributeError(f"a task manager has no remote method {method!r}")
         check_call(method, args, kwargs)
         result = getattr(self._manager, method)(*args, **kwargs)
-        if method == "registerProcess":
+        if method in ("registerProcess", "attachClient"):
             self._lifelines[result[0]] = self
         return result
 

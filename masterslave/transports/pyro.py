@@ -205,7 +205,9 @@ def _exported(manager: TaskManager, daemon: _Daemon) -> Any:
             result = method(*args, **kwargs)
             if name == "registerProcess":
                 daemon.bind_process(result[0], result[2])
-            elif name == "unregisterProcess":
+            elif name == "attachClient":
+                daemon.bind_process(result[0], result[1])
+            elif name in ("unregisterProcess", "detachClient"):
                 daemon.free_process(args[0] if args else kwargs["process_id"])
             return _lifted(sealed, result)
 
@@ -337,7 +339,7 @@ class PyroLink:
             sock.close()
             kind = ForeignProtocol if isinstance(error, ForeignProtocol) else ConnectionFailed
             raise kind(f"no task manager answers at {where}: {what_to_check(error)}") from error
-        self._where = where
+        self.address = where  # ``host:port`` of the task manager
         self._label = label
         self._sock = sock
         self._sealed = sealed
@@ -358,10 +360,10 @@ class PyroLink:
             result = self._proxy._pyroInvoke(method, args, kwargs)
         except Pyro5.errors.CommunicationError as error:
             self.close()
-            raise ConnectionFailed(f"the connection to {self._where} broke: {error}") from error
+            raise ConnectionFailed(f"the connection to {self.address} broke: {error}") from error
         except Pyro5.errors.DaemonError as error:
             raise LabelUnknown(
-                f"the task manager at {self._where} has another label than {self._label!r}; "
+                f"the task manager at {self.address} has another label than {self._label!r}; "
                 "check the label and the port"
             ) from error
         if parts := self._sealed.take_pieces():

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from masterslave.clients import LANES, MAX_WEIGHT, MIN_WEIGHT
 from masterslave.manager import TaskManager
 from masterslave.records import (
     MAX_COUNT,
@@ -31,8 +32,13 @@ REMOTE_METHODS = frozenset(
         "addTaskRequests",
         "announceSlave",
         "announceTags",
+        "attachClient",
         "cancelTask",
+        "collectResults",
         "deleteData",
+        "dismissSlaves",
+        "deleteItem",
+        "detachClient",
         "exchange",
         "failedTasks",
         "getAnyResult",
@@ -44,6 +50,7 @@ REMOTE_METHODS = frozenset(
         "numberOfTasks",
         "outstandingTasks",
         "ping",
+        "repeatStragglers",
         "registerProcess",
         "reportFailure",
         "retrieveData",
@@ -51,9 +58,13 @@ REMOTE_METHODS = frozenset(
         "status",
         "storeData",
         "storeException",
+        "storeItems",
         "storeResult",
+        "submitTasks",
+        "taskIsRunning",
         "terminate",
         "unregisterProcess",
+        "withdrawTask",
     )
 )
 
@@ -85,10 +96,10 @@ def _is_held(value: Any) -> bool:
 def _is_info(value: Any) -> bool:
     if is_name(value):
         return True
-    if not _is_list(value) or len(value) not in (5, 6):  # without or with the time left
+    if not _is_list(value) or not 5 <= len(value) <= 7:  # the last may be missing
         return False
     info = ProcessInfo(*value)
-    texts = (info.machine, info.host, info.token)
+    texts = (info.machine, info.host, info.token, info.versions)
     counts = (info.pid, info.workers)
     timely = info.left_s is None or _is_number(info.left_s, -MAX_S, MAX_S)
     return all(map(is_name, texts)) and all(map(is_count, counts)) and timely
@@ -109,24 +120,35 @@ _FRAME = is_frame, "a list of bytes"
 
 #: What each parameter must be, by its name, which means the same in all methods.
 _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "answered": _COUNT,
     "attempt": _COUNT,
     "completions": (_is_list, "a list"),  # each of them: see `as_completion`
     "exception": _FRAME,
+    "factor": ((lambda value: _is_number(value, 1, MAX_S)), "a number of at least 1"),
     "frames": ((lambda value: _is_list(value, is_frame)), "a list of lists of bytes"),
     "generation": _COUNT,
     "held": ((lambda value: _is_list(value, _is_held)), "a list of pairs"),
     "info": (_is_info, "a line of text or a list as ProcessInfo"),
     "limit": ((lambda value: is_count(value) and value > 0), "an integer of at least 1"),
+    "items": (
+        (lambda value: isinstance(value, dict) and _is_plain(value)),
+        "a dictionary of plain types",
+    ),
+    "lane": ((lambda value: is_count(value) and 0 <= value < LANES), "the number of a lane"),
     "name": _NAME,
     "options": (
         (lambda value: _is_list(value) and len(value) <= len(TaskOptions._fields)),
         "a list as TaskOptions",  # each of them: see `TaskOptions.checked`
     ),
+    "outstanding": _NAMES,
     "parameters": _FRAME,
+    "parcel": _COUNT,
     "pid": _COUNT,
     "process_id": _COUNT,
+    "process_ids": ((lambda value: _is_list(value, is_count)), "a list of integers"),
     "result": _FRAME,
     "resume": _COUNT,
+    "serial": ((lambda value: is_count(value) and value > 0), "an integer of at least 1"),
     "room": ((lambda value: isinstance(value, int) and -1 <= value <= MAX_COUNT), "an integer"),
     "started": _NAMES,
     "tag": _NAME,
@@ -146,6 +168,11 @@ _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda value: _is_number(value, _SHORTEST_PERIOD_S, MAX_S)),
         "a positive number of seconds",
     ),
+    "weight": (
+        (lambda value: _is_number(value, MIN_WEIGHT, MAX_WEIGHT)),
+        f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}",
+    ),
+    "waiting_only": ((lambda value: isinstance(value, bool)), "True or False"),
     "while_outstanding": ((lambda value: isinstance(value, bool)), "True or False"),
 }
 

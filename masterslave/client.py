@@ -1,0 +1,294 @@
+"""`ClientThread`: calls of functions whose results are brought to a callback.
+
+::
+
+    submit --> executor --> workers --> [deliveries] --client thread--> store, then the callback
+       |                                     ^
+       +-- known from an earlier run --------+
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from masterslave.errors import SettingsError
+from masterslave.executor import ClusterExecutor
+from masterslave.identities import call_identity
+from masterslave.keyfile import load_key
+from masterslave.payload import Codec, describe
+from masterslave.records import CALL_TAG, Delivery, Frame, Outcome
+from masterslave.settings import Settings
+from masterslave.stores.results import ResultStore, StoredResult
+
+log = logging.getLogger(__name__)
+
+#: What a task manager is called when a host is given and no label.
+DEFAULT_LABEL = "cluster"
+
+#: Results that are put on disk together. Larger: the first of them waits for the others.
+_GROUP = 200
+
+#: Pieces of a frame in which classes may be described, not data of arrays.
+_SMALL_BYTES = 1 << 20
+
+Callback = Callable[[int, Any], object]
+
+
+class _Job(NamedTuple):
+    number: int
+    then: Callback | None
+    identity: bytes  # b"" without a store
+    name: str
+
+
+class _Arrival(NamedTuple):
+    job: _Job
+    delivery: Delivery
+    is_new: bool  # and not from the store
+
+
+class ClientThread:
+    """Submits functions to workers and hands their results to a callback, in a thread of its own.
+
+    All methods may be called from any thread, and from the callback.
+    """
+
+    def __init__(
+        self,
+        callback: Callback | None = None,
+        host: str | None = None,
+        *,
+        label: str | None = None,
+        workers: int | None = None,
+        store: str | os.PathLike[str] | None = None,
+        modules: Iterable[str | ModuleType] = (),
+        **options: Any,
+    ) -> None:
+        """`callback(job_id, result)` is called for each result, one at a time.
+
+        `host`: ``host`` or ``host:port`` of the task manager, and `label` its label ("cluster" if
+        only the host is given); with a label only, the name server is asked; without both,
+        `workers` processes on this machine do the work. `store`: a file that keeps results as they
+        arrive: a call that equals one whose result it has is not made again, also after a crash of
+        this program. `modules` and further options: as for `ClusterExecutor` and its `options`.
+        """
+        if callback is not None and not callable(callback):
+            raise SettingsError(f"ClientThread: callback={describe(callback)} cannot be called")
+        if host is not None and label is None:
+            label = DEFAULT_LABEL
+        self._callback = callback
+        self._where: dict[str, Any] = {
+            "label": label, "master_host": host, "workers": workers, "modules": tuple(modules),
+        }  # fmt: skip
+        for name in ("cwd", "initializer", "initargs"):
+            if name in options:
+                self._where[name] = options.pop(name)
+        self._options = options
+        self._store_path = store
+        self._store: ResultStore | None = None
+        self._codec = Codec(shared_main=True)
+        self._disk = threading.Lock()  # for the store
+        self._executor: ClusterExecutor | None = None
+        self._view: Any = None
+        self._arrivals: queue.SimpleQueue[_Arrival | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._jobs = 0  # stated so far
+        self._left = 0  # whose result was not handed over yet
+        self._failure: BaseException | None = None  # the first that was not raised yet
+        self._equal: Counter[bytes] = Counter()  # calls so far, by identity
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> ClientThread:
+        """Reach the task manager, or start workers here; gives this object.
+
+        Raises as `ClusterExecutor`, and `JournalError` or a subclass when the store cannot be used.
+        """
+        if self._thread is not None:
+            raise SettingsError("ClientThread: was started before; make another one")
+        if self._store_path is not None:
+            key = load_key(Settings.from_environment().key_file)
+            self._store = ResultStore(self._store_path, key)
+        try:
+            self._executor = ClusterExecutor(**self._where)
+            self._view = self._executor.options(**self._options)
+        except BaseException:
+            if self._executor is not None:
+                self._executor.shutdown()
+            if self._store is not None:
+                self._store.close()
+            raise
+        self._executor._core.call_at_end(lambda: self._arrivals.put(None))
+        # No daemon: at the end of the program, what comes is still stored and handed over.
+        self._thread = threading.Thread(target=self._run, name="client", daemon=False)
+        self._thread.start()
+        return self
+
+    def submit(
+        self,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        then: Callback | None = None,
+        **kwargs: Any,
+    ) -> int:
+        """Have ``function(*args, **kwargs)`` called by a worker; gives the job's id, a number.
+
+        `then(job_id, result)` is called with the result, in place of the callback. Raises as
+        `ClusterExecutor.submit`.
+        """
+        if self._view is None:
+            raise SettingsError("ClientThread: call start() before submit()")
+        for name, value in (("function", function), ("then", then)):
+            if not callable(value) and (value is not None or name == "function"):
+                raise SettingsError(f"ClientThread: {name}={describe(value)} cannot be called")
+        identity = call_identity(function, args, kwargs) if self._store is not None else b""
+        with self._changed:
+            if identity:
+                self._equal[identity] += 1
+                identity += self._equal[identity].to_bytes(8, "big")
+            self._jobs += 1
+            self._left += 1
+            job = _Job(self._jobs, then, identity, getattr(function, "__qualname__", "") or "call")
+        try:
+            frame = self._find(identity)
+            if frame is not None:
+                done = Delivery("", CALL_TAG, Outcome.RESULT.value, frame, "")
+                self._arrivals.put(_Arrival(job, done, False))
+            else:
+                self._call(job, function, args, kwargs)
+        except BaseException:
+            self._done()
+            raise
+        return job.number
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until all results were handed over. Raises the first failure that was not raised.
+
+        That is what a call raised, with its remote traceback as the cause, or the callback. The
+        other jobs go on then, and `wait` may be called again. `timeout`: seconds, after which
+        `TimeoutError` is raised.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._failure or not self._left, timeout):
+                raise TimeoutError(f"{self._left} jobs are not done after {timeout:g} s")
+            failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def stop(self) -> None:
+        """End: what no slave has yet is not run. What runs is finished, and handed over. Blocks."""
+        if self._executor is None or self._thread is None:
+            return
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> ClientThread:
+        return self.start()
+
+    def __exit__(self, kind: Any, *exc_info: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self.stop()
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _call(
+        self,
+        job: _Job,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        def take(delivery: Delivery) -> None:
+            self._arrivals.put(_Arrival(job, delivery, True))
+
+        future = self._view.submit_call(function, args, kwargs, take)
+        future.add_done_callback(lambda done: self._done() if done.cancelled() else None)
+
+    def _find(self, identity: bytes) -> Frame | None:
+        if self._store is None:
+            return None
+        with self._disk:
+            return self._store.find(identity)
+
+    def _done(self) -> None:
+        with self._changed:
+            self._left -= 1
+            self._changed.notify_all()
+
+    def _failed(self, error: BaseException) -> None:
+        with self._changed:
+            if self._failure is None:
+                self._failure = error
+            else:
+                log.error("another job failed: %s: %s", type(error).__name__, error)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        goes_on = True
+        while goes_on:
+            group = [self._arrivals.get()]
+            while len(group) < _GROUP and not self._arrivals.empty():
+                group.append(self._arrivals.get())
+            goes_on = None not in group
+            arrivals = [one for one in group if one is not None]
+            self._keep(arrivals)
+            for arrival in arrivals:
+                self._hand_over(arrival)
+        while not self._arrivals.empty():  # from the store, submitted at the last moment
+            last = self._arrivals.get()
+            if last is not None:
+                self._hand_over(last)
+        if self._store is not None:
+            self._store.close()
+
+    def _keep(self, arrivals: Iterable[_Arrival]) -> None:
+        """Put new results on disk, before anybody is told of them."""
+        if self._store is None:
+            return
+        new = [
+            StoredResult(one.job.identity, one.job.name, self._lasting(one.delivery.frame))
+            for one in arrivals
+            if one.is_new and one.delivery.outcome == Outcome.RESULT
+        ]
+        if new:
+            try:
+                with self._disk:
+                    self._store.keep(new)
+            except Exception as error:  # they are handed over all the same
+                self._failed(error)
+
+    def _lasting(self, frame: Frame) -> Frame:
+        """The result as the next run of this program understands it.
+
+        By value, a class of the script would be another class then.
+        """
+        small = (bytes(piece) for piece in frame if len(piece) <= _SMALL_BYTES)
+        if not any(b"cloudpickle" in piece for piece in small):
+            return frame
+        return self._codec.encode(self._codec.decode(frame), "result")
+
+    def _hand_over(self, arrival: _Arrival) -> None:
+        assert self._executor is not None
+        try:
+            value, error = self._executor._core.outcome(arrival.delivery)
+            if error is not None:
+                self._failed(error)
+            else:
+                callback = arrival.job.then or self._callback
+                if callback is not None:
+                    callback(arrival.job.number, value)
+        except BaseException as error:  # the callback's own
+            self._failed(error)
+        finally:
+            self._done()

@@ -1,0 +1,329 @@
+"""The task manager's methods for clients in other processes, which share it and come and go.
+
+Half of `manager.TaskManager`, in a module of its own. A client attaches itself, numbers its calls,
+so that none is carried out twice when an answer is lost (see `clients`), and is given its results
+in parcels that are kept until it has them. When it disappears, its tasks go on for a time of grace,
+in which it may come back.
+
+    attachClient --> submitTasks, collectResults, ... --> detachClient
+         ^                    |
+         +---- comes back ----+-- connection closed or silent --> (grace) --> its tasks are dropped
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from masterslave import ledger
+from masterslave.attempts import FailureLog
+from masterslave.clients import Client, Clients, same_code
+from masterslave.errors import SettingsError, TaskManagerTermination, UnknownProcess
+from masterslave.ledger import Ledger
+from masterslave.outbox import Outbox
+from masterslave.queue import State, TaskQueue
+from masterslave.records import (
+    BATCH_BYTES,
+    DEFAULT_OPTIONS,
+    SLAVE_CODE,
+    Delivery,
+    Frame,
+    TaskOptions,
+    as_process_info,
+    frame_bytes,
+)
+from masterslave.room import Room
+from masterslave.roster import Member, Roster
+from masterslave.waiters import Waiters
+
+log = logging.getLogger(__name__)
+
+
+class ClientDesk:
+    """Where attached clients are served. What is declared here is made by `TaskManager`."""
+
+    _lock: threading.Lock
+    _clock: Callable[[], float]
+    _queue: TaskQueue
+    _roster: Roster
+    _clients: Clients
+    _ledger: Ledger | None
+    _room: Room
+    _outbox: Outbox
+    _failure_log: FailureLog
+    _slaves_wait: Waiters
+    _data: dict[str, Any]
+    _terminated: bool
+    label: str
+
+    def attachClient(
+        self,
+        info: Sequence[Any] | str,
+        watchdog_period: float | None = None,
+        resume: int | None = None,
+        outstanding: Sequence[str] = (),
+        answered: int = 0,
+        weight: float = 1.0,
+    ) -> list[Any]:
+        """A client joins, or comes back after it or this task manager was gone.
+
+        `info`: a `ProcessInfo`, whose token is the client's own secret. `watchdog_period`: seconds
+        between its signs of life. `resume`: the process id it had. `outstanding`: ids of the tasks
+        that it waits for. `answered`: number of the last of its requests that was answered.
+        `weight`: its share of the slaves, where that of others is 1. Gives its process id, the
+        number of this registration, and the ids of those tasks that are not known here, of which no
+        result will come.
+        """
+        record = as_process_info(info)
+        with self._lock:
+            if self._terminated:
+                raise TaskManagerTermination("the task manager has ended")
+            member = self._roster.join(record, watchdog_period, resume, self._clock())
+            client = self._clients.enter(member.id, record.machine)
+            self._compare_versions(member)
+            self._queue.weigh(member.id, weight)
+            missing = self._queue.reclaim(member.id, record.token, outstanding, answered)
+            on_their_way = {delivery.task_id for delivery in client.contents}
+            missing = [task_id for task_id in missing if task_id not in on_their_way]
+            for task_id in outstanding:
+                task = self._queue.tasks.get(task_id)
+                if task is not None and task.state is State.WAITING:
+                    self._slaves_wait.wake(task.tag)
+            self._notify_client(member.id)  # its calls from before are void
+            self._outbox.note("process_joined", member.id, record.machine)
+            generation = member.generation
+        self._outbox.tell()
+        log.info("client %s is here", record.machine, extra={"action": "client_attached"})
+        return [member.id, generation, missing]
+
+    def detachClient(self, process_id: int) -> None:
+        """A client leaves: what it has not taken back or received is dropped."""
+        with self._lock:
+            member = self._roster.leave(process_id)
+            if member is not None:
+                self._drop_client(process_id)
+                self._outbox.note("process_left", process_id, member.info.machine, "unregistered")
+        self._outbox.tell()
+
+    def submitTasks(
+        self,
+        process_id: int,
+        generation: int,
+        lane: int,
+        serial: int,
+        tag: str,
+        frames: Sequence[Frame],
+        options: Sequence[Any] = DEFAULT_OPTIONS,
+    ) -> list[str]:
+        """As `addTaskRequests`, once for each `serial` of an attached client.
+
+        Raises `UnknownProcess` when the client must attach itself again before.
+        """
+        checked = DEFAULT_OPTIONS
+        if tuple(options) != DEFAULT_OPTIONS:
+            checked = TaskOptions(*options).checked()
+        books = self._ledger
+        names = ledger.names(tag, frames, checked) if books is not None else []
+        self._room.take(sum(map(frame_bytes, frames)))
+        with self._lock:
+            client, member = self._attached(process_id, generation)
+            done, answer = client.answered(lane, serial)
+            if done:
+                return list(answer)
+            if books is not None:
+                checked = checked._replace(origin=(member.info.token, serial))
+            ids = self._add_requests(process_id, tag, frames, checked, names)
+            client.answer(lane, serial, ids)
+        if books is not None:
+            self._sync_requests(books)
+        self._outbox.tell()
+        return ids
+
+    def withdrawTask(
+        self,
+        process_id: int,
+        generation: int,
+        lane: int,
+        serial: int,
+        task_id: str,
+        waiting_only: bool = False,
+    ) -> bool:
+        """As `cancelTask`, once for each `serial` of an attached client."""
+        with self._lock:
+            client, _ = self._attached(process_id, generation)
+            done, answer = client.answered(lane, serial)
+        if not done:
+            answer = self.cancelTask(task_id, waiting_only)
+            with self._lock:
+                client.answer(lane, serial, answer)
+        return bool(answer)
+
+    def collectResults(
+        self, process_id: int, generation: int, parcel: int, limit: int, timeout: float
+    ) -> list[Any]:
+        """Take up to `limit` finished tasks of an attached client, in order of completion.
+
+        `parcel`: number of the last parcel of results that it has received, 0 for none. Blocks for
+        `timeout` seconds at most until there is a result. Gives the number of this parcel and what
+        is in it; a parcel that was not received comes again. Raises `TaskManagerTermination` when
+        no result is there and none will come, `UnknownProcess` as `submitTasks`.
+        """
+        deadline = self._clock() + timeout
+        with self._lock:
+            while True:
+                client, _ = self._attached(process_id, generation)
+                if not client.received(parcel):
+                    return [client.parcel, list(client.contents)]
+                got: list[Delivery] = []
+                size = 0
+                while len(got) < limit and size < BATCH_BYTES:
+                    delivery = self._queue.deliver(process_id, None)
+                    if delivery is None:
+                        break
+                    got.append(delivery)
+                    size += frame_bytes(delivery.frame)
+                if got:
+                    client.pack(got)
+                    break
+                if self._terminated:
+                    raise TaskManagerTermination("the task manager has ended")
+                wait_s = deadline - self._clock()
+                if wait_s <= 0:
+                    return [client.parcel, []]
+                self._wait_for_result(process_id, wait_s)
+            number = client.parcel
+        if self._ledger is not None:
+            filled = [self._ledger.delivered(one) for one in got]
+            with self._lock:
+                if client.parcel == number:
+                    client.contents = got = filled
+        return [number, got]
+
+    def storeItems(self, process_id: int, generation: int, items: Mapping[str, Any]) -> None:
+        """As `storeData`, for as long as one of the clients that have stored an item uses it.
+
+        Slaves' code among them is loaded by all slaves from now on. Raises `SettingsError` while
+        another client has brought other code.
+        """
+        with self._lock:
+            client, _ = self._attached(process_id, generation)
+            kept = self._data.get(SLAVE_CODE)
+            code = items.get(SLAVE_CODE)
+            is_new = code is not None and self._is_new_code(client, code)
+            if code is not None and not is_new:
+                items = {**items, SLAVE_CODE: kept}
+            client.items.update(items)
+        self.storeData(**items)
+        if is_new:
+            with self._lock:
+                self._slaves_load_anew()
+
+    def deleteItem(self, process_id: int, generation: int, name: str) -> None:
+        """An attached client does not use a data item any more; the last one deletes it."""
+        with self._lock:
+            client, _ = self._attached(process_id, generation)
+            client.items.discard(name)
+            self._delete_unused([name])
+
+    # --- inside (all with the lock held) ----------------------------------------------------
+
+    def _attached(self, process_id: int, generation: int) -> tuple[Client, Member]:
+        client = self._clients.find(process_id)
+        member = self._roster.present.get(process_id)
+        if client is None or member is None or member.generation != generation:
+            raise UnknownProcess(f"client {process_id} is not attached, or was taken for dead")
+        self._roster.liveness.heard(process_id, self._clock())
+        return client, member
+
+    def _drop_client(self, process_id: int) -> int:
+        """A client is gone for good; gives how many unfinished tasks it has left behind."""
+        client = self._clients.leave(process_id)
+        dropped = self._queue.drop_client(process_id)
+        for task, holders in dropped:
+            self._has_cancelled(task.id, holders)
+        if client is not None:
+            self._delete_unused(client.items)
+        self._room.found()
+        self._notify_client(process_id)
+        return len(dropped)
+
+    def _drop_overdue(self, now: float) -> None:
+        """Clients whose time of grace is over do not come back."""
+        for process_id in self._clients.overdue(now):
+            member = self._roster.leave(process_id)
+            count = self._drop_client(process_id)
+            log.warning(
+                "client %s has not come back; %d unfinished tasks of it are dropped",
+                member.info.machine if member is not None else process_id,
+                count,
+                extra={"action": "client_dropped"},
+            )
+
+    def _is_new_code(self, client: Client, code: Any) -> bool:
+        """A client brings slaves' code: whether that is other code than they load so far."""
+        kept = self._data.get(SLAVE_CODE)
+        if same_code(kept, code):
+            return False
+        if others := self._clients.users(SLAVE_CODE, client):
+            raise SettingsError(
+                f"the slaves of {self.label!r} work with the code of {others[0].machine}: wait "
+                "until that client has left, let it run the very same script in the same "
+                "directory, send functions (ClusterExecutor), or serve another label"
+            )
+        return True
+
+    def _slaves_load_anew(self) -> None:
+        for member in self._roster.all_known():
+            if member.is_slave:
+                member.has_new_code = True
+                self._rouse(member)
+
+    def _delete_unused(self, names: Iterable[str]) -> None:
+        for name in self._clients.unused(names):
+            # Slaves keep the code that they have loaded until another client brings other code.
+            if name in self._data:
+                self._delete_item(name)
+
+    # --- made by `TaskManager` --------------------------------------------------------------
+
+    def _compare_versions(self, member: Member) -> None:
+        """See `TaskManager`."""
+        raise NotImplementedError
+
+    def cancelTask(self, task_id: str, waiting_only: bool = False) -> bool:
+        """See `TaskManager.cancelTask`."""
+        raise NotImplementedError
+
+    def storeData(self, **values: Any) -> None:
+        """See `TaskManager.storeData`."""
+        raise NotImplementedError
+
+    def _add_requests(
+        self,
+        process_id: int,
+        tag: str,
+        frames: Sequence[Frame],
+        options: TaskOptions,
+        names: Sequence[bytes],
+    ) -> list[str]:
+        raise NotImplementedError
+
+    def _has_cancelled(self, task_id: str, holders: Iterable[int]) -> None:
+        raise NotImplementedError
+
+    def _delete_item(self, name: str) -> None:
+        raise NotImplementedError
+
+    def _rouse(self, member: Member) -> None:
+        raise NotImplementedError
+
+    def _notify_client(self, process_id: int) -> None:
+        raise NotImplementedError
+
+    def _wait_for_result(self, process_id: int, wait_s: float) -> None:
+        raise NotImplementedError
+
+    def _sync_requests(self, books: Ledger) -> None:
+        raise NotImplementedError

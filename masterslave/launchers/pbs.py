@@ -1,0 +1,115 @@
+"""PBS in its dialects, OpenPBS and Torque: ``qsub``, ``qstat``, ``qdel``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from masterslave.errors import LauncherError
+from masterslave.launchers.base import (
+    Job,
+    JobState,
+    Launcher,
+    Output,
+    Phase,
+    Rendered,
+    answers,
+    in_portions,
+    run_command,
+    safe_name,
+)  # fmt: skip
+from masterslave.launchers.scripts import clock, kibibytes, script
+
+DIALECTS = ("openpbs", "torque")
+
+_PENDING = set("QHWTM")  # queued, held, waiting, moving to a server or between servers
+_ENDED = set("CFX")  # completed (Torque), finished, finished part of an array (OpenPBS)
+
+#: `qstat` and `qdel` end so when there is no such job, or no longer.
+_UNKNOWN_JOB = ("Unknown Job", "has finished", "Invalid job id", "invalid state", "completed")
+
+
+class PbsLauncher(Launcher):
+    """Copies are an array, a single one is a plain job. `dialect`: "openpbs" or "torque"."""
+
+    name = "pbs"
+
+    def __init__(self, dialect: str = "openpbs") -> None:
+        if dialect not in DIALECTS:
+            raise LauncherError(f"dialect {dialect!r}: must be one of {', '.join(DIALECTS)}")
+        self._torque = dialect == "torque"
+
+    def is_available(self) -> bool:
+        # Grid Engine has commands of the same names, and `qconf` beside them.
+        return answers(["qstat"]) and not answers(["qconf", "-sql"])
+
+    def render(self, job: Job) -> Rendered:
+        name = safe_name(job.name)[:15]  # older ones take no more
+        own_log = os.path.join(job.log_folder, f"{safe_name(job.name)}.pbs")
+        command = ["qsub", "-N", name, "-S", "/bin/sh", "-j", "oe", "-o", own_log]
+        if job.count > 1:
+            command += ["-t" if self._torque else "-J", f"0-{job.count - 1}"]
+        if job.walltime_s is not None:
+            command += ["-l", f"walltime={clock(job.walltime_s)}"]
+        command += self._resources(job)
+        return Rendered(((*command, *job.options),), script(job, log_id="$PBS_JOBID"))
+
+    def _resources(self, job: Job) -> list[str]:
+        memory = None if job.memory_bytes is None else f"mem={kibibytes(job.memory_bytes)}kb"
+        if self._torque:
+            words = [] if job.cpus is None else ["-l", f"nodes=1:ppn={job.cpus}"]
+            return words if memory is None else [*words, "-l", memory]
+        if job.cpus is None and memory is None:
+            return []
+        chunk = f"select=1:ncpus={job.cpus or 1}"
+        return ["-l", chunk if memory is None else f"{chunk}:{memory}"]
+
+    def _submitted(self, job: Job, output: Output) -> list[str]:
+        words = output.out.split()
+        found = re.fullmatch(r"(\d+)(\[\])?((?:\.\S+)?)", words[-1]) if words else None
+        if found is None:
+            raise LauncherError(f"qsub gave no job id but {output.out!r}")
+        number, _, server = found.groups()
+        if job.count == 1:
+            return [f"{number}{server}"]
+        return [f"{number}[{i}]{server}" for i in range(job.count)]
+
+    def states(self, ids: Sequence[str]) -> dict[str, JobState]:
+        found: dict[str, JobState] = {}
+        finished = [] if self._torque else ["-x"]
+        for part in in_portions(ids):
+            listed = run_command(["qstat", "-f", *finished, *part], statuses=range(256))
+            wrong = _real_errors(listed.err)
+            if listed.status and wrong:
+                raise LauncherError(f"qstat: {' '.join(wrong)}")
+            found.update(_read(listed.out))
+        return {one: found.get(one, JobState(Phase.UNKNOWN)) for one in ids}
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        for part in in_portions(ids):
+            done = run_command(["qdel", *part], statuses=range(256))
+            wrong = _real_errors(done.err or done.out)
+            if done.status and wrong:
+                raise LauncherError(f"qdel: {' '.join(wrong)}")
+
+
+def _real_errors(text: str) -> list[str]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return [line for line in lines if not any(known in line for known in _UNKNOWN_JOB)]
+
+
+def _read(text: str) -> dict[str, JobState]:
+    """Of each ``Job Id: 12[3].server`` the line ``job_state = R``."""
+    found: dict[str, JobState] = {}
+    current = ""
+    for line in text.splitlines():
+        head = re.match(r"Job Id:\s*(\S+)", line)
+        state = re.match(r"\s+job_state = (\S+)", line)
+        if head is not None:
+            current = head[1]
+        elif state is not None and current:
+            word = state[1]
+            phase = Phase.PENDING if word in _PENDING else Phase.RUNNING
+            found[current] = JobState(Phase.ENDED if word in _ENDED else phase, word)
+    return found

@@ -1,0 +1,245 @@
+"""The task manager's side of clients in other processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from managing import LONG_S, Call, Clock, X, give, ids, join, take, wait_for_clients
+
+from masterslave.errors import DataNotFound, TaskManagerTermination, UnknownProcess
+from masterslave.journal import Journal
+from masterslave.manager import TaskManager
+from masterslave.records import ProcessInfo
+from masterslave.settings import Settings
+from masterslave.stores.memory import MemoryStore
+
+
+def attach(manager: TaskManager, token: str, *args: Any, period: float | None = None) -> list[Any]:
+    return manager.attachClient(ProcessInfo(f"client {token}", 1, "host", 0, token), period, *args)
+
+
+def submit(manager: TaskManager, client: tuple[int, int], serial: int, count: int = 1) -> list[str]:
+    return manager.submitTasks(*client, 0, serial, "sqrt", [X] * count)
+
+
+@pytest.fixture
+def client(manager: TaskManager) -> tuple[int, int]:
+    process_id, generation, missing = attach(manager, "a")
+    assert missing == []
+    return process_id, generation
+
+
+def serve(manager: TaskManager, slave: int) -> list[str]:
+    """Have the slave run what it gets; gives the ids."""
+    tasks = take(manager, slave)
+    for task in tasks:
+        give(manager, slave, task)
+    return ids(tasks)
+
+
+def test_a_call_made_again_under_its_number_is_not_carried_out_again(
+    manager: TaskManager, client: tuple[int, int]
+) -> None:
+    first = submit(manager, client, 1, 3)
+    assert submit(manager, client, 1, 3) == first
+    assert manager.numberOfTasks()[0] == {"sqrt": 3}
+    assert submit(manager, client, 2) == ["sqrt_3"]
+    with pytest.raises(ValueError, match="call 1 of lane 0 is over"):
+        submit(manager, client, 1, 3)
+    assert manager.withdrawTask(*client, 1, 1, "sqrt_3")
+    assert manager.withdrawTask(*client, 1, 1, "sqrt_3")  # what it was answered before
+    assert not manager.withdrawTask(*client, 1, 2, "sqrt_3")
+
+
+def test_a_parcel_of_results_comes_again_until_it_was_received(
+    manager: TaskManager, client: tuple[int, int]
+) -> None:
+    slave = join(manager)
+    submit(manager, client, 1, 2)
+    first, second = serve(manager, slave) + serve(manager, slave)
+    one = manager.collectResults(*client, 0, 1, 0.0)
+    assert (one[0], ids(one[1])) == (1, [first])
+    assert manager.collectResults(*client, 0, 9, 0.0) == one
+    two = manager.collectResults(*client, 1, 9, 0.0)
+    assert (two[0], ids(two[1])) == (2, [second])
+    assert manager.collectResults(*client, 2, 9, 0.0) == [2, []]
+
+
+def test_a_client_that_comes_back_in_time_finds_its_tasks(
+    manager: TaskManager, client: tuple[int, int], clock: Clock
+) -> None:
+    slave = join(manager)
+    task_ids = submit(manager, client, 1, 2)
+    manager.lostProcess(client[0], "its connection closed")
+    with pytest.raises(UnknownProcess):
+        submit(manager, client, 2)
+    serve(manager, slave)
+    clock.now += 59.0
+    manager.checkLiveness()
+    process_id, generation, missing = attach(manager, "a", client[0], task_ids, 1)
+    assert (process_id, missing) == (client[0], [])
+    assert generation != client[1]
+    with pytest.raises(UnknownProcess):
+        manager.collectResults(*client, 0, 9, 0.0)
+    assert ids(manager.collectResults(process_id, generation, 0, 9, 0.0)[1]) == task_ids[:1]
+
+
+def test_a_parcel_that_was_lost_with_its_connection_comes_again(
+    manager: TaskManager, client: tuple[int, int]
+) -> None:
+    task_ids = submit(manager, client, 1)
+    serve(manager, join(manager))
+    manager.collectResults(*client, 0, 9, 0.0)
+    process_id, generation, missing = attach(manager, "a", client[0], task_ids, 1)
+    assert missing == []
+    assert ids(manager.collectResults(process_id, generation, 0, 9, 0.0)[1]) == task_ids
+
+
+def test_another_ones_token_brings_nobody_elses_tasks(
+    manager: TaskManager, client: tuple[int, int]
+) -> None:
+    task_ids = submit(manager, client, 1)
+    other, _, missing = attach(manager, "b", client[0], task_ids, 1)
+    assert other != client[0]
+    assert missing == task_ids
+
+
+def test_the_tasks_of_a_client_that_is_silent_are_dropped_after_its_time_of_grace(
+    manager: TaskManager, clock: Clock
+) -> None:
+    process_id, generation, _ = attach(manager, "a", period=10.0)
+    slave = join(manager)
+    task_ids = submit(manager, (process_id, generation), 1, 3)
+    manager.storeItems(process_id, generation, {"item": 1})
+    serve(manager, slave)
+    running = take(manager, slave)
+    clock.now += 41.0
+    manager.checkLiveness()
+    assert manager.activeProcesses() == [slave]
+    clock.now += 60.0
+    manager.checkLiveness()
+    assert [sum(counts.values()) for counts in manager.numberOfTasks()] == [0, 0, 0]
+    with pytest.raises(DataNotFound):
+        manager.retrieveData("item")
+    assert manager.exchange(slave)[1] == {"stop": ids(running), "forget": ["item"]}
+    give(manager, slave, running[0])  # too late, and of no use
+    assert attach(manager, "a", process_id, task_ids, 1)[2] == task_ids
+
+
+def test_tasks_are_kept_when_the_task_manager_is_told_so(clock: Clock) -> None:
+    manager = TaskManager("job", Settings(key_file=Path("unused")), clock=clock, keep=True)
+    process_id, generation, _ = attach(manager, "a")
+    task_ids = submit(manager, (process_id, generation), 1)
+    manager.lostProcess(process_id, "its connection closed")
+    clock.now += 1e6
+    manager.checkLiveness()
+    assert attach(manager, "a", process_id, task_ids, 1)[2] == []
+
+
+def test_a_client_that_leaves_takes_only_its_own_tasks_with_it(
+    manager: TaskManager, client: tuple[int, int]
+) -> None:
+    other = tuple(attach(manager, "b")[:2])
+    submit(manager, client, 1, 2)
+    (kept,) = submit(manager, other, 1)
+    for one in (client, other):
+        manager.storeItems(*one, {"shared": 1})
+    manager.storeItems(*client, {"own": 1})
+    manager.detachClient(client[0])
+    assert manager.numberOfTasks()[0] == {"sqrt": 1}
+    assert manager.retrieveData("shared") == 1
+    with pytest.raises(DataNotFound):
+        manager.retrieveData("own")
+    slave = join(manager)
+    assert serve(manager, slave) == [kept]
+    manager.deleteItem(*other, "shared")
+    with pytest.raises(DataNotFound):
+        manager.retrieveData("shared")
+
+
+def test_a_client_that_waits_is_woken_by_a_result_and_by_the_end(live: TaskManager) -> None:
+    client = tuple(attach(live, "a")[:2])
+    slave = join(live)
+    (task_id,) = submit(live, client, 1)
+    call = Call(live.collectResults, *client, 0, 9, LONG_S)
+    wait_for_clients(live, 1)
+    assert live.status()["client_waits"]
+    serve(live, slave)
+    assert ids(call.outcome()[1]) == [task_id]
+    call = Call(live.collectResults, *client, 1, 9, LONG_S)
+    wait_for_clients(live, 1)
+    assert not live.status()["client_waits"]  # nothing is outstanding: it only looks
+    live.terminate()
+    with pytest.raises(TaskManagerTermination):
+        call.outcome()
+
+
+def test_a_call_that_waits_ends_when_its_client_has_come_back(live: TaskManager) -> None:
+    process_id, generation, _ = attach(live, "a")
+    call = Call(live.collectResults, process_id, generation, 0, 9, LONG_S)
+    wait_for_clients(live, 1)
+    attach(live, "a", process_id)
+    with pytest.raises(UnknownProcess):
+        call.outcome()
+
+
+# --- a task manager that was started again --------------------------------------------------
+
+
+class Runs:
+    """The runs of a task manager with one journal."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.store = MemoryStore()
+        self.clock = clock
+
+    def next(self) -> TaskManager:
+        settings = Settings(key_file=Path("unused"))
+        return TaskManager("job", settings, clock=self.clock, journal=Journal(self.store))
+
+
+def test_clients_find_their_own_tasks_after_a_restart_though_all_are_equal(clock: Clock) -> None:
+    runs = Runs(clock)
+    manager = runs.next()
+    slave = join(manager)
+    a, b = (tuple(attach(manager, token)[:2]) for token in "ab")
+    of_a, of_b = submit(manager, a, 1, 3), submit(manager, b, 1, 3)
+    assert serve(manager, slave) == of_a[:1]
+    assert ids(manager.collectResults(*a, 0, 9, 0.0)[1]) == of_a[:1]
+    submit(manager, a, 2)  # the answer is lost
+    manager = runs.next()
+    slave = join(manager)
+    *b, missing = attach(manager, "b", b[0], of_b, 1)
+    assert missing == []
+    *a, missing = attach(manager, "a", a[0], of_a[1:], 1)
+    assert missing == []
+    assert submit(manager, a, 2) == ["sqrt_6"]  # as before
+    assert submit(manager, a, 3) == ["sqrt_7"]  # and not what it has had of the run before
+    done = [task_id for _ in range(7) for task_id in serve(manager, slave)]
+    assert sorted(done) == sorted([*of_a[1:], *of_b, "sqrt_6", "sqrt_7"])[:7]
+    received = ids(manager.collectResults(*a, 0, 9, 0.0)[1])
+    assert sorted(received) == [*of_a[1:], "sqrt_6", "sqrt_7"]
+    assert sorted(ids(manager.collectResults(*b, 0, 9, 0.0)[1])) == of_b
+
+
+def test_who_does_not_come_back_leaves_what_it_has_done_to_equal_requests(clock: Clock) -> None:
+    runs = Runs(clock)
+    manager = runs.next()
+    client = tuple(attach(manager, "a")[:2])
+    (task_id,) = submit(manager, client, 1)
+    serve(manager, join(manager))
+    manager = runs.next()
+    other = tuple(attach(manager, "b")[:2])
+    assert submit(manager, other, 1) == ["sqrt_1"]  # the first one's client may come back
+    clock.now += 60.0
+    manager.checkLiveness()
+    assert submit(manager, other, 2) == [task_id]
+    assert ids(manager.collectResults(*other, 0, 9, 0.0)[1]) == [task_id]
+
+
+def test_a_task_manager_without_a_journal_knows_nothing_of_the_run_before(
+    manager: TaskManager,
+) -> None:
+    assert attach(manager, "a", 5, ["sqrt_0", "cube_1"], 3)[2] == ["sqrt_0", "cube_1"]

@@ -1,0 +1,258 @@
+"""What launchers would run, as text and lists: nothing is started here."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from masterslave.errors import LauncherError
+from masterslave.launchers import launcher
+from masterslave.launchers.base import Container, Job, Rendered, safe_name
+from masterslave.launchers.containers import process_command
+from masterslave.launchers.htcondor import description
+from masterslave.launchers.local import SlaveOptions, slave_job
+from masterslave.launchers.scripts import clock, script
+
+JOB = Job(
+    "demo", ("/usr/bin/python3", "-m", "masterslave", "slave", "-m", "host:1", "--", "a b"),
+    count=3, directory="/work dir", log_folder="/logs", walltime_s=5400,
+    environment={"WORD": "it's $HOME"}, memory_bytes=2 << 30, cpus=2,
+)  # fmt: skip
+EXEC = "exec /usr/bin/python3 -m masterslave slave -m host:1 -- 'a b' < /dev/null"
+SCRIPT = f"""#!/bin/sh
+export WORD='it'"'"'s $HOME'
+cd '/work dir' || exit 1
+{EXEC}"""
+WORDS = [
+    "plain",
+    "-dash",
+    "two  words",
+    'it\'s "q"',
+    "$HOME;ls `x` $(y)",
+    "ü/ö",
+    "",
+    "a\\b",
+    "*",
+    "#",
+]
+
+
+def only(rendered: Rendered) -> list[str]:
+    (command,) = rendered.commands
+    return list(command)
+
+
+def test_slurm() -> None:
+    rendered = launcher("slurm").render(JOB._replace(options=("--partition=low",)))
+    assert only(rendered) == [
+        "sbatch", "--parsable", "--job-name=demo", "--chdir=/work dir",
+        "--output=/logs/demo.%A_%a.log", "--open-mode=append", "--array=0-2", "--time=01:30:00",
+        "--mem=2097152K", "--cpus-per-task=2", "--partition=low",
+    ]  # fmt: skip
+    assert rendered.script == SCRIPT + "\n"
+
+
+def test_slurm_takes_a_single_copy_as_a_plain_job() -> None:
+    command = only(launcher("slurm").render(Job("demo", ("true",), log_folder="/100%")))
+    assert command[4:] == ["--output=/100%%/demo.%j.log", "--open-mode=append"]
+
+
+def test_grid_engine() -> None:
+    rendered = launcher("sge").render(JOB._replace(options=("-q", "long.q")))
+    assert only(rendered) == [
+        "qsub", "-terse", "-N", "demo", "-S", "/bin/sh", "-notify", "-o", "/dev/null", "-j", "y",
+        "-t", "1-3", "-l", "h_rt=01:30:00", "-pe", "smp", "2", "-l", "h_vmem=1048576K",
+        "-q", "long.q",
+    ]  # fmt: skip
+    text = SCRIPT.replace("#!/bin/sh\n", "#!/bin/sh\ntrap '' USR1\n")
+    assert rendered.script == text + ' >> /logs/demo."$JOB_ID.$SGE_TASK_ID".log 2>&1\n'
+
+
+def test_sites_name_what_grid_engine_has() -> None:
+    settings = {"parallel_environment": "threads", "memory_resource": "mem_free"}
+    command = only(launcher("sge", **settings).render(JOB))
+    assert command[-5:] == ["-pe", "threads", "2", "-l", "mem_free=1048576K"]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "array", "resources"),
+    [
+        ("openpbs", "-J", ["-l", "select=1:ncpus=2:mem=2097152kb"]),
+        ("torque", "-t", ["-l", "nodes=1:ppn=2", "-l", "mem=2097152kb"]),
+    ],
+)
+def test_pbs(dialect: str, array: str, resources: list[str]) -> None:
+    rendered = launcher("pbs", dialect=dialect).render(JOB._replace(options=("-q", "long")))
+    assert only(rendered) == [
+        "qsub", "-N", "demo", "-S", "/bin/sh", "-j", "oe", "-o", "/logs/demo.pbs",
+        array, "0-2", "-l", "walltime=01:30:00", *resources, "-q", "long",
+    ]  # fmt: skip
+    assert rendered.script == SCRIPT + ' >> /logs/demo."$PBS_JOBID".log 2>&1\n'
+
+
+def test_htcondor() -> None:
+    rendered = launcher("htcondor").render(JOB._replace(options=('+Group = "x"',)))
+    assert only(rendered) == ["condor_submit", "-terse", "-"]
+    assert rendered.script is not None
+    assert rendered.script.splitlines() == [
+        "universe = vanilla",
+        "executable = /usr/bin/python3",
+        "arguments = \"-m masterslave slave -m host:1 -- 'a b'\"",
+        "environment = \"'WORD=it''s $(DOLLAR)HOME'\"",
+        "initialdir = /work dir",
+        "output = /logs/demo.$(Cluster).$(Process).log",
+        "error = /logs/demo.$(Cluster).$(Process).log",
+        "log = /logs/demo.$(Cluster).events",
+        "batch_name = demo",
+        "transfer_executable = false",
+        "should_transfer_files = no",
+        "kill_sig = SIGTERM",
+        "job_max_vacate_time = 60",
+        "request_cpus = 2",
+        "request_memory = 2048",
+        "periodic_remove = JobStatus == 2 && time() - EnteredCurrentStatus > 5400",
+        '+Group = "x"',
+        "queue 3",
+    ]
+
+
+def test_htcondor_finds_a_program_by_its_name() -> None:
+    lines = description(Job("demo", ("python3", "x.py"))).splitlines()
+    assert lines[1:3] == ["executable = /usr/bin/env", 'arguments = "python3 x.py"']
+
+
+def test_what_htcondor_cannot_express_is_said() -> None:
+    with pytest.raises(LauncherError, match="no line breaks"):
+        description(Job("demo", ("python3", "a\nb")))
+
+
+def test_ssh_logs_in_once_per_host() -> None:
+    ssh = launcher("ssh", hosts={"n1": 2, "me@n2": 4}, options=["-p", "22"])
+    commands = ssh.render(JOB).commands
+    head = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-p", "22")
+    assert [command[:-1] for command in commands] == [(*head, "n1"), (*head, "me@n2")]
+    counts = [shlex.split(command[-1])[4:7] for command in commands]
+    assert counts == [["2", "/logs/demo", "n1:"], ["1", "/logs/demo", "me@n2:"]]
+    assert shlex.split(commands[0][-1])[7:] == list(JOB.command)
+
+
+def test_hosts_without_counts_take_turns() -> None:
+    ssh = launcher("ssh", hosts=["a", "b"])
+    assert ssh.counts(3) == {"a": 2, "b": 1}  # type: ignore[attr-defined]
+    assert ssh.counts(1) == {"a": 1}  # type: ignore[attr-defined]
+
+
+def test_more_copies_than_hosts_have_room_for() -> None:
+    with pytest.raises(LauncherError, match="5 copies: the hosts have room for 3"):
+        launcher("ssh", hosts={"a": 2, "b": 1}).render(JOB._replace(count=5))
+
+
+@pytest.mark.parametrize("hosts", [[], ["-oProxyCommand=x"], ["a b"], {"a": 0}])
+def test_hosts_that_are_none(hosts: object) -> None:
+    with pytest.raises(LauncherError):
+        launcher("ssh", hosts=hosts)
+
+
+@pytest.mark.parametrize("kind", ["docker", "podman"])
+def test_containers_hand_signals_on(kind: str) -> None:
+    container = Container(kind, "work:1", ("--gpus", "all"), ("/shared", "/a:/b:ro"))
+    assert process_command(JOB._replace(container=container, directory="/w")) == [
+        kind, "run", "--rm", "--init", "--network", "host", "--workdir", "/w",
+        "--volume", "/w:/w", "--volume", "/shared:/shared", "--volume", "/a:/b:ro",
+        "--env", "WORD=it's $HOME", "--gpus", "all", "work:1", *JOB.command,
+    ]  # fmt: skip
+
+
+def test_apptainer() -> None:
+    container = Container("apptainer", "image.sif", ("--nv",), ("/shared",))
+    assert process_command(JOB._replace(container=container, directory="/w")) == [
+        "apptainer", "exec", "--pwd", "/w", "--bind", "/w:/w", "--bind", "/shared:/shared",
+        "--nv", "image.sif", *JOB.command,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "container",
+    [Container("lxc", "i"), Container("docker", ""), Container("docker", "i", (), ("relative",))],
+)
+def test_containers_that_cannot_be(container: Container) -> None:
+    with pytest.raises(LauncherError):
+        process_command(JOB._replace(container=container, directory="/w"))
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_scripts_hand_over_every_word_as_it_is(tmp_path: Path, word: str) -> None:
+    command = ("/usr/bin/printf", "%s|", word, "end")
+    directory = tmp_path / (f"d{word}".replace("/", "_"))
+    directory.mkdir()
+    job = Job("x", command, environment={"A": word}, directory=str(directory))
+    shown = subprocess.run(
+        ["sh"], input=script(job), capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert shown.stdout == f"{word}|end|"
+    shown = subprocess.run(
+        ["sh"], input=script(job._replace(command=("sh", "-c", 'printf "%s|" "$A" "$PWD"'))),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert shown.stdout == f"{word}|{directory}|"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"command": ()}, "no command"),
+        ({"count": 0}, "at least 1"),
+        ({"environment": {"A B": ""}}, "not a name of a variable"),
+        ({"directory": "a\0b"}, "zero byte"),
+    ],
+)
+@pytest.mark.parametrize("name", ["local", "slurm", "sge", "pbs", "htcondor", "memory", "psij"])
+def test_jobs_that_cannot_be(name: str, change: dict[str, object], message: str) -> None:
+    with pytest.raises(LauncherError, match=message):
+        launcher(name).render(JOB._replace(**change))
+
+
+@pytest.mark.parametrize("name", ["local", "ssh"])
+def test_options_that_would_do_nothing_are_refused(name: str) -> None:
+    settings = {"hosts": ["a"]} if name == "ssh" else {}
+    with pytest.raises(LauncherError, match="no batch system"):
+        launcher(name, **settings).render(JOB._replace(options=("-q", "x")))
+
+
+def test_a_launcher_or_a_setting_that_there_is_not() -> None:
+    with pytest.raises(LauncherError, match="no launcher 'lsf'; there are local, ssh, slurm"):
+        launcher("lsf")
+    with pytest.raises(LauncherError, match="it takes kill_after_s"):
+        launcher("local", hosts=["a"])
+    with pytest.raises(LauncherError, match="openpbs, torque"):
+        launcher("pbs", dialect="lsf")
+
+
+def test_the_walltime_is_handed_to_the_slave() -> None:
+    job = slave_job("a b", "host:1", JOB, SlaveOptions(workers=2), python="python3")
+    assert job.command == (
+        "python3", "-m", "masterslave", "slave", "-m", "host:1", "-n", "2",
+        "--lifetime", "5400", "--", "a b",
+    )  # fmt: skip
+
+
+def test_a_dry_run_shows_what_a_person_could_run(tmp_path: Path) -> None:
+    rendered = Rendered((("cat", "-"),), "one\n$HOME\n")
+    shown = subprocess.run(["sh", "-c", str(rendered)], capture_output=True, text=True, check=True)
+    assert shown.stdout == "one\n$HOME\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"), [("demo", "demo"), ("1 a/ü", "j1_a__"), ("", "j"), ("-x", "j-x")]
+)
+def test_names_that_all_systems_take(name: str, safe: str) -> None:
+    assert safe_name(name) == safe
+
+
+def test_times_as_batch_systems_read_them() -> None:
+    assert [clock(s) for s in (0.5, 59.9, 3600, 90061)] == [
+        "00:00:01", "00:00:59", "01:00:00", "25:01:01",
+    ]  # fmt: skip
