@@ -20,7 +20,7 @@ Time is an argument. The shell is `pump`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from masterslave.pace import Pace
@@ -53,7 +53,7 @@ class Flight(NamedTuple):
 
 
 class _Aloft:
-    __slots__ = ("flight", "gone", "suspect", "since")
+    __slots__ = ("flight", "gone", "since", "suspect")
 
     def __init__(self, flight: Flight, since: float, suspect: bool) -> None:
         self.flight = flight
@@ -131,19 +131,13 @@ class Flights:
         """The executor has lost this submission, and no other."""
         aloft = self._aloft.pop(number, None)
         if aloft is not None:
-            self._fall([aloft], story, aloft.wanted())
+            self._fall(aloft.wanted(), story)
 
-    def broke(self, story: str, guilty: Iterable[str] = ()) -> None:
-        """The executor is broken: nothing in the air will land. `guilty`: ids, where known."""
+    def broke(self, story: str) -> None:
+        """The executor is broken: nothing in the air will land."""
         fallen, self._aloft = list(self._aloft.values()), {}
         self.pool += 1
-        named = set(guilty)
-        tasks = [task for aloft in fallen for task in aloft.wanted()]
-        blamed = [task for task in tasks if task.task_id in named]
-        for task in tasks if blamed else ():
-            if task not in blamed:  # whose fault it is is known
-                self._backlog.appendleft(task)
-        self._fall(fallen, story, blamed or tasks)
+        self._fall([task for aloft in fallen for task in aloft.wanted()], story)
 
     def given_back(self, number: int, why: str) -> None:
         """The executor has not begun with this submission, and will not."""
@@ -250,7 +244,7 @@ class Flights:
         """How long it will take; None if nobody knows, or its time is to be taken."""
         return None if task.timeout is not None else self._pace.estimate_s(task.tag)
 
-    def _fall(self, fallen: Sequence[_Aloft], story: str, suspects: list[Assignment]) -> None:
+    def _fall(self, suspects: list[Assignment], story: str) -> None:
         alone = len(suspects) == 1
         for task in suspects:
             if alone or task.task_id in self._suspected:

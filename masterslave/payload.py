@@ -413,10 +413,8 @@ _brought: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()
 
 def resolve_main(main_id: str, qualname: str, by_value: bytes) -> Any:
     """Called while unpickling: what a peer's script defines, taken from here if it is the same."""
-    if main_id == _Main.id:
-        found = _named_in_main(qualname)
-    else:
-        found = _brought.get((main_id, qualname))
+    here = main_id == _Main.id
+    found = _named_in_main(qualname) if here else _brought.get((main_id, qualname))
     if found is None:
         found = cloudpickle.loads(by_value)
         _origins[found] = main_id, qualname
@@ -462,27 +460,17 @@ class _ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._main_id = main_id
 
     def reducer_override(self, obj: Any) -> Any:
-<<<<<<< HEAD
+        if isinstance(obj, CodeType):
+            # With its file's name, which cloudpickle leaves out: a traceback without is of no use.
+            make, args, *_ = self.dispatch_table[CodeType](obj)
+            named = (obj.co_filename if arg == _NO_FILE else arg for arg in args)
+            return make, tuple(named)
         if _is_of_main(obj):
             origin = _origins.get(obj)
             if origin is None and self._main_id is not None and _is_named(obj):
                 origin = self._main_id, obj.__qualname__
             if origin is not None:
                 return resolve_main, (*origin, cloudpickle.dumps(obj, 5))
-=======
-        if isinstance(obj, CodeType):
-            # With its file's name, which cloudpickle leaves out: a traceback without is of no use.
-            make, args, *_ = self.dispatch_table[CodeType](obj)
-            named = (obj.co_filename if arg == _NO_FILE else arg for arg in args)
-            return make, tuple(named)
-        if (
-            self._main_id is not None
-            and isinstance(obj, (type, FunctionType))
-            and obj.__module__ == "__main__"
-            and _named_in_main(obj.__qualname__) is obj
-        ):
-            return resolve_main, (self._main_id, obj.__qualname__, cloudpickle.dumps(obj, 5))
->>>>>>> b85eef65ef575888e15fcc8ee5ec126809c480b2
         return super().reducer_override(obj)
 
 

@@ -92,7 +92,6 @@ def object_record(value: Any) -> Record:
     return {"kind": "object", "frame": payload.Codec().encode(value), **_surroundings()}
 
 
-<<<<<<< HEAD
 def guest_record(slave_class: type, watchdog_period: float | None) -> Record:
     """The record of a slave class for workers that never run the master's script.
 
@@ -119,11 +118,11 @@ def run_script(record: Record, namespace: dict[str, Any]) -> None:
     )
     linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
     exec(compile(source, path, "exec", dont_inherit=True), namespace)
-=======
+
+
 def functions_record() -> Record:
     """The record of workers that call clients' functions, and nothing else."""
     return {"kind": "functions"}
->>>>>>> b85eef65ef575888e15fcc8ee5ec126809c480b2
 
 
 def _belongs_to_python(path: str) -> bool:
@@ -144,12 +143,8 @@ def load(record: Record, start: Callable[[Any], None]) -> None:
     A script starts its slave itself when it is run; what is not a script is given to `start`: the
     namespace of the module, the object, or None where there are functions only.
     """
-<<<<<<< HEAD
-    take_over(record)
-=======
     if record["kind"] != "functions":  # each function brings its surroundings along
-        _take_over(record)
->>>>>>> b85eef65ef575888e15fcc8ee5ec126809c480b2
+        take_over(record)
     if record["kind"] == "script":
         _run_as_main(record)
     elif record["kind"] == "module":
