@@ -675,7 +675,10 @@ class ClusterExecutor(_View):
 
 def _own_master() -> MasterProcess:
     """A master for local workers, that nobody else is to find."""
-    settings = replace(Settings.from_environment(), host="127.0.0.1", port=0, master_gone_s=_GONE_S)
+    settings = replace(
+        Settings.from_environment(),
+        host="127.0.0.1", port=0, master_gone_s=_GONE_S, connections=None,
+    )  # fmt: skip
     label = f"executor-{os.getpid()}-{secrets.token_hex(4)}"
     code = {**slavecode.functions_record(), "shared_main": False}
     with circumstances(Circumstances(code)):

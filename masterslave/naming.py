@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from masterslave import connectionfile
+from masterslave.connectionfile import Connection
 from masterslave.errors import AuthenticationError, ConnectionFailed, LabelInUse, SettingsError
 from masterslave.settings import Settings, split_address
 from masterslave.transports.nameserver import (
@@ -165,8 +167,43 @@ def locate(label: str, master_host: str | None, settings: Settings) -> list[str]
 def connect(label: str, master_host: str | None, settings: Settings, key: bytes) -> PyroLink:
     """A link to the label's task manager, by the first of its addresses that answers.
 
-    Raises `ConnectionFailed`, or a subclass that says more, naming every address tried.
+    `master_host`: where it is; None finds it by the user's connection file, if there is one and who
+    answers there has that label, else by the name server. Raises `ConnectionFailed`, or a subclass
+    that says more, naming every address tried.
     """
+    if master_host is not None:
+        return _by_name(label, master_host, settings, key)
+    known = connectionfile.read(settings.connections, label)
+    if known is None:
+        return _by_name(label, None, settings, key)
+    try:
+        return _by_file(known, settings, key)
+    except ConnectionFailed as error:
+        by_file = error
+    try:
+        return _by_name(label, None, settings, key)
+    except ConnectionFailed as error:
+        if isinstance(by_file, AuthenticationError):
+            raise by_file from error
+        raise type(error)(f"{error}; by the file {known.path}: {by_file}") from error
+
+
+def _by_file(known: Connection, settings: Settings, key: bytes) -> PyroLink:
+    if not known.addresses:
+        raise ConnectionFailed(
+            f"the master listens on {known.host} for that host only; "
+            "MASTERSLAVE_HOST=0.0.0.0 in its environment lets others reach it"
+        )
+    impatient = replace(settings, handshake_s=min(settings.handshake_s, _ALIVE_S))
+    link = connect_any(known.label, known.addresses, key, impatient)
+    try:
+        link.call("numberOfActiveProcesses")  # its port may be another label's by now
+    finally:
+        link.close()
+    return _link(link.address, known.label, key, settings.handshake_s)
+
+
+def _by_name(label: str, master_host: str | None, settings: Settings, key: bytes) -> PyroLink:
     try:
         addresses = locate(label, master_host, settings)
     except NameServerGone as error:
@@ -239,10 +276,35 @@ def wait_and_connect(
 
 
 def survey(settings: Settings, key: bytes, *, with_counts: bool) -> list[dict[str, object]]:
-    """All labels of the name server with address and state; entries of the dead are removed.
+    """All labels of the name server and of this user's connection files, with address and state.
 
-    State: "alive", "refuses our key", or "gone (entry removed)". Raises `NameServerGone`.
+    State: "alive", "refuses our key", "gone (entry removed)", of a connection file "gone". Entries
+    of the dead are removed from the name server. Raises `NameServerGone` when there is none, and
+    there are no such files either.
     """
+    files = connectionfile.read_all(settings.connections)
+    try:
+        rows = _survey_names(settings, key, with_counts)
+    except NameServerGone:
+        if not files:
+            raise
+        rows = []
+    named = {row["label"] for row in rows if row["state"] != "gone (entry removed)"}
+    for known in files:
+        if known.label not in named and known.addresses:
+            row: dict[str, object] = {"label": known.label, "address": known.addresses[0]}
+            row["state"] = "alive"
+            try:
+                _ask(row, known.label, known.addresses, key, settings, with_counts)
+            except AuthenticationError:
+                row["state"] = "refuses our key"
+            except ConnectionFailed:
+                row["state"] = "gone"
+            rows.append(row)
+    return rows
+
+
+def _survey_names(settings: Settings, key: bytes, with_counts: bool) -> list[dict[str, object]]:
     try:
         name_server = NameServer(broadcast=settings.broadcast)
     except NameServerGone as error:

@@ -246,11 +246,12 @@ class Pump:
     def _item(self, name: str) -> tuple[Any, str]:
         if name == guest.CODE:
             return self._record, ""
-        self._forgotten.pop(name, None)  # it may have been set again
         try:
-            return guest.plain(self._manager.retrieveData(name)), ""
+            frame = self._manager.retrieveData(name)
         except DataNotFound as error:
             return None, str(error)
+        self._forgotten.pop(name, None)  # it has been set again
+        return guest.plain(frame), ""
 
     def _landed(self, flight: Flight, future: Future[Any]) -> None:
         self._futures.pop(flight.number, None)

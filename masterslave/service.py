@@ -22,6 +22,7 @@ from masterslave.settings import DEFAULT_PORT, Settings, join_address, split_add
 from masterslave.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from masterslave.connectionfile import ConnectionFile
     from masterslave.journal import Journal
     from masterslave.naming import Registration
     from masterslave.transports.pyro import PyroServer
@@ -51,6 +52,7 @@ class Service:
         Raises `LabelInUse`, `SettingsError`, `ConnectionFailed`, `JournalError`.
         """
         # Only masters need these, but every worker imports the master: they take time to load.
+        from masterslave.connectionfile import ConnectionFile
         from masterslave.naming import Registration
 
         key = load_key(settings.key_file)
@@ -68,6 +70,10 @@ class Service:
             if use_name_server:
                 self._registration = Registration(self._server, label, settings, key)
                 self._registration.start()
+            self._file: ConnectionFile | None = None
+            if settings.connections is not None:
+                self._file = ConnectionFile(settings.connections, label, self._server.addresses)
+                self._file.write()
             undo.pop_all()
         self._watchdog = Watchdog(self.manager, settings.stall_s)
         self._watchdog.start()
@@ -129,6 +135,8 @@ class Service:
     def stop(self) -> None:
         """Free the label and the port, close the journal. Blocks until all threads have ended."""
         self._watchdog.stop()
+        if self._file is not None:
+            self._file.remove()
         if self._registration is not None:
             self._registration.stop()
         self._server.stop()

@@ -61,6 +61,7 @@ class Settings:
     shared_memory: bool = True  # for large buffers between processes of one host, where it can be
     resume_s: float = 10.0  # longest time a restarted master waits for its slaves of before
     chaos: Chaos | None = None  # of the slaves started; None: nothing goes wrong on purpose
+    connections: Path | None = None  # directory of connection files; None: none are used
     handshake_s: float = 10.0  # then a connection that has not proved itself is closed
     poll_s: float = 20.0  # longest time that a call waits in the task manager for a task
     stall_s: float = 5.0  # then a job that does not move says why in the log
@@ -78,13 +79,13 @@ class Settings:
         variable that cannot be used.
         """
         env = os.environ if environ is None else environ
+        home = Path(env.get("HOME") or os.path.expanduser("~")) / ".masterslave"
         key_file = env.get("MASTERSLAVE_KEY_FILE")
-        if key_file:
-            path = Path(key_file).expanduser()
-        else:
-            home = env.get("HOME") or os.path.expanduser("~")
-            path = Path(home) / ".masterslave" / "key"
-        settings = cls(key_file=path, host=env.get("MASTERSLAVE_HOST") or cls.host)
+        settings = cls(
+            key_file=Path(key_file).expanduser() if key_file else home / "key",
+            host=env.get("MASTERSLAVE_HOST") or cls.host,
+            connections=home / "managers",
+        )
         port = _number(env, "MASTERSLAVE_PORT", 0, 65535, whole=True)
         gone = _number(env, "MASTERSLAVE_MASTER_GONE", 0, None)
         grace = _number(env, "MASTERSLAVE_GRACE", 0, None)

@@ -58,8 +58,10 @@ def master(label: str, *, use_name_server: bool = True, **changes: Any) -> Itera
 
 
 def find(label: str, master_host: str | None = None) -> str:
-    """Look a label up as a slave does; gives the label that the task manager says it has."""
-    settings = Settings.from_environment()
+    """Look a label up as a slave does that has no connection file of it; gives the label that the
+    task manager says it has.
+    """
+    settings = replace(Settings.from_environment(), connections=None)
     link = connect(label, master_host, settings, load_key(settings.key_file))
     try:
         return str(link.call("status")["label"])

@@ -89,8 +89,15 @@ def test_pbs(dialect: str, array: str, resources: list[str]) -> None:
     assert only(rendered) == [
         "qsub", "-N", "demo", "-S", "/bin/sh", "-j", "oe", "-o", "/logs/demo.pbs",
         array, "0-2", "-l", "walltime=01:30:00", *resources, "-q", "long",
+        "/logs/demo.sh",
     ]  # fmt: skip
+    assert rendered.file == "/logs/demo.sh"
     assert rendered.script == SCRIPT + ' >> /logs/demo."$PBS_JOBID".log 2>&1\n'
+
+
+def test_where_pbs_has_no_arrays_each_copy_is_a_job() -> None:
+    commands = launcher("pbs", arrays=False).render(JOB).commands
+    assert len(commands) == 3 and len(set(commands)) == 1 and "-J" not in commands[0]
 
 
 def test_htcondor() -> None:

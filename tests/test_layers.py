@@ -19,9 +19,10 @@ LAYERS = {
     "lifetime flights roster stragglers scheduler attempts clients versions sharing "
     "pairing scaling",
     2: "manager desk room outbox waiters watchdog journal ledger stores.*",
-    3: "transports.* launchers.* naming keyfile pipe slavecode tables memory shared engines functions "
-    "board calls identities runfolder",
-    4: "guest pump worker workerprocess uplink supervisor slave master service attached executor client",
+    3: "transports.* launchers.* naming keyfile pipe slavecode tables memory shared engines "
+    "functions connectionfile board calls identities runfolder",
+    4: "guest pump worker workerprocess uplink supervisor slave master service attached executor "
+    "client",
     5: "jobs cli commands.* __init__ __main__",
 }
 

@@ -29,7 +29,8 @@ def read(**environ: str) -> Settings:
 
 
 def test_without_variables_the_defaults_hold() -> None:
-    assert read() == Settings(key_file=Path("/home/someone/.masterslave/key"))
+    home = Path("/home/someone/.masterslave")
+    assert read() == Settings(key_file=home / "key", connections=home / "managers")
 
 
 def test_each_variable_sets_its_field() -> None:
@@ -40,8 +41,11 @@ def test_each_variable_sets_its_field() -> None:
         MASTERSLAVE_BROADCAST="0",
         MASTERSLAVE_MASTER_GONE="2.5",
         MASTERSLAVE_GRACE="0",
+        MASTERSLAVE_CLIENT_GRACE="1.5",
     ) == Settings(
         key_file=Path("/keys/mine"),
+        connections=Path("/home/someone/.masterslave/managers"),
+        client_grace_s=1.5,
         host="0.0.0.0",
         port=7777,
         broadcast=False,

@@ -24,6 +24,7 @@ import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -73,9 +74,13 @@ class Rendered(NamedTuple):
 
     commands: tuple[tuple[str, ...], ...]  # argument lists, run one after the other
     script: str | None = None  # what each of them reads from its standard input
+    file: str | None = None  # the script is written there instead, before they run
 
     def __str__(self) -> str:
         lines = [shlex.join(command) for command in self.commands]
+        if self.script is not None and self.file is not None:
+            text = f"cat > {shlex.quote(self.file)} <<'END'\n{self.script.rstrip()}\nEND"
+            return "\n".join([text, *lines])
         if self.script is None:
             return "\n".join(lines)
         return "\n".join(f"{line} <<'END'\n{self.script.rstrip()}\nEND" for line in lines)
@@ -128,11 +133,14 @@ class Launcher(ABC):
         rendered = self.render(job)
         try:
             os.makedirs(job.log_folder, exist_ok=True)
+            if rendered.file is not None:
+                Path(rendered.file).write_text(rendered.script or "", encoding="utf-8")
         except OSError as error:
             raise LauncherError(f"log folder {job.log_folder}: {error.strerror}") from error
+        stdin = rendered.script if rendered.file is None else None
 
         def start(command: Sequence[str]) -> list[str]:
-            return self._submitted(job, run_command(command, stdin=rendered.script))
+            return self._submitted(job, run_command(command, stdin=stdin))
 
         ids, failures = together(start, rendered.commands)
         if failures:
@@ -249,10 +257,10 @@ def run_command(
     return output
 
 
-def answers(command: Sequence[str]) -> bool:
-    """Whether a command is there and ends well within `PROBE_LIMIT_S`."""
+def answers(command: Sequence[str], statuses: Sequence[int] = (0,)) -> bool:
+    """Whether a command is there and ends within `PROBE_LIMIT_S`, with one of `statuses`."""
     try:
-        run_command(command, limit_s=PROBE_LIMIT_S)
+        run_command(command, limit_s=PROBE_LIMIT_S, statuses=statuses)
     except LauncherError:
         return False
     return True

@@ -26,34 +26,43 @@ DIALECTS = ("openpbs", "torque")
 _PENDING = set("QHWTM")  # queued, held, waiting, moving to a server or between servers
 _ENDED = set("CFX")  # completed (Torque), finished, finished part of an array (OpenPBS)
 
+#: Exit status of some, when there are no jobs at all.
+_NO_JOBS = 153
+
 #: `qstat` and `qdel` end so when there is no such job, or no longer.
 _UNKNOWN_JOB = ("Unknown Job", "has finished", "Invalid job id", "invalid state", "completed")
 
 
 class PbsLauncher(Launcher):
-    """Copies are an array, a single one is a plain job. `dialect`: "openpbs" or "torque"."""
+    """Copies are an array, a single one is a plain job.
+
+    `dialect`: "openpbs" or "torque". `arrays`: False where there are none; each copy is a job then.
+    """
 
     name = "pbs"
 
-    def __init__(self, dialect: str = "openpbs") -> None:
+    def __init__(self, dialect: str = "openpbs", arrays: bool = True) -> None:
         if dialect not in DIALECTS:
             raise LauncherError(f"dialect {dialect!r}: must be one of {', '.join(DIALECTS)}")
         self._torque = dialect == "torque"
+        self._arrays = arrays
 
     def is_available(self) -> bool:
         # Grid Engine has commands of the same names, and `qconf` beside them.
-        return answers(["qstat"]) and not answers(["qconf", "-sql"])
+        return answers(["qstat"], (0, _NO_JOBS)) and not answers(["qconf", "-sql"])
 
     def render(self, job: Job) -> Rendered:
         name = safe_name(job.name)[:15]  # older ones take no more
         own_log = os.path.join(job.log_folder, f"{safe_name(job.name)}.pbs")
         command = ["qsub", "-N", name, "-S", "/bin/sh", "-j", "oe", "-o", own_log]
-        if job.count > 1:
+        if job.count > 1 and self._arrays:
             command += ["-t" if self._torque else "-J", f"0-{job.count - 1}"]
         if job.walltime_s is not None:
             command += ["-l", f"walltime={clock(job.walltime_s)}"]
         command += self._resources(job)
-        return Rendered(((*command, *job.options),), script(job, log_id="$PBS_JOBID"))
+        file = os.path.join(job.log_folder, f"{safe_name(job.name)}.sh")  # not all read stdin
+        commands = ((*command, *job.options, file),) * (1 if self._arrays else job.count)
+        return Rendered(commands, script(job, log_id="$PBS_JOBID"), file)
 
     def _resources(self, job: Job) -> list[str]:
         memory = None if job.memory_bytes is None else f"mem={kibibytes(job.memory_bytes)}kb"
@@ -71,7 +80,7 @@ class PbsLauncher(Launcher):
         if found is None:
             raise LauncherError(f"qsub gave no job id but {output.out!r}")
         number, _, server = found.groups()
-        if job.count == 1:
+        if job.count == 1 or not self._arrays:
             return [f"{number}{server}"]
         return [f"{number}[{i}]{server}" for i in range(job.count)]
 

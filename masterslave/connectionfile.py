@@ -1,0 +1,182 @@
+"""Connection files: where the task managers of this user are, for all who share the home directory.
+
+One file per label, ``~/.masterslave/managers/LABEL.json``, owner-only, written when a task manager
+starts and removed when it ends. So slaves and clients on a cluster with a shared home need no name
+server. The file is a hint and no proof: who answers must hold the key as ever.
+
+| field       | is                                                                    |
+|-------------|-----------------------------------------------------------------------|
+| `label`     | the label, as the file's name may be an abbreviation                  |
+| `addresses` | ``host:port`` of each, most useful first                              |
+| `host`      | name of the host; what listens on loopback only is of use there alone |
+| `pid`       | its process id there: a file whose process has ended is stale         |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import stat
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from masterslave.errors import SettingsError
+from masterslave.settings import split_address
+
+log = logging.getLogger(__name__)
+
+#: Longest file name made of a label; file systems take 255 bytes.
+_NAME_BYTES = 200
+
+#: Largest file that is read. A task manager has a few addresses.
+_FILE_BYTES = 1 << 16
+
+#: Addresses of a file that are tried.
+_ADDRESSES = 16
+
+
+class Connection(NamedTuple):
+    """What a connection file says."""
+
+    path: Path
+    label: str
+    addresses: list[str]  # that can be reached from this host
+    host: str
+    pid: int
+
+
+def path_of(directory: Path, label: str) -> Path:
+    """The file of a label."""
+    name = quote(label, safe="")
+    if len(name) > _NAME_BYTES:
+        name = f"{name[:100]}-{hashlib.sha256(label.encode('utf-8', 'replace')).hexdigest()}"
+    return directory / f"{name}.json"
+
+
+class ConnectionFile:
+    """The file of a task manager of this process, from `write` until `remove`."""
+
+    def __init__(self, directory: Path, label: str, addresses: Sequence[str]) -> None:
+        self.path = path_of(directory, label)
+        self._fields = {
+            "label": label,
+            "addresses": list(addresses),
+            "host": platform.node(),
+            "pid": os.getpid(),
+        }
+        self._text = json.dumps(self._fields, indent=2, sort_keys=True) + "\n"
+
+    def write(self) -> None:
+        """Write it, in the place of one that is there. What prevents that is said in the log."""
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".new-", dir=self.path.parent)  # owner-only
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    file.write(self._text)
+                os.replace(name, self.path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
+                raise
+        except OSError as error:
+            log.warning(
+                "no connection file %s: %s; slaves need the name server or -m",
+                self.path,
+                error.strerror or error,
+                extra={"action": "no_connection_file"},
+            )
+
+    def remove(self) -> None:
+        """Remove it, unless it is another task manager's by now."""
+        with contextlib.suppress(OSError):
+            if self.path.read_text(encoding="utf-8") == self._text:
+                self.path.unlink()
+
+
+def read(directory: Path | None, label: str) -> Connection | None:
+    """What the file of a label says; None if there is none that is of use here.
+
+    A file whose process has ended on this host is removed. Raises `SettingsError` for one that is
+    not this user's own, or that others may write to.
+    """
+    return None if directory is None else _read(path_of(directory, label), label)
+
+
+def read_all(directory: Path | None) -> list[Connection]:
+    """All connection files that are of use here, by label."""
+    found = []
+    if directory is not None:
+        for path in directory.glob("*.json"):
+            with contextlib.suppress(SettingsError):
+                if (connection := _read(path)) is not None:
+                    found.append(connection)
+    return sorted(found, key=lambda connection: connection.label)
+
+
+def _read(path: Path, label: str | None = None) -> Connection | None:
+    try:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        with open(os.open(path, flags), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise SettingsError(f"connection file {path}: is not a regular file; remove it")
+            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                raise SettingsError(
+                    f"connection file {path}: is another user's, or others may write to it; "
+                    "remove it"
+                )
+            data = file.read(_FILE_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("connection file %s: %s", path, error.strerror or error)
+        return None
+    connection = _parse(path, data)
+    if connection is None or label not in (None, connection.label):
+        log.warning("connection file %s makes no sense; remove it", path)
+        return None
+    if connection.host == platform.node() and not _is_running(connection.pid):
+        log.info("connection file %s is stale: its process has ended", path)
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == data:
+                path.unlink()
+        return None
+    return connection
+
+
+def _parse(path: Path, data: bytes) -> Connection | None:
+    try:
+        fields: Any = json.loads(data)
+        label, host, pid = fields["label"], fields["host"], fields["pid"]
+        addresses = fields["addresses"]
+        good = isinstance(label, str) and isinstance(host, str) and type(pid) is int
+        if not good or not all(isinstance(text, str) for text in addresses):
+            return None
+        here = host == platform.node()
+        usable = [text for text in addresses[:_ADDRESSES] if here or not _is_loopback(text)]
+        return Connection(path, label, usable, host, pid)
+    except (ValueError, KeyError, TypeError, RecursionError, SettingsError):
+        return None
+
+
+def _is_loopback(address: str) -> bool:
+    host = split_address(address)[0]
+    return host.startswith("127.") or host in ("localhost", "::1")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True

@@ -1,0 +1,164 @@
+"""Real batch systems, sshd and podman on this machine, started by the scripts beside this module.
+
+Each test process has its own, in a folder named after that process, on free ports. A process that
+was killed leaves its systems behind: whoever comes next ends them by what they have recorded.
+Inside CI (MASTERSLAVE_CI=1) a system that is missing is a failure, elsewhere a reason to skip.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent / "scripts"
+CACHE = Path("/var/cache/masterslave-clusters")
+START_S = 400.0  # the first start of HTCondor unpacks a distribution
+
+NEEDS = {
+    "slurm": ("slurmctld", "slurmd", "munged", "sbatch"),
+    "sge": ("sge_qmaster", "sge_execd", "qconf"),
+    "ssh": ("/usr/sbin/sshd", "ssh", "ssh-keygen"),
+    "podman": ("podman", "runc", "/usr/libexec/podman/catatonit"),
+    "condor": ("debootstrap",),
+    "pbs": ("slurmctld", "slurmd", "munged", "sbatch", "dpkg"),
+}
+
+
+def require(*names: str) -> None:
+    """Skip the test, or fail inside CI, where a system cannot be had."""
+    reasons = [] if os.geteuid() == 0 else ["not root"]
+    for name in names:
+        reasons += [f"no {program}" for program in NEEDS[name] if shutil.which(program) is None]
+    if reasons and os.environ.get("MASTERSLAVE_CI") == "1":
+        pytest.fail(f"missing in CI: {', '.join(reasons)}", pytrace=False)
+    if reasons:
+        pytest.skip(", ".join(reasons))
+
+
+class Systems:
+    """The systems of this process, each started when it is first asked for."""
+
+    def __init__(self) -> None:
+        me = psutil.Process()
+        self._parent = Path(tempfile.gettempdir()) / f"ms-clusters-{os.getuid()}"
+        self.path = self._parent / f"{me.pid}-{round(me.create_time() * 100)}"
+        self._clean = dict(os.environ)  # not that of the test which comes first
+        self._ports: dict[str, int] = {}
+        self._condor_lock: int | None = None
+
+    def variables(self, name: str) -> dict[str, str]:
+        """What the scripts of a system are told."""
+        folder = CACHE / name if name in ("condor", "pbs") else self.path / name
+        port = self._ports.setdefault(name, free_ports(4))
+        kind = "CONDOR" if name == "condor" else name.upper()
+        own = {f"{kind}_DIR" if name == "pbs" else f"{kind}_TEST_DIR": str(folder)}
+        return {**self._clean, **own, "PORT0": str(port), "PORT": str(port),
+                "NODE": f"m{os.getpid()}n"}  # fmt: skip
+
+    def folder(self, name: str) -> Path:
+        return CACHE / name if name in ("condor", "pbs") else self.path / name
+
+    def start(self, name: str) -> dict[str, str]:
+        """Start it unless it runs; gives the variables by which its commands find it."""
+        require(name)
+        self.end_those_of_the_dead()
+        self.path.mkdir(parents=True, exist_ok=True)
+        found: dict[str, str] = {}
+        if name == "pbs":
+            found = self.start("slurm")
+            CACHE.mkdir(parents=True, exist_ok=True)
+        if name == "condor" and self._condor_lock is None:
+            CACHE.mkdir(parents=True, exist_ok=True)
+            self._condor_lock = os.open(CACHE / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            fcntl.flock(self._condor_lock, fcntl.LOCK_EX)  # one pool at a time on a machine
+            run("condor-stop.sh", self.variables(name))
+        script = {"podman": "podman-setup.sh", "pbs": "pbs-over-slurm.sh"}
+        run(script.get(name, f"{name}-start.sh"), {**self.variables(name), **found})
+        if name == "pbs":
+            return {**found, "PATH": f"{self.folder(name)}/usr/bin:{os.environ['PATH']}"}
+        return {**found, **read_variables(self.folder(name) / "env")}
+
+    def pids(self, name: str) -> list[int]:
+        """The recorded process ids of its daemons that live."""
+        files = [*self.folder(name).glob("run/*.pid"), *self.folder(name).glob("pid")]
+        recorded = [int(path.read_text()) for path in files if path.read_text().strip()]
+        return [pid for pid in recorded if psutil.pid_exists(pid)]
+
+    def kill(self, name: str) -> None:
+        """What becomes of it when a session is killed: no daemon ends in order."""
+        for pid in self.pids(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        if self._condor_lock is not None:
+            run("condor-stop.sh", self.variables("condor"))
+            os.close(self._condor_lock)
+        self._end(self.path)
+
+    def end_those_of_the_dead(self) -> None:
+        for path in self._parent.glob("*-*"):
+            pid, _, began = path.name.partition("-")
+            try:
+                alive = round(psutil.Process(int(pid)).create_time() * 100) == int(began)
+            except (psutil.NoSuchProcess, ValueError):
+                alive = False
+            if not alive:
+                self._end(path)
+
+    def _end(self, path: Path) -> None:
+        for name in ("slurm", "sge", "ssh", "podman"):
+            if (path / name).exists():
+                variables = {**self._clean, f"{name.upper()}_TEST_DIR": str(path / name)}
+                run(f"{name}-stop.sh", variables, "--purge")
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def run(script: str, variables: Mapping[str, str], *arguments: str) -> None:
+    """Run one of the scripts; what it printed is the message when it fails."""
+    with tempfile.TemporaryFile() as output:  # no pipe: daemons would keep it open
+        done = subprocess.run(
+            ["bash", str(SCRIPTS / script), *arguments], env=dict(variables),
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=START_S, check=False,
+        )  # fmt: skip
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    assert done.returncode == 0, f"{script}: {text[-2000:]}"
+
+
+def read_variables(path: Path) -> dict[str, str]:
+    """Of a file with ``export NAME=VALUE NAME=VALUE`` lines."""
+    words = path.read_text().split() if path.exists() else []
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on."""
+    while True:
+        first = random.randrange(16000, 30000)
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as sock:
+                    sock.bind(("0.0.0.0", port))
+        except OSError:
+            continue
+        return first
+
+
+@pytest.fixture(scope="session")
+def systems() -> Iterator[Systems]:
+    made = Systems()
+    yield made
+    made.stop()
