@@ -31,7 +31,7 @@ setup(
     ],
     extras_require={
         "psij": ["psij-python>=0.9"],  # batch systems that the launchers do not know
-        "examples": ["numpy>=1.22", "pillow>=9", "rich>=13"],
+        "examples": ["numpy>=1.22", "pillow>=9", "rich>=13", "scipy>=1.9"],
         "bench": [
             "numpy>=1.22",
             "matplotlib>=3.7",
@@ -52,6 +52,7 @@ setup(
             "psutil>=5.9",
             "numpy>=1.22",
             "pillow>=9",
+            "scipy>=1.9",
             "ruff>=0.6",
             "mypy>=1.10",
         ],

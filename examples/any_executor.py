@@ -1,6 +1,6 @@
 """The same program on any engine: one word chooses which one.
 
-    python any_executor.py processes      (or: threads, loky, dask, mpi)
+    python examples/any_executor.py processes      (or: threads, loky, dask, mpi)
 
 For MPI start it as ``mpiexec -n 4 python -m mpi4py.futures any_executor.py mpi``.
 """

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from masterslave.allocation import Allocation, allocate, masterHost
     from masterslave.client import ClientThread
     from masterslave.errors import (
         AuthenticationError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         ResultTimeout,
         SettingsError,
         SlaveError,
+        StartError,
         TaskLost,
         TaskManagerTermination,
         TaskOutOfMemory,
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from masterslave.records import GlobalStateValue, getMachineInfo
     from masterslave.settings import Settings
     from masterslave.slave import SlaveProcess, startSlaveProcess
+    from masterslave.starting import start
+    from masterslave.stopping import stop
 
 __version__ = "0.1.0"
 
@@ -63,6 +67,7 @@ _HOME = {
             "ResultTimeout",
             "SettingsError",
             "SlaveError",
+            "StartError",
             "TaskManagerTermination",
             "TaskOutOfMemory",
             "TaskRaisedException",
@@ -77,19 +82,25 @@ _HOME = {
     "BrokenCluster": "executor",
     "ClientThread": "client",
     "ClusterExecutor": "executor",
+    "Allocation": "allocation",
     "GlobalStateValue": "records",
     "MasterProcess": "master",
     "Observer": "hooks",
     "Settings": "settings",
     "SlaveProcess": "slave",
     "TaskManager": "manager",
+    "allocate": "allocation",
     "getMachineInfo": "records",
     "initializeMasterProcess": "jobs",
+    "masterHost": "allocation",
     "runJob": "jobs",
+    "start": "starting",
     "startSlaveProcess": "slave",
+    "stop": "stopping",
 }
 
 __all__ = [
+    "Allocation",
     "AuthenticationError",
     "BrokenCluster",
     "ClientThread",
@@ -112,6 +123,7 @@ __all__ = [
     "SettingsError",
     "SlaveError",
     "SlaveProcess",
+    "StartError",
     "TaskManager",
     "TaskLost",
     "TaskManagerTermination",
@@ -121,10 +133,14 @@ __all__ = [
     "UnknownProcess",
     "UnknownTask",
     "WorkerCrashed",
+    "allocate",
     "getMachineInfo",
     "initializeMasterProcess",
+    "masterHost",
     "runJob",
+    "start",
     "startSlaveProcess",
+    "stop",
 ]
 
 

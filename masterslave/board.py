@@ -36,6 +36,10 @@ BOARD_BYTES = 1 << 18
 #: Longest message on a board. Larger: copied twice where the pipe does it once.
 LONGEST_BYTES = 1 << 13
 
+#: A supervisor looks this often at the boards of workers that have more than one task. Larger: a
+#: result waits there while the next task runs. Smaller: the supervisor wakes up in vain.
+LOOKED_AT_S = 0.005
+
 _HEADER_BYTES = 64
 _POSTED, _TAKEN = 0, 1  # places in the header, in words of 8 bytes
 

@@ -6,6 +6,8 @@
 | `list`                 | the labels known to the name server                             |
 | `slave LABEL`          | a slave on this machine, with the code kept by the master       |
 | `serve LABEL`          | a task manager on its own                                       |
+| `start LABEL`          | slaves, perhaps a task manager, through a batch system          |
+| `stop`, `status LABEL` | ends what `start` has started; its jobs and slaves side by side |
 | `failures LABEL`       | the tasks that failed, of a living job or (`FILE`) of a journal |
 | `journal ... FILE`     | looks at a journal, saves it, mends it                          |
 | `replay FILE TASK_ID`  | runs one task of a journal again, here                          |
@@ -26,19 +28,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from masterslave import naming
-from masterslave.chaos import Chaos
-from masterslave.errors import MasterSlaveError, SettingsError
+from masterslave import arguments, naming
+from masterslave.errors import MasterSlaveError
 from masterslave.keyfile import load_key
 from masterslave.settings import Settings
-from masterslave.units import parse_bytes, parse_duration
 
-_COMMANDS = ("show", "list", "slave", "serve", "failures", "journal", "replay")
+_COMMANDS = (
+    "show", "list", "slave", "serve", "start", "stop", "status", "scale", "failures", "journal",
+    "replay",
+)  # fmt: skip
 
 #: Options that are followed by a value.
 _WITH_VALUE = (
     "-m", "--master", "-n", "--workers", "--memory", "--lifetime", "--chaos",
     "--idle", "--record", "--job",
+    "--on", "--per-slave", "--walltime", "--min", "--max", "--mount", "--container-option",
+    "--python", "--host", "--within",
     "--to", "--journal", "--port",
 )  # fmt: skip
 
@@ -95,21 +100,29 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     slave = commands.add_parser("slave", parents=[common], help="start a slave here")
     slave.add_argument("label", metavar="LABEL")
     slave.add_argument(
-        "-n", "--workers", type=_positive, default=1, metavar="N", help="worker processes (1)"
+        "-n",
+        "--workers",
+        type=arguments.positive,
+        default=1,
+        metavar="N",
+        help="worker processes (1)",
     )
     slave.add_argument(
-        "--memory", type=_size, metavar="SIZE", help="private memory that each worker may have: 2G"
+        "--memory",
+        type=arguments.size,
+        metavar="SIZE",
+        help="private memory that each worker may have: 2G",
     )
     slave.add_argument(
         "--lifetime",
-        type=_duration,
+        type=arguments.duration,
         metavar="TIME",
         help="leave in order before so much time is over: 3600, 90m or 1:30:00 "
         "(what Slurm or PBS say)",
     )
     slave.add_argument(
         "--chaos",
-        type=_chaos,
+        type=arguments.chaos,
         metavar="SPEC",
         help="let things go wrong on purpose, such as kill=0.01,cut=0.02; see the README",
     )
@@ -119,7 +132,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="with -m: ask the name server where the master is, should it be gone from there",
     )
     slave.add_argument(
-        "--idle", type=_duration, metavar="TIME", help="leave after so much time without a task"
+        "--idle",
+        type=arguments.duration,
+        metavar="TIME",
+        help="leave after so much time without a task",
     )
     slave.add_argument(
         "--record",
@@ -130,13 +146,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     serve = commands.add_parser("serve", parents=[common], help="be a task manager, until SIGTERM")
     serve.add_argument("label", metavar="LABEL")
     serve.add_argument("--journal", metavar="FILE", help="keep all tasks and results in this file")
-    serve.add_argument("--port", type=_port, metavar="N", help="listen on this port")
+    serve.add_argument("--port", type=arguments.port, metavar="N", help="listen on this port")
     serve.add_argument(
         "--keep",
         action="store_true",
         help="keep the tasks of clients that disappeared until they come back "
         "(else for MASTERSLAVE_CLIENT_GRACE seconds)",
     )
+    arguments.add_start(commands, common)
     failures = commands.add_parser(
         "failures", parents=[common], help="list the tasks that failed; -v: with tracebacks"
     )
@@ -149,7 +166,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     replay.add_argument("file", metavar="JOURNAL")
     replay.add_argument("task_id", metavar="TASK_ID")
     replay.add_argument("--pdb", action="store_true", help="debug the exception that it raises")
-    options = parser.parse_args(_with_command(argv))
+    words, passed = _without_passed_on(_with_command(argv))
+    options = parser.parse_args(words)
+    options.passed = passed
+    if options.command == "start":
+        arguments.check_start(parser, options)
     for name, default in (("master", None), ("wait", False), ("verbose", False)):
         if not hasattr(options, name):
             setattr(options, name, default)
@@ -197,38 +218,12 @@ def _with_command(argv: list[str]) -> list[str]:
     return ["show", *argv]
 
 
-def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return value
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 <= int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
-    return int(text)
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _chaos(text: str) -> Chaos:
-    try:
-        return Chaos.parse(text) or Chaos()  # which says that nothing is to go wrong
-    except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _duration(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def _without_passed_on(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Split off what ``start`` passes on to the batch system: all behind ``--``."""
+    if argv[:1] != ["start"] or "--" not in argv:
+        return argv, []
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]
 
 
 def _connect(options: argparse.Namespace, settings: Settings, label: str) -> Any:

@@ -37,6 +37,11 @@ ENOUGH_S = 0.006
 #: out long. Smaller: the worker waits for its supervisor between tiny tasks.
 AHEAD_S = 0.002
 
+#: Usual duration up to which one further task stands behind the running one, whatever `AHEAD_S`
+#: says, so that the worker need not wait for its supervisor in between. Larger: a task waits behind
+#: another one while other workers may come free. Smaller: workers wait a good part of their time.
+NEXT_S = HORIZON_S
+
 #: A running task that takes this much longer than the horizon makes the slave give back what it
 #: holds in advance. Larger: held-back tasks wait longer. Smaller: work travels to and fro.
 STALL_S = 2.5 * HORIZON_S
@@ -353,10 +358,14 @@ class Dispatch:
     def _ahead(self, state: _Worker) -> list[Assignment]:
         """Tiny tasks that a busy worker gets in advance, so that it need not wait for more."""
         batch: list[Assignment] = []
+        running_s = self._pace.estimate_s(state.line[0].tag)
         load_s = sum(self._pace.estimate_s(task.tag) or AHEAD_S for task in state.line)
         while self.backlog and state.line:
             estimate = self._pace.estimate_s(self.backlog[0].tag)
-            if estimate is None or load_s + estimate > AHEAD_S:
+            if estimate is None:
+                break
+            is_next = not batch and len(state.line) == 1 and running_s is not None
+            if load_s + estimate > AHEAD_S and not (is_next and max(load_s, estimate) <= NEXT_S):
                 break
             load_s += estimate
             batch.append(self.backlog.popleft())

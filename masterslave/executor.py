@@ -25,7 +25,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, InvalidStateError
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, PENDING
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, TypeVar
@@ -100,7 +100,7 @@ class _ClusterFuture(Future[Any]):
         self.task_id = ""  # "" while it waits for other futures
 
     def cancel(self) -> bool:
-        """Take the call back; true if no slave has it yet. As the standard library's."""
+        """Take the call back; true if no slave has it, or its slave has given it back unrun."""
         core = self._core
         if core is not None and self._state == PENDING and not core.withdraw(self):
             return self.cancelled()
@@ -116,14 +116,7 @@ class _ClusterFuture(Future[Any]):
     def running(self) -> bool:
         """Whether a slave has the call."""
         core = self._core
-        if core is not None and self._state == PENDING and core.is_running(self):
-            self.mark_running()
-        return super().running()
-
-    def mark_running(self) -> None:
-        with self._condition:
-            if self._state == PENDING:
-                self._state = RUNNING
+        return core is not None and self._state == PENDING and core.is_running(self)
 
     def settle(self, value: Any, error: BaseException | None) -> None:
         """Complete it, unless it was cancelled."""
@@ -317,7 +310,6 @@ class _Core:
                 return False
         try:
             if not self._manager.cancelTask(task_id, True):
-                future.mark_running()
                 return False
         except MasterSlaveError as error:
             log.debug("%s is not cancelled: %s", task_id, error)

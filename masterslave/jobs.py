@@ -97,6 +97,8 @@ def initializeMasterProcess(
     use_name_server: bool = True,
     *,
     journal: str | os.PathLike[str] | None = None,
+    attach: bool = False,
+    master_host: str | None = None,
     executor: Executor | Callable[[], Executor] | None = None,
 ) -> MasterProcess:
     """Make this program a master; for programs whose master and slave are separate.
@@ -105,9 +107,10 @@ def initializeMasterProcess(
     it is shut down at interpreter exit. `slave_script`: file of a script that ends with
     `startSlaveProcess()`; `slave_module`: name of a module that defines ``do_<tag>`` functions.
     With either, ``task_manager slave LABEL`` and `launchSlaveJobs` start slaves. `journal`: a file
-    from which a master that was killed goes on, see `MasterProcess`. `executor`: what runs the
-    handlers instead of slaves, see `runJob`. Raises as
-    `MasterProcess`, and `SlaveError` when the script cannot be read.
+    from which a master that was killed goes on, see `MasterProcess`. `attach`, `master_host`: join
+    a task manager that is served, see `MasterProcess`. `executor`: what runs the handlers instead
+    of slaves, see `runJob`. Raises as `MasterProcess`, and `SlaveError` when the script cannot be
+    read.
     """
     if slave_script is not None and slave_module is not None:
         raise SettingsError("give slave_script= or slave_module=, not both")
@@ -119,7 +122,8 @@ def initializeMasterProcess(
     elif slave_module is not None:
         record = slavecode.module_record(slave_module)
     code = None if record is None else {**record, "shared_main": False}
-    with circumstances(Circumstances(code, executor=executor)):
+    of_next = Circumstances(code, attach=attach, master_host=master_host, executor=executor)
+    with circumstances(of_next):
         master = MasterProcess(label, use_name_server, journal=journal)
     atexit.register(master.shutdown)
     return master

@@ -111,6 +111,7 @@ class TaskManager(ClientDesk):
         self._awaited: dict[int, float] = {}  # slaves of an earlier run -> until when
         self._data: dict[str, Any] = {}
         self._terminated = False
+        self._told: list[int] = []  # attached clients that waited for results at the end
         self._failures: list[str] = []
         self._mismatches: list[str] = []  # versions that do not go together, in words
         self._failure_log = FailureLog()
@@ -550,6 +551,8 @@ class TaskManager(ClientDesk):
     def terminate(self) -> None:
         """End the job: no more tasks are taken or handed out; slaves are told to leave."""
         with self._lock:
+            if not self._terminated:
+                self._told = [one for one in list(self._client_waits) if self._clients.find(one)]
             self._terminated = True
             for member in self._roster.all_known():
                 self._rouse(member)
@@ -578,6 +581,20 @@ class TaskManager(ClientDesk):
         deadline = self._clock() + timeout
         with self._lock:
             while self._roster.slaves():
+                wait_s = deadline - self._clock()
+                if wait_s <= 0:
+                    return False
+                self._gone.wait(wait_s)
+            return True
+
+    def waitForClientsToKnow(self, timeout: float) -> bool:
+        """Block until attached clients that were waiting at the end have let go; true if so.
+
+        For `timeout` seconds at most. Others find out by themselves.
+        """
+        deadline = self._clock() + timeout
+        with self._lock:
+            while any(client in self._roster.present for client in self._told):
                 wait_s = deadline - self._clock()
                 if wait_s <= 0:
                     return False

@@ -55,7 +55,10 @@ class Pace:
             return max(0, idle)
         by_time = MAX_IN_HAND * workers
         if estimate > 0:
-            by_time = min(by_time, int((HORIZON_S * workers - load_s) / estimate + 1e-9))
+            left_s = HORIZON_S * workers - load_s
+            by_time = min(by_time, int(left_s / estimate + 1e-9))
+            if estimate <= HORIZON_S and left_s > 0:  # the next one of each worker is here in time
+                by_time = max(by_time, 2 * workers - held)
         return max(0, idle, min(by_time, MAX_IN_HAND * workers - held))
 
     def load_s(self, held: Mapping[str, int]) -> float:

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from masterslave.errors import StartError
+from masterslave.launchers.shell import start_of
 from masterslave.pairing import Note, Progress, own_job_id
 
 T = TypeVar("T")
@@ -229,12 +230,7 @@ def note_here(folder: str, job: str, system: str) -> SlaveNote:
 
 def _this_process() -> str:
     """``PID:START`` as the launchers without a batch system name it; START is of the kernel."""
-    try:
-        text = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
-        start = text.rpartition(")")[2].split()[19]
-    except (OSError, IndexError):  # not Linux: these launchers have no start time there either
-        start = ""
-    return f"{os.getpid()}:{start}"
+    return f"{os.getpid()}:{start_of(str(os.getpid()))}"
 
 
 def last_lines(path: str, count: int = 3) -> str:

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+#: Longest wait for clients to hear of the end. Larger: a client that hangs holds the end up.
+#: Smaller: on a busy machine, clients look for a task manager that has ended.
+_TELL_S = 5.0
+
+
 class Service:
     """Serves a task manager from its creation until `stop`."""
 
@@ -131,6 +136,7 @@ class Service:
         self._watchdog.stop()
         if not self.manager.waitForSlavesToLeave(wait_s):
             log.warning("some slaves did not leave in time", extra={"action": "slaves_stayed"})
+        self.manager.waitForClientsToKnow(min(wait_s, _TELL_S))
 
     def stop(self) -> None:
         """Free the label and the port, close the journal. Blocks until all threads have ended."""

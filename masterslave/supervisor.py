@@ -34,6 +34,7 @@ from collections.abc import Callable
 from typing import Any
 
 from masterslave import shared, slavecode
+from masterslave.board import LOOKED_AT_S
 from masterslave.clients import same_code
 from masterslave.dispatch import Action, Dispatch, Kill, Send, Skip
 from masterslave.disturbance import Blow, Disturbance
@@ -75,10 +76,6 @@ _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 #: stands still for that time when only the worker was meant. Smaller: a busy node's batch system
 #: ends its jobs and tasks are blamed for it.
 _SIGNALS_APART_S = 0.3
-
-#: Between two looks at the boards of workers that have more than one task. Larger: a result waits
-#: there while the next task runs. Smaller: the supervisor wakes up in vain.
-_BOARDS_S = 0.005
 
 #: Bytes of data items kept for workers to come; the least recently used goes first.
 _CACHE_BYTES = 1 << 30
@@ -511,7 +508,7 @@ class Supervisor:
         if self._inbox:
             waits.append(0.0)
         if self._dispatch.has_lines():
-            waits.append(_BOARDS_S)
+            waits.append(LOOKED_AT_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _wake(self) -> None:

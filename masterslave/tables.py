@@ -121,6 +121,33 @@ def print_labels(rows: Sequence[Mapping[str, Any]], *, verbose: bool) -> None:
     console.print(table)
 
 
+def print_start(found: Mapping[str, Any]) -> None:
+    """Print what `stopping.Overview.as_dict` gives: jobs and slaves side by side."""
+    console = _console()
+    state = ", is being stopped" if found["stopping"] else ""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["began_at"]))
+    head = f"{found['label']} on {found['on']}, started {at} on {found['host']}{state}"
+    console.print(Text(head, style="bold"))
+    if found["manager"]:
+        tasks = ", ".join(f"{count} {name}" for name, count in found["tasks"].items())
+        console.print(Text(f"task manager at {found['manager']}; tasks: {tasks}"))
+    else:
+        console.print(Text(f"! the task manager does not answer: {found['why']}", style="yellow"))
+    table = _table("job", "role", "state", "slave", "workers", "done", right=("workers", "done"))
+    for row in found["rows"]:
+        numbers = ["" if row[name] is None else str(row[name]) for name in ("workers", "done")]
+        cells = [row["job"] or "-", row["role"], row["phase"], row["slave"], *numbers]
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    for row in found["rows"]:
+        if row["remark"]:
+            who = row["job"] or row["slave"]
+            style = "yellow" if row["missing"] else "dim"
+            console.print(
+                Text(f"{'! ' if row['missing'] else ''}{who}: {row['remark']}", style=style)
+            )
+
+
 # --- journals -------------------------------------------------------------------------------
 
 #: How a task of a journal stands -> heading.

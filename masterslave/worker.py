@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from masterslave import calls, shared, slavecode
-from masterslave.board import Poster
+from masterslave.board import LOOKED_AT_S, Poster
 from masterslave.calls import Calls
 from masterslave.errors import DataNotFound, PayloadError
 from masterslave.memory import limit_memory
@@ -55,9 +55,10 @@ _TRACEBACK_CHARACTERS = 100_000
 #: Larger: it runs tasks that others run by now. Smaller: a system call for each tiny task.
 _LOOK_S = 0.001
 
-#: Results on the board are made known after so long at the latest, when the next one is there.
-#: Larger: they are late. Smaller: the supervisor does nothing but wake up.
-_TELL_S = 0.002
+#: Of tasks longer than this the supervisor is told when the last ones of a line are under way; of
+#: shorter ones when half of the line has been run. Larger: a worker waits after tasks of a
+#: millisecond. Smaller: a system call for each tiny task.
+_SHORT_S = 0.0005
 
 _RESULT = Outcome.RESULT.value
 _OUT_OF_MEMORY = Outcome.OUT_OF_MEMORY.value
@@ -128,7 +129,6 @@ class _Worker(Role):
         self.lift_limit: Callable[[], None] = lambda: None
         self._tasks: deque[Assignment] = deque()
         self._tell_at = 0  # length of the line at which the supervisor may want to send more
-        self._told_at = 0.0  # when it was last told of something
 
     def prepare(self) -> None:
         """See `Role.prepare`."""
@@ -161,7 +161,13 @@ class _Worker(Role):
                 looked_at = time.perf_counter()
             task = tasks.popleft()
             done = self._run(task, None if task.tag == CALL_TAG else handlers[task.tag])
+            goes_on = True
+            if done.duration_s > _LOOK_S and not self._tasks:  # perhaps there is a next one by now
+                goes_on = all(map(self._handle, self.pipe.receive_available()))
+                looked_at = time.perf_counter()
             self._hand_in(done)
+            if not goes_on:
+                return
             outcome = done.outcome
             del task, done  # may be gigabytes, and the next task may be late
             if outcome == _OUT_OF_MEMORY:
@@ -176,18 +182,14 @@ class _Worker(Role):
     def _hand_in(self, done: Completion) -> None:
         """Have the supervisor get the end of a task, before the next one begins.
 
-        It is told at once when it may have to do something: when half of the line has been run, or
-        for some time nothing was told. Else it finds the end on the board.
+        It is told at once when the line is empty, or will be before it looks by itself. Else it
+        finds the end on the board.
         """
-        left = len(self._tasks)
+        left, duration_s = len(self._tasks), done.duration_s
         if not left or done.outcome != _RESULT or not self.pipe.post(done):
             self.pipe.send(["done", done])
-        else:
-            now = time.perf_counter()
-            if left != self._tell_at and now - self._told_at <= _TELL_S:
-                return
+        elif left == self._tell_at or _SHORT_S < duration_s < LOOKED_AT_S / left:
             self.pipe.send(["look"])
-        self._told_at = time.perf_counter()
 
     def _handle(self, message: list[Any]) -> bool:
         """Take in one message; false when it is the last."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -121,21 +120,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
         yield patch
 
 
-@pytest.fixture(scope="module")
-def tracker() -> Iterator[None]:
-    """Pools of processes start a helper of multiprocessing's, which lives until it is told."""
-    yield
-    gc.collect()  # what pools have in a cycle is taken off its list first
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
-
-
 @pytest.fixture(scope="module", params=SUBSTRATES)
 def substrate(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def master(tracker: None, home: pytest.MonkeyPatch, substrate: str) -> Iterator[MasterProcess]:
+def master(home: pytest.MonkeyPatch, substrate: str) -> Iterator[MasterProcess]:
     home.setenv("MASTERSLAVE_SHARED_MEMORY", "0" if substrate == "unshared" else "1")
     with OPEN[substrate]() as master:
         yield master

@@ -16,7 +16,7 @@ from dispatching import (
     with_full_line,
 )
 
-from masterslave.dispatch import AHEAD_S, ENOUGH_S, Kill, Skip
+from masterslave.dispatch import AHEAD_S, ENOUGH_S, NEXT_S, Kill, Skip
 from masterslave.records import Completion, Outcome
 
 # --- feeding --------------------------------------------------------------------------------
@@ -60,6 +60,16 @@ def test_a_task_of_unknown_length_is_not_sent_ahead() -> None:
     dispatch.arrived([*tasks("A", "tiny"), *tasks("B", "new"), *tasks("C", "tiny")])
     assert sent(dispatch.tick(0.0)) == {1: "A"}
     assert waiting(dispatch) == "BC"
+
+
+def test_of_tasks_of_some_milliseconds_the_next_one_is_sent_ahead_and_no_more() -> None:
+    dispatch = slave(1, 2, knows={"short": 0.9 * NEXT_S})
+    dispatch.arrived(tasks("ABCDE", "short"))
+    assert sent(dispatch.tick(0.0)) == {1: "AC", 2: "BD"}
+    assert sent(dispatch.tick(0.0)) == {}
+    assert waiting(dispatch) == "E"
+    dispatch.finished(2, result(task("B", "short"), 0.9 * NEXT_S), 0.0)
+    assert sent(dispatch.tick(0.0)) == {2: "E"}
 
 
 def test_a_long_task_is_not_sent_ahead() -> None:

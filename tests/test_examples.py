@@ -74,12 +74,39 @@ def test_identifiers(world: World) -> None:
     assert all(0 < int(n) <= 40 for n in files)
 
 
+def test_two_clients_of_one_task_manager(world: World) -> None:
+    assert set(run(world, "two_clients.py").splitlines()) == {
+        "the second client: 50 words in 10 texts",
+        "the first client: 25000 words in 5000 texts",
+    }
+
+
 def test_numpy_arrays_gives_the_same_every_time(world: World) -> None:
     printed = run(world, "numpy_arrays.py")
     slope, error = map(float, re.findall(r"slope +(\S+) \+- (\S+)", printed)[0])
     assert slope == pytest.approx(2.0, abs=4 * error)
     assert 0 < error < 0.05
     assert run(world, "numpy_arrays.py") == printed
+
+
+def test_squares_with_a_callback_and_a_store(world: World) -> None:
+    arguments = ("squares.py", "--numbers", 30, "--store", "results.db")
+    printed = run(world, *arguments)
+    assert printed == "job 31: 4\nthe sum of 30 squares is 8555\n"
+    assert run(world, *arguments) == printed  # from the store
+
+
+@pytest.mark.parametrize("word", ["pool", "local"])
+def test_one_word_makes_the_difference(world: World, word: str) -> None:
+    assert run(world, "one_word.py", word) == "pi is about 3.144\n"
+
+
+def test_sweep(world: World) -> None:
+    printed = run(world, "sweep.py")
+    found = {name: float(value) for name, value in re.findall(r"(\w+) +([\d.]+)  \(is", printed)}
+    right = {"amplitude": 1.5, "damping": 0.8, "frequency": 3.0}
+    assert found == pytest.approx(right, abs=0.05)
+    assert re.search(r"\d{3,} evaluations", printed)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -89,3 +116,11 @@ def test_an_example_is_short_and_says_how_to_run_it(name: str) -> None:
     assert text.startswith('"""')
     if name != "slave.py":
         assert f"python examples/{name}" in text.split('"""')[1]
+
+
+def test_allocate(world: World) -> None:
+    printed = run(world, "allocate.py")
+    found = re.fullmatch(r"pi is about (\d\.\d+), by 2 workers \(local\)\n", printed)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(3.1416, abs=0.02)  # six times the standard deviation
+    assert not world.processes()

@@ -46,6 +46,18 @@ HANDLERS = """
 """
 
 
+def test_a_large_state_has_an_id_of_its_own_without_a_journal(master: MasterProcess) -> None:
+    """Its content is not digested, which would take as long as sending it."""
+    large = bytes(1 << 24)
+    first, second = master.setGlobalState(x=large), master.setGlobalState(x=large)
+    assert first != second
+    master.deleteGlobalState(first)
+    assert master.task_manager.retrieveData(f"state_{second}_x")
+    master.deleteGlobalState(second)
+    small = master.setGlobalState(x=1)
+    assert master.setGlobalState(x=1) == small
+
+
 @pytest.fixture
 def fetches() -> Counter[str]:
     """How often each data item was asked for."""

@@ -19,11 +19,11 @@ LAYERS = {
     "lifetime flights roster stragglers scheduler attempts clients versions sharing "
     "pairing scaling",
     2: "manager desk room outbox waiters watchdog journal ledger stores.*",
-    3: "transports.* launchers.* naming keyfile pipe slavecode tables memory shared engines "
+    3: "engines transports.* launchers.* naming keyfile pipe slavecode tables memory shared "
     "functions connectionfile board calls identities runfolder",
     4: "guest pump worker workerprocess uplink supervisor slave master service attached executor "
     "client",
-    5: "jobs cli commands.* __init__ __main__",
+    5: "jobs cli arguments starting stopping allocation commands.* __init__ __main__",
 }
 
 #: Threads, sockets, files, processes and clocks: nothing for values and pure logic.

@@ -57,6 +57,12 @@ def test_the_horizon_is_that_of_each_worker() -> None:
     assert pace.more_to_hold("tiny", 150, 1.5 * HORIZON_S, 2)
 
 
+def test_of_tasks_of_some_milliseconds_each_worker_may_have_the_next_one() -> None:
+    pace = pace_of(short=0.6 * HORIZON_S, long=1.01 * HORIZON_S)
+    assert pace.more_to_hold("short", 64, 64 * 0.6 * HORIZON_S, 64) == 64
+    assert pace.more_to_hold("long", 64, 64 * 1.01 * HORIZON_S, 64) == 0
+
+
 def test_tasks_that_take_no_time_at_all_are_limited_in_number() -> None:
     pace = pace_of(tiny=0.0)
     assert pace.more_to_hold("tiny", 3 * MAX_IN_HAND - 1, 0.0, 3)

@@ -336,3 +336,34 @@ def test_the_debugger_does_not_come_after_a_result(world: World, journal: Path) 
     status, shown = in_terminal(world, "replay", "--pdb", journal, "scale_0", typed="")
     assert (status, "(Pdb)" in shown) == (0, False)
     assert "scale_0: tuple (True, 40)" in shown
+
+
+def test_a_call_of_a_clients_function(world: World) -> None:
+    world.start_name_server()
+    served = world.task_manager("serve", "lab", "--journal", "lab.journal")
+    world.task_manager("slave", "lab", "-w")
+    client = world.script(
+        """
+        import os, time
+        from masterslave import ClusterExecutor, LabelUnknown
+
+        scale = 10
+        while True:
+            try:
+                executor = ClusterExecutor("lab")
+                break
+            except LabelUnknown:
+                time.sleep(0.05)
+        print(executor.submit(lambda x, by=1: (os.getcwd(), scale * x + by), 4, by=2).result())
+        executor.submit(divmod, 1, 0).exception()
+        os._exit(0)  # so it drops nothing
+        """
+    )
+    printed = client.finish()
+    served.send_signal(signal.SIGTERM)
+    served.finish()
+    again = world.task_manager("replay", "lab.journal", "function-call_0")
+    assert f"function-call_0: tuple {printed}" == again.finish()
+    failing = world.task_manager("replay", "lab.journal", "function-call_1")
+    failing.finish(1)
+    assert "ZeroDivisionError" in failing.err

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import functools
 import os
 import sys
 import traceback
@@ -27,7 +28,7 @@ from masterslave.errors import (
 )
 from masterslave.keyfile import load_key
 from masterslave.payload import describe
-from masterslave.records import Frame
+from masterslave.records import CALL_TAG, Frame
 from masterslave.settings import Settings
 from masterslave.stores.reader import JournalReader, reading
 from masterslave.workerprocess import worker_environment
@@ -69,14 +70,14 @@ def _explained(journal: JournalReader) -> Iterator[None]:
 
 
 def _slave_code(journal: JournalReader) -> slavecode.Record:
-    try:
-        record: slavecode.Record = journal.item(slavecode.DATA_NAME)
-    except DataNotFound:
-        raise JournalError(
-            f"journal {journal.path}: keeps no slave code, because its master kept none; "
-            "use runJob, slave_script= or slave_module= in the master"
-        ) from None
-    return record
+    for name in (slavecode.DATA_NAME, slavecode.DEFAULT_NAME):
+        with contextlib.suppress(DataNotFound):
+            record: slavecode.Record = journal.item(name)
+            return record
+    raise JournalError(
+        f"journal {journal.path}: keeps no slave code, because its master kept none; "
+        "use runJob, slave_script= or slave_module= in the master"
+    )
 
 
 class _Rerun(worker.Role):
@@ -113,6 +114,12 @@ class _Rerun(worker.Role):
         """See `Role.loop`."""
         self.started = True
         tag = self._request.tag
+        if tag == CALL_TAG:
+            with _explained(self._journal):
+                function, args, kwargs = self.calls.prepare(self._request.frame)
+            self._release()
+            self.status = self._call(functools.partial(function, **kwargs), args)
+            return
         if tag not in handlers:
             known = ", ".join(sorted(handlers))
             raise SlaveError(f"the slave's code handles no tag {tag!r}; it handles {known}")

@@ -166,6 +166,16 @@ class Launcher(ABC):
         answer.
         """
 
+    def find(self, name: str, log_folder: str) -> list[str]:
+        """The ids of the copies that live of the jobs of that name, whose output goes there.
+
+        For a submission whose answer was lost. Raises `LauncherError` where they cannot be listed.
+        """
+        raise LauncherError(
+            f"{self.name} jobs cannot be looked for by name; look for {safe_name(name)!r} with "
+            "the system's own commands"
+        )
+
     def log_file(self, job: Job, job_id: str) -> str:
         """Where the output of the copy with that id is."""
         return os.path.join(job.log_folder, f"{safe_name(job.name)}.{job_id}.log")

@@ -89,6 +89,15 @@ def cancel_command(ids: Sequence[str], limit_s: float) -> list[str]:
     return ["sh", "-c", _LOOK + _SHOW + limit + _CANCEL, "sh", *map(_checked, ids)]
 
 
+def start_of(number: str) -> str:
+    """START of the process of that number on this machine; 0 when there is none."""
+    try:
+        with open(f"/proc/{number}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return "0"
+
+
 def started(text: str) -> list[str]:
     """The ids that a start command has printed."""
     ids = text.split()

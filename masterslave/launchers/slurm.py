@@ -58,6 +58,12 @@ class SlurmLauncher(Launcher):
             raise LauncherError(f"sbatch gave no job id but {output.out!r}")
         return [number] if job.count == 1 else [f"{number}_{i}" for i in range(job.count)]
 
+    def find(self, name: str, log_folder: str) -> list[str]:
+        listed = run_command(
+            ["squeue", "--noheader", "--array", "--me", f"--name={safe_name(name)}", "--format=%i"]
+        )
+        return listed.out.split()
+
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
         found: dict[str, JobState] = {}
         for part in in_portions(list(dict.fromkeys(one.partition("_")[0] for one in ids))):

@@ -1,0 +1,284 @@
+"""What became of a start, and its end: jobs and slaves side by side, and nothing left.
+
+::
+
+    stop:  mark --> slaves are dismissed by their manager --> bounded wait --> what is left is
+           cancelled --> the manager is ended --> the record is removed
+
+The order matters: a slave that is dismissed finishes what it runs and hands it in; one whose job is
+cancelled has as much time as its batch system gives it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from masterslave import naming
+from masterslave.errors import ConnectionFailed, LauncherError, MasterSlaveError, StartError
+from masterslave.keyfile import load_key
+from masterslave.launchers.base import Job, JobState, Launcher, Phase
+from masterslave.pairing import JobView, Note, Row, pair
+from masterslave.runfolder import Plan, RunFolder, Submission, last_lines
+from masterslave.settings import Settings, check_label
+from masterslave.starting import FRESH_S, home_folder, launcher_of
+
+#: What slaves get beyond their grace time to leave, in seconds. Larger: `stop` waits for slaves
+#: that hang. Smaller: one on a busy node is cancelled while it hands in its last results.
+_LEAVE_S = 15.0
+
+#: Until jobs that were cancelled have ended, in seconds. Larger: `stop` waits for a batch system
+#: that does not do its work. Smaller: it complains of one that is slow.
+_CANCEL_S = 120.0
+
+#: Pauses between two looks, from the first to the longest. Smaller: a burden for batch systems.
+_LOOK_FROM_S, _LOOK_TO_S = 0.1, 2.0
+
+
+class Overview(NamedTuple):
+    """What ``task_manager status`` shows."""
+
+    plan: Plan
+    stopping: bool
+    manager: str  # its address; empty if it does not answer
+    why: str  # it does not
+    tasks: dict[str, int]  # waiting, running, finished
+    rows: list[Row]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        plan = self.plan
+        return {
+            "label": plan.label, "on": plan.on, "host": plan.host, "began_at": plan.began_at,
+            "name": plan.name, "stopping": self.stopping, "manager": self.manager, "why": self.why,
+            "tasks": self.tasks, "rows": [row.as_dict() for row in self.rows],
+        }  # fmt: skip
+
+
+def find_start(label: str) -> tuple[RunFolder, Plan]:
+    """The record of a label's start. Raises `StartError` when there is none."""
+    check_label(label)
+    folder = RunFolder.of(label, home_folder())
+    if not folder.exists():
+        raise StartError(
+            f"nothing of label {label!r} was started from this home directory; "
+            f"task_manager show {label} asks for its task manager"
+        )
+    return folder, folder.plan()
+
+
+def views(plan: Plan, submissions: Sequence[Submission]) -> list[JobView]:
+    """All jobs, as their systems see them. Raises `LauncherError` when one does not answer."""
+    found = []
+    for one in submissions:
+        if one.ids is None:
+            found.append(JobView("", one.name, one.role, "submitting"))
+            continue
+        fresh = time.time() - one.at < FRESH_S and one.on != "local"
+        for job_id, state in launcher_of(plan, one).states(one.ids).items():
+            unsure = fresh and state.phase is Phase.UNKNOWN  # its system may not know it yet
+            phase = "submitted" if unsure else state.phase.value
+            if state.phase is Phase.UNKNOWN and not fresh:
+                phase = Phase.ENDED.value
+            over = state.is_over and not unsure
+            found.append(JobView(job_id, one.name, one.role, phase, state.word, over))
+    return found
+
+
+def overview(label: str) -> Overview:
+    """What there is of a label's start: jobs, slaves, and why a job has brought none. Blocks for
+    as long as the batch system and the task manager take to answer.
+
+    Raises `StartError` when nothing was started, `LauncherError` when a system does not answer.
+    """
+    folder, plan = find_start(label)
+    submissions = folder.submissions()
+    seen = views(plan, submissions)
+    notes = folder.notes()
+    status, address, why = ask_manager(plan)
+    slaves = status["slaves"] if status is not None else []
+    by_name = {one.name: one for one in submissions}
+    words = {
+        view.id: last_lines(log_of(folder, plan, by_name[view.job], view.id))
+        for view in seen
+        if view.over
+    }
+    tasks = {}
+    if status is not None:
+        tasks = {name: sum(status[name].values()) for name in ("waiting", "running", "finished")}
+    rows = pair(seen, notes, slaves, words, answered=status is not None)
+    return Overview(plan, folder.is_stopping(), address, why, tasks, rows)
+
+
+def log_of(folder: RunFolder, plan: Plan, submission: Submission, job_id: str) -> str:
+    """The path of a job's log."""
+    job = Job(submission.name, ("-",), submission.count, log_folder=str(folder.logs))
+    return launcher_of(plan, submission).log_file(job, job_id)
+
+
+def ask_manager(plan: Plan) -> tuple[dict[str, Any] | None, str, str]:
+    """The task manager's `status` and address; None and why not, when it does not answer."""
+    settings = Settings.from_environment()
+    try:
+        link = naming.connect(
+            plan.label, plan.master or None, settings, load_key(settings.key_file)
+        )
+    except ConnectionFailed as error:
+        return None, "", str(error)
+    try:
+        return link.call("status"), link.address, ""
+    except MasterSlaveError as error:
+        return None, "", str(error)
+    finally:
+        link.close()
+
+
+# --- the end --------------------------------------------------------------------------------
+
+
+def stop(
+    label: str, *, within: float | None = None, tell: Callable[[str], object] = lambda line: None
+) -> list[str]:
+    """End all that was started for a label: its slaves in order, then its task manager.
+
+    `within`: seconds that slaves get to finish what they run (default: their grace time and
+    some more). `tell` is called with a line on each thing done; all of them are given at the end,
+    too. Blocks until nothing is left. Raises `StartError` when nothing was started, or when
+    something could not be ended; what is on record stays then, and `stop` can be called again.
+    """
+    folder, plan = find_start(label)
+    folder.mark_stopping()
+    limit_s = Settings.from_environment().grace_s + _LEAVE_S if within is None else within
+    return _Stop(folder, plan, limit_s, tell).run()
+
+
+class _Stop:
+    def __init__(
+        self, folder: RunFolder, plan: Plan, limit_s: float, tell: Callable[[str], object]
+    ) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._limit_s = limit_s
+        self._tell = tell
+        self._lines: list[str] = []
+        self._left: list[str] = []  # what could not be ended, and why
+
+    def run(self) -> list[str]:
+        submissions = [self._with_ids(one) for one in self._folder.submissions()]
+        for role in ("scale", "slave", "manager"):
+            own = [one for one in submissions if one.role == role and one.ids]
+            if role == "slave":
+                self._dismiss(own)
+            for one in own:
+                self._end(one)
+        if self._left:
+            raise StartError(f"stop {self._plan.label}: {'; '.join(self._left)}")
+        self._folder.remove()
+        self._say("nothing is left")
+        return self._lines
+
+    def _say(self, line: str) -> None:
+        self._lines.append(line)
+        self._tell(line)
+
+    def _with_ids(self, submission: Submission) -> Submission:
+        """A start that was cut off has left the name of a job only: ask for it."""
+        if submission.ids is not None:
+            return submission
+        try:
+            where = launcher_of(self._plan, submission)
+            ids = where.find(submission.name, str(self._folder.logs))
+        except LauncherError as error:
+            self._left.append(f"{submission.name} may have been submitted: {error}")
+            return submission
+        number = f"{len(ids)} jobs" if len(ids) != 1 else "1 job"
+        self._say(f"{submission.name}: the start was cut off; {number} of that name found")
+        found = submission._replace(ids=tuple(ids))
+        self._folder.write(found)
+        return found
+
+    def _living(self, submission: Submission) -> list[str]:
+        assert submission.ids is not None
+        states = launcher_of(self._plan, submission).states(submission.ids)
+        return [one for one, state in states.items() if not state.is_over]
+
+    def _dismiss(self, submissions: list[Submission]) -> None:
+        """Have the manager tell the slaves to leave, and wait until their jobs have ended."""
+        status, _, why = ask_manager(self._plan)
+        if status is None:
+            if submissions:
+                self._say(f"the task manager does not answer, so slaves are cancelled: {why}")
+            return
+        chosen = _own_slaves(status["slaves"], self._folder.notes(), everyone=self._plan.serves)
+        if not chosen:
+            return
+        settings = Settings.from_environment()
+        try:
+            link = naming.connect(
+                self._plan.label, self._plan.master or None, settings, load_key(settings.key_file)
+            )
+            try:
+                told = link.call("dismissSlaves", chosen)
+            finally:
+                link.close()
+        except MasterSlaveError as error:
+            self._say(f"slaves could not be told to leave, so they are cancelled: {error}")
+            return
+        self._say(f"told {told} {'slave' if told == 1 else 'slaves'} to finish what runs and leave")
+        gone = _wait(lambda: not self._present(chosen), self._limit_s)
+        if not gone:
+            self._say(f"some slaves have not left within {self._limit_s:g} s")
+
+    def _present(self, chosen: list[int]) -> bool:
+        status, _, _ = ask_manager(self._plan)
+        return status is not None and any(row["id"] in chosen for row in status["slaves"])
+
+    def _end(self, submission: Submission) -> None:
+        what = "task manager" if submission.role == "manager" else submission.role
+        try:
+            # Those that have just left need a moment to end.
+            quiet_s = 2.0 if submission.role == "slave" else 0.0
+            _wait(lambda: not self._living(submission), quiet_s)
+            living = self._living(submission)
+            if living:
+                launcher_of(self._plan, submission).cancel(living)
+                self._say(f"cancelled {what} {', '.join(living)} on {submission.on}")
+                if not _wait(lambda: not self._living(submission), _CANCEL_S):
+                    stay = ", ".join(self._living(submission))
+                    self._left.append(
+                        f"{what} {stay} on {submission.on} was cancelled and has not ended within "
+                        f"{_CANCEL_S:g} s; look at it by the system's own commands, then try again"
+                    )
+                    return
+            else:
+                self._say(f"{what} {', '.join(submission.ids or ())} on {submission.on} has ended")
+            self._folder.forget(submission)
+        except LauncherError as error:
+            self._left.append(f"{what} {', '.join(submission.ids or ())}: {error}")
+
+
+def _own_slaves(
+    slaves: Sequence[dict[str, Any]], notes: Sequence[Note], *, everyone: bool
+) -> list[int]:
+    """Process ids of those that are to leave: all of a manager of ours, else those with notes."""
+    ours = {(note.host, note.pid) for note in notes}
+    return [row["id"] for row in slaves if everyone or (row["host"], row["pid"]) in ours]
+
+
+def _wait(condition: Callable[[], bool], limit_s: float) -> bool:
+    """Wait for it, for so many seconds at most; whether it came true."""
+    deadline = time.monotonic() + limit_s
+    pause_s = _LOOK_FROM_S
+    while not condition():
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            return False
+        time.sleep(min(pause_s, left_s))
+        pause_s = min(_LOOK_TO_S, 1.5 * pause_s)
+    return True
+
+
+def over(where: Launcher, ids: Sequence[str]) -> dict[str, JobState]:
+    """Those that have ended."""
+    return {one: state for one, state in where.states(ids).items() if state.is_over}

@@ -1,0 +1,391 @@
+"""`start`, `stop`, `status`, `allocate` with real processes on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import StartMaster
+from conftest import PATIENCE_S, World, is_running, wait_until
+
+from masterslave import ClusterExecutor, StartError, allocate, masterHost, start, stop
+from masterslave.errors import ConnectionFailed, LabelInUse, LauncherError, SettingsError
+from masterslave.launchers.ssh import LocalLauncher
+from masterslave.runfolder import Plan, RunFolder, Submission
+from masterslave.settings import Settings
+from masterslave.starting import Started, check_request, environment, manager_job, slave_job
+from masterslave.stopping import overview
+
+PLAN = Plan(
+    "lab", "ms-lab", "slurm", "here", 0.0,
+    job={
+        "directory": "/work", "walltime_s": 60.0, "environment": {"A": "b"},
+        "options": ["-p", "x"], "container": None, "python": None,
+    },
+    workers=2,
+)  # fmt: skip
+
+
+def pid_of(job_id: str) -> int:
+    return int(job_id.partition(":")[0])
+
+
+def started(*args: Any, **options: Any) -> Started:
+    found = start(*args, **options)
+    assert isinstance(found, Started)
+    return found
+
+
+@pytest.fixture
+def here(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """This process starts things from the world's directory, and stops what is left."""
+    monkeypatch.chdir(world.path)
+    monkeypatch.setenv("PYTHONPATH", world.env["PYTHONPATH"])
+    yield world
+    for path in (world.path / ".masterslave" / "starts").glob("*"):
+        stop(path.name, within=1.0)
+
+
+def rows(label: str) -> list[Any]:
+    return overview(label).rows
+
+
+def wait_for_slave(label: str, count: int = 1) -> None:
+    wait_until(lambda: sum(1 for row in rows(label) if row.slave) == count, f"{count} slaves")
+
+
+def nothing_is_left(world: World) -> None:
+    wait_until(lambda: not world.processes(), "all processes have ended")
+    starts = world.path / ".masterslave" / "starts"
+    assert not starts.exists() or list(starts.iterdir()) == []
+
+
+# --- what is run ----------------------------------------------------------------------------
+
+
+def test_the_job_of_slaves() -> None:
+    job = slave_job(PLAN, Path("/home/starts/lab"), "ms-lab-s0", 3, 2, last=False)
+    assert job.command[3:] == (
+        "slave", "-w", "-n", "2", "--record", "/home/starts/lab", "--job", "slurm:ms-lab-s0",
+        "--", "lab",
+    )  # fmt: skip
+    assert (job.count, job.cpus, job.walltime_s, job.directory) == (3, 2, 60.0, "/work")
+    assert (job.options, job.environment) == (("-p", "x"), {"A": "b"})
+    assert job.log_folder == "/home/starts/lab/logs"
+
+
+def test_what_slaves_are_told() -> None:
+    plan = PLAN._replace(on="sge", master="n1:7766", memory=1024, idle_s=9.0)
+    command = slave_job(plan, Path("/f"), "n", 1, 1, last=False).command
+    text = " ".join(command[3:])
+    assert "-m n1:7766 --memory 1024 --lifetime 60.0 --idle 9.0" in text
+    assert "--idle" not in slave_job(plan, Path("/f"), "n", 1, 1, last=True).command
+
+
+def test_slaves_in_a_container_see_the_records_and_their_directory() -> None:
+    job = {**PLAN.job, "container": ["podman", "image", ["--net=host"], ["/work"]]}
+    made = slave_job(
+        PLAN._replace(job=job), Path("/h/.masterslave/starts/lab"), "n", 1, 1, last=True
+    )
+    assert made.command[:4] == ("python3", "-m", "masterslave", "slave")
+    assert made.container is not None
+    assert made.container.mounts == ("/work", "/h/.masterslave")
+
+
+@pytest.mark.parametrize(
+    ("on", "manager_on", "host"),
+    [("local", "local", "127.0.0.1"), ("slurm", "local", "0.0.0.0"), ("slurm", "slurm", "0.0.0.0")],
+)
+def test_a_manager_listens_where_its_slaves_may_be(
+    world: World, on: str, manager_on: str, host: str
+) -> None:
+    plan = PLAN._replace(on=on, serves=True, manager_on=manager_on)
+    job = manager_job(plan, Path("/f"), "n", "j.db")
+    assert job.environment["MASTERSLAVE_HOST"] == host
+    assert job.command[3:] == ("serve", "-v", "--journal", "j.db", "--", "lab")
+    assert job.options == (("-p", "x") if on == manager_on else ())
+
+
+def test_no_secret_is_handed_on() -> None:
+    given = {"PYRO_SSL": "1", "PYRO_SSL_SERVERKEYPASSWD": "x", "PATH": "y", "MASTERSLAVE_PORT": "1",
+             "MASTERSLAVE_GRACE": "3", "PYRO_NS_HOST": "n"}  # fmt: skip
+    passed = environment(Settings(Path("/key")), given)
+    assert passed == {"PYRO_SSL": "1", "MASTERSLAVE_GRACE": "3", "PYRO_NS_HOST": "n",
+                      "MASTERSLAVE_KEY_FILE": "/key"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"n": 0}, {"n": True}, {"per_slave": 0}, {"low": 1}, {"high": 1}, {"low": 2, "high": 1},
+        {"here": True}, {"journal": "x"}, {"serve": True, "master": "h"}, {"master": "h:x"},
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_for(request_: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError):
+        check_request(**request_)
+
+
+# --- the command line -----------------------------------------------------------------------
+
+
+def test_start_status_tasks_stop(here: World) -> None:
+    command = here.task_manager
+    said = command("start", "lab", "--serve", "-n", 2, "--on", "local").finish()
+    assert re.match(r"task manager lab: job \d+:\d+\nslaves on local: \d+:\d+\n$", said)
+    wait_for_slave("lab")
+    with ClusterExecutor("lab") as executor:
+        assert list(executor.map(abs, [-1, -2, -3])) == [1, 2, 3]
+    shown = json.loads(command("status", "lab", "--json").finish())
+    assert [(row["role"], row["workers"], row["missing"]) for row in shown["rows"]] == [
+        ("manager", None, False),
+        ("slave", 2, False),
+    ]
+    assert "PID" in command("status", "lab").finish()
+    lines = command("stop", "lab").finish().splitlines()
+    assert lines[0] == "told 1 slave to finish what runs and leave"
+    assert lines[-1] == "nothing is left"
+    nothing_is_left(here)
+
+
+def test_a_dry_run_does_nothing(here: World) -> None:
+    options = ("start", "lab", "-n", 5, "--serve", "--on", "local", "--per-slave", 2, "--dry-run")
+    said = here.task_manager(*options).finish()
+    assert re.findall("^# .*", said, re.MULTILINE) == [
+        "# 1 manager on local", "# 2 slaves on local", "# 1 slave on local",
+    ]  # fmt: skip
+    assert "serve -v -- lab" in said
+    nothing_is_left(here)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        ("start lab --on local", 1, "--serve starts a task manager as well"),
+        ("start lab --on cray", 2, "invalid choice: 'cray'"),
+        ("start lab --on local -n 0", 2, "'0' is not a number of at least 1"),
+        ("start lab --min 2 --max 1", 2, "min=2, max=1"),
+        ("start lab --here", 2, "--here is for --serve"),
+        ("start lab --on ssh", 2, "--on ssh and --host go together"),
+        ("start lab --container x", 2, "'x' is not KIND:IMAGE"),
+        ("start lab --serve --on local -- --partition=x", 1, "nothing to pass options to"),
+        ("stop lab", 1, "nothing of label 'lab' was started"),
+        ("status lab", 1, "nothing of label 'lab' was started"),
+        ("scale lab", 1, "nothing of label 'lab' was started"),
+    ],
+)
+def test_errors_are_one_line(here: World, words: str, status: int, text: str) -> None:
+    program = here.task_manager(*words.split())
+    program.finish(status)
+    assert text in program.err
+    if status == 1:
+        assert program.err.count("\n") == 1
+    nothing_is_left(here)
+
+
+def test_a_system_that_does_not_answer_is_named(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/bin")
+    monkeypatch.setattr(
+        "masterslave.launchers.slurm.SlurmLauncher.is_available", lambda self: False
+    )
+    with pytest.raises(LauncherError, match="slurm does not answer on "):
+        start("lab", on="slurm", serve=True)
+
+
+# --- starting twice, losses, stale records ---------------------------------------------------
+
+
+def test_a_label_is_started_once(here: World) -> None:
+    first = started("lab", on="local", serve=True)
+    wait_for_slave("lab")
+    with pytest.raises(LabelInUse, match="is there already"):
+        start("lab", on="local", serve=True)
+    with pytest.raises(
+        StartError, match=f"started already on local .*{first.slaves[0]}|{first.manager}"
+    ):
+        start("lab", on="local")
+    stop("lab")
+    nothing_is_left(here)
+
+
+def test_a_stale_record_is_replaced(here: World) -> None:
+    first = started("lab", on="local", serve=True)
+    for job_id in (first.manager, *first.slaves):
+        os.killpg(pid_of(job_id), signal.SIGKILL)
+    wait_until(lambda: not is_running(pid_of(first.manager)))
+    wait_until(lambda: not is_running(pid_of(first.slaves[0])))
+    second = started("lab", on="local", serve=True)
+    assert second.manager != first.manager
+    stop("lab")
+    nothing_is_left(here)
+
+
+def test_a_slave_that_was_killed_is_missing_and_stop_ends_the_rest(here: World) -> None:
+    found = started("lab", 2, on="local", serve=True, per_slave=1)
+    wait_for_slave("lab", 2)
+    os.kill(pid_of(found.slaves[0]), signal.SIGKILL)
+    wait_until(lambda: [row for row in rows("lab") if row.job == found.slaves[0] and row.missing])
+    (row,) = [row for row in rows("lab") if row.job == found.slaves[0]]
+    assert "lost on" in row.remark
+    stop("lab")
+    nothing_is_left(here)
+
+
+def test_a_manager_that_was_killed(here: World) -> None:
+    found = started("lab", on="local", serve=True)
+    wait_for_slave("lab")
+    os.kill(pid_of(found.manager), signal.SIGKILL)
+    wait_until(lambda: not is_running(pid_of(found.manager)))
+    seen = overview("lab")
+    assert (seen.manager, bool(seen.why)) == ("", True)
+    assert [row.role for row in seen.rows if row.missing] == ["manager"]
+    with pytest.raises(StartError, match=r"the task manager of 'lab' .* has ended"):
+        masterHost("lab", timeout=PATIENCE_S)
+    lines = stop("lab")
+    assert any("does not answer, so slaves are cancelled" in line for line in lines)
+    nothing_is_left(here)
+
+
+def test_what_never_came_up_says_why_and_is_stopped(here: World) -> None:
+    found = started("lab", on="local", serve=True, python="/bin/false")
+    wait_until(lambda: [row for row in rows("lab") if row.missing])
+    (row,) = [row for row in rows("lab") if row.job == found.slaves[0]]
+    assert row.remark.startswith("ended before its slave said anything")
+    stop("lab")
+    nothing_is_left(here)
+
+
+def test_a_start_that_was_cut_off_is_found_by_its_name(here: World) -> None:
+    found = started("lab", on="local", serve=True)
+    wait_for_slave("lab")
+    folder = RunFolder.of("lab", here.path)
+    for submission in folder.submissions():
+        folder.write(submission._replace(ids=None))
+    with pytest.raises(StartError, match=r"cut off while it submitted|started already"):
+        start("lab", on="local")
+    lines = stop("lab")
+    assert sum("the start was cut off; 1 job of that name found" in line for line in lines) == 2
+    assert not is_running(pid_of(found.slaves[0]))
+    nothing_is_left(here)
+
+
+def test_nothing_is_submitted_while_it_is_stopped(here: World) -> None:
+    folder = RunFolder.of("lab", here.path)
+    folder.create(PLAN._replace(on="local"))
+    folder.mark_stopping()
+    from masterslave.starting import submit_on_record
+
+    with pytest.raises(StartError, match="is being stopped"):
+        submit_on_record(
+            folder, "slave", LocalLauncher(), slave_job(PLAN, folder.path, "n", 1, 1, last=True)
+        )
+    assert folder.submissions() == []
+    folder.remove()
+
+
+def test_a_submission_that_fails_leaves_nothing(here: World) -> None:
+    with pytest.raises(LauncherError):
+        start("lab", on="local", serve=True, options=["--partition=x"])
+    nothing_is_left(here)
+
+
+def test_slaves_of_others_stay(here: World, start_master: StartMaster) -> None:
+    master = start_master("lab")
+    own = here.task_manager("slave", "lab")
+    started("lab", on="local")
+    wait_until(lambda: len(master.task_manager.status()["slaves"]) == 2)
+    stop("lab")
+    assert [row["pid"] for row in master.task_manager.status()["slaves"]] == [own.pid]
+
+
+def test_a_job_that_cannot_be_looked_for_is_named(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder.of("lab", here.path)
+    folder.create(PLAN._replace(on="sge"))
+    folder.write(Submission("ms-lab-s0", "slave", "sge", 1, 0.0))
+    with pytest.raises(StartError, match="ms-lab-s0 may have been submitted: sge jobs cannot"):
+        stop("lab")
+    assert folder.exists()
+    folder.remove()
+
+
+# --- on demand ------------------------------------------------------------------------------
+
+
+def test_slaves_come_with_tasks_and_go_when_idle(here: World) -> None:
+    started("lab", on="local", serve=True, low=0, high=2, idle=0.5)
+    wait_until(lambda: overview("lab").manager)
+    with ClusterExecutor("lab") as executor:
+        assert executor.submit(abs, -1).result(PATIENCE_S) == 1
+
+    def all_left() -> bool:
+        return all(row.role != "slave" or row.remark == "left in order" for row in rows("lab"))
+
+    wait_until(all_left, "slaves that are idle end")
+    stop("lab")
+    nothing_is_left(here)
+
+
+def test_the_lower_limit_is_kept(here: World) -> None:
+    started("lab", on="local", serve=True, low=1, high=1)
+    wait_for_slave("lab")
+    (row,) = [row for row in rows("lab") if row.slave]
+    os.kill(pid_of(row.job), signal.SIGKILL)
+    wait_until(lambda: [new for new in rows("lab") if new.slave and new.job != row.job])
+    stop("lab")
+    nothing_is_left(here)
+
+
+# --- allocate, masterHost -------------------------------------------------------------------
+
+
+def test_an_allocation(here: World) -> None:
+    with allocate(2, "local") as workers:
+        with workers.executor() as executor:
+            assert sum(executor.map(abs, range(-9, 0))) == 45
+        assert masterHost(workers.label) == workers.address
+        assert [row.workers for row in workers.status().rows] == [2]
+    nothing_is_left(here)
+
+
+def test_an_allocation_ends_with_an_error_in_its_block(here: World) -> None:
+    with pytest.raises(ZeroDivisionError), allocate(1, "local", label="lab"):
+        raise ZeroDivisionError
+    nothing_is_left(here)
+
+
+def test_an_allocation_that_cannot_start_leaves_nothing(here: World) -> None:
+    with pytest.raises(LauncherError), allocate(1, "local", options=["-x"]):
+        pass
+    nothing_is_left(here)
+
+
+def test_the_slaves_of_a_program_that_was_killed_end(here: World) -> None:
+    here.env["MASTERSLAVE_MASTER_GONE"] = "0.5"
+    program = here.script("""
+        import time
+        from masterslave import allocate
+        with allocate(1, "local", label="lab") as workers:
+            with workers.executor() as executor:
+                print(executor.submit(abs, -1).result(), flush=True)
+                time.sleep(600)
+    """)
+    wait_until(lambda: program.out or program.poll() is not None)
+    program.kill()
+    program.wait()
+    wait_until(lambda: not here.processes(), "its slaves end by themselves")
+    stop("lab")
+
+
+def test_nobody_waits_for_a_host_without_end(here: World) -> None:
+    with pytest.raises(ConnectionFailed, match=r"no task manager in 0\.1 s: "):
+        masterHost("lab", timeout=0.1)

@@ -1,0 +1,92 @@
+"""`start`, `stop`, `status`, `allocate` with a real Slurm on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from clusters.systems import Systems
+from conftest import PATIENCE_S, World, wait_until
+
+from masterslave import ClusterExecutor, StartError, allocate, masterHost, start, stop
+from masterslave.launchers import launcher
+from masterslave.runfolder import RunFolder
+from masterslave.starting import Started
+from masterslave.stopping import overview
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def slurm(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A world with a Slurm, of whose jobs none is left at the end."""
+    for name, value in systems.start("slurm").items():
+        monkeypatch.setenv(name, value)
+        world.env[name] = value
+    monkeypatch.chdir(world.path)
+    monkeypatch.setenv("PYTHONPATH", world.env["PYTHONPATH"])
+    yield world
+    for path in (world.path / ".masterslave" / "starts").glob("*"):
+        stop(path.name, within=1.0)
+
+
+def started(*args: Any, **options: Any) -> Started:
+    found = start(*args, **options)
+    assert isinstance(found, Started)
+    return found
+
+
+def all_over(ids: tuple[str, ...]) -> bool:
+    return all(state.is_over for state in launcher("slurm").states(ids).values())
+
+
+def test_manager_and_slaves_in_jobs(slurm: World) -> None:
+    found = started("lab", 5, serve=True, per_slave=2, walltime="10m")
+    assert found.on == "slurm"  # it answers, so it was chosen
+    assert len(found.slaves) == 3
+    address = masterHost("lab", timeout=PATIENCE_S)
+    with ClusterExecutor("lab", address) as executor:
+        assert sum(executor.map(abs, range(-99, 0))) == 4950
+    wait_until(lambda: sum(1 for row in overview("lab").rows if row.slave) == 3)
+    rows = {row.job: row for row in overview("lab").rows}
+    assert [rows[one].workers for one in found.slaves] == [2, 2, 1]
+    assert all(row.phase == "running" for row in rows.values())
+    lines = stop("lab")
+    assert lines[0] == "told 3 slaves to finish what runs and leave"
+    assert all_over((found.manager, *found.slaves))
+    wait_until(lambda: not slurm.processes())
+
+
+def test_why_a_slave_is_missing(slurm: World) -> None:
+    held = started("held", 1, "slurm", wait=True, options=["--begin=now+1hour"])
+    (row,) = overview("held").rows
+    assert (row.phase, row.remark, row.missing) == ("pending", "waits for its turn", False)
+    broken = started("broken", 1, "slurm", wait=True, python="/bin/false")
+    alone = started("alone", 1, "slurm", wait=True)
+    wait_until(lambda: "before its slave said anything" in overview("broken").rows[0].remark)
+    wait_until(lambda: "looks for its manager on " in overview("alone").rows[0].remark)
+    for label in ("held", "broken", "alone"):
+        stop(label)
+    assert all_over((*held.slaves, *broken.slaves, *alone.slaves))
+    wait_until(lambda: not slurm.processes())
+
+
+def test_a_start_that_was_cut_off_is_found_by_its_name(slurm: World) -> None:
+    found = started("lab", 2, "slurm", wait=True)
+    folder = RunFolder.of("lab", slurm.path)
+    (submission,) = folder.submissions()
+    folder.write(submission._replace(ids=None))
+    with pytest.raises(StartError, match="cut off while it submitted"):
+        start("lab", 1, "slurm", wait=True)
+    assert "2 jobs of that name found" in stop("lab")[0]
+    assert all_over(found.slaves)
+
+
+def test_an_allocation(slurm: World) -> None:
+    with allocate(2, "slurm") as workers:
+        with workers.executor() as executor:
+            assert sum(executor.map(abs, range(-9, 0))) == 45
+        ids = workers.started.slaves
+    assert all_over(ids)
+    wait_until(lambda: not slurm.processes())
