@@ -106,10 +106,10 @@ def per_call_us(run: Callable[[], Any], tasks: int) -> float:
     number = max(1, _CALLS // tasks)
     best = float("inf")
     for _ in range(_REPEATS):
-        begin = time.perf_counter()
+        begin = time.process_time()  # what other programs take does not count
         for _ in range(number):
             run()
-        best = min(best, time.perf_counter() - begin)
+        best = min(best, time.process_time() - begin)
     return 1e6 * best / number / tasks
 
 
@@ -164,10 +164,12 @@ class Layers:
         def run() -> None:
             for _ in range(self.batch):
                 queue.request(0, "nothing", self.parameters, options)
-            ids = [queue.hand_out(1, tags) for _ in range(self.batch)]
-            for task in ids:
-                assert task is not None
-                queue.complete(1, Completion(task.task_id, 1, "result", self.result, 1e-6, ""))
+            first = queue.peek(tags)
+            assert first is not None
+            run = queue.hand_out_run(1, first, tags, self.batch, 1 << 20)
+            ended = [Completion(task.task_id, 1, "result", self.result, 1e-6, "") for task in run]
+            plain, _ = queue.complete_all(1, ended)
+            assert len(plain) == self.batch
             for _ in range(self.batch):
                 queue.deliver(0)
 

@@ -76,6 +76,14 @@ def host(text: str) -> tuple[str, int]:
     return name, int(room) if star else 1
 
 
+def setting(text: str) -> tuple[str, str | bool]:
+    """``NAME=VALUE``, where ``true`` and ``false`` are what they say."""
+    name, equals, value = text.partition("=")
+    if not name.isidentifier() or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, {"true": True, "false": False}.get(value, value)
+
+
 def add_start(commands: Any, common: argparse.ArgumentParser) -> None:
     """The commands ``start``, ``stop``, ``status`` and ``scale``."""
     start = commands.add_parser(
@@ -104,6 +112,10 @@ def add_start(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--mount", action="append", default=[], metavar="FOLDER", help="seen in the container")
     add("--python", metavar="FILE", help="interpreter of the slaves, which has this package")
     add("--host", action="append", type=host, metavar="HOST[*N]", help="with --on ssh; repeat it")
+    add(
+        "--set", action="append", type=setting, default=[], metavar="NAME=VALUE",
+        help="a setting of the launcher: dialect=torque (pbs), parallel_environment=mpi (sge)",
+    )  # fmt: skip
     add("--dry-run", action="store_true", help="print what would be run, do nothing")
     add("--json", action="store_true", help="for programs")
     stop = commands.add_parser("stop", parents=[common], help="end what start has started")

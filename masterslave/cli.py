@@ -43,7 +43,7 @@ _WITH_VALUE = (
     "-m", "--master", "-n", "--workers", "--memory", "--lifetime", "--chaos",
     "--idle", "--record", "--job",
     "--on", "--per-slave", "--walltime", "--min", "--max", "--mount", "--container-option",
-    "--python", "--host", "--within",
+    "--python", "--host", "--within", "--set",
     "--to", "--journal", "--port",
 )  # fmt: skip
 

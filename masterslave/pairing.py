@@ -165,7 +165,8 @@ def own_job_id(system: str, environ: Mapping[str, str], process: str) -> str:
     if system in ("local", "ssh"):
         return process
     if system == "pbs":
-        return environ.get("PBS_JOBID", "")
+        # Slurm's own commands by the names of PBS set the first one only in some versions.
+        return environ.get("PBS_JOBID") or environ.get("SLURM_JOB_ID", "")
     names = _ARRAYS.get(system)
     if names is None:
         return environ.get("MASTERSLAVE_JOB_ID", "")

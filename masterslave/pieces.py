@@ -68,7 +68,10 @@ def _has_large(value: Any) -> bool:
             if len(item) >= LIFT_BYTES:
                 return True
         elif kind is list or isinstance(item, (list, tuple, dict)):
-            if item and _has_large(item):
+            if kind is list and len(item) == 1 and type(item[0]) is bytes:  # a frame, as most are
+                if len(item[0]) >= LIFT_BYTES:
+                    return True
+            elif item and _has_large(item):
                 return True
         elif isinstance(item, (bytearray, memoryview)) and len(item) >= LIFT_BYTES:
             return True

@@ -52,6 +52,7 @@ class Plan(NamedTuple):
     began_at: float  # Unix time
     serves: bool = False  # whether the task manager is of this run, too
     manager_on: str = ""  # the launcher of the task manager, if it serves
+    waits: bool = True  # whether slaves wait for their task manager: it may come later
     master: str = ""  # ``host:port`` of the task manager, where it was named
     job: Mapping[str, Any] = {}  # fields of `Job` for slaves, without name, command and count
     launcher: Mapping[str, Any] = {}  # what the launcher is made with

@@ -178,8 +178,9 @@ def run_slave(
         """Tell where the manager is looked for, and why it was not found; end a vain wait."""
         if note is None:
             return
-        with contextlib.suppress(ConnectionFailed):
-            note.tries(naming.locate(label, master_host, chosen))
+        if not note.note.tries:
+            with contextlib.suppress(ConnectionFailed):
+                note.tries(naming.locate(label, master_host, chosen))
         if error is None:
             return
         note.failed_for_now(str(error))

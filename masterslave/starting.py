@@ -121,7 +121,9 @@ def slave_job(plan: Plan, folder: Path, name: str, count: int, workers: int, *, 
     """So many slaves. `last`: they stay when they are idle."""
     fields = dict(plan.job)
     python = fields.pop("python", None)
-    arguments = ["slave", "-w", "-n", str(workers)]
+    arguments = ["slave", "-n", str(workers)]
+    if plan.waits:
+        arguments.append("-w")
     if plan.master:
         arguments += ["-m", plan.master]
     if plan.memory is not None:
@@ -234,7 +236,7 @@ def start(
     plan = Plan(
         label, f"ms-{safe_name(label)[:30]}-{secrets.token_hex(3)}", chosen.name,
         platform.node(), time.time(), serve,
-        "" if not serve else ("local" if here else chosen.name), master or "",
+        "" if not serve else ("local" if here else chosen.name), serve or wait, master or "",
         {
             "directory": os.getcwd(),
             "walltime_s": None if walltime is None else parse_duration(walltime),

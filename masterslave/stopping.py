@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from masterslave import naming
 from masterslave.errors import ConnectionFailed, LauncherError, MasterSlaveError, StartError
 from masterslave.keyfile import load_key
-from masterslave.launchers.base import Job, JobState, Launcher, Phase
+from masterslave.launchers.base import Job, Phase
 from masterslave.pairing import JobView, Note, Row, pair
 from masterslave.runfolder import Plan, RunFolder, Submission, last_lines
 from masterslave.settings import Settings, check_label
@@ -31,6 +31,10 @@ _LEAVE_S = 15.0
 #: Until jobs that were cancelled have ended, in seconds. Larger: `stop` waits for a batch system
 #: that does not do its work. Smaller: it complains of one that is slow.
 _CANCEL_S = 120.0
+
+#: Until the job of a slave that has left is seen to have ended, in seconds. Larger: `stop` waits
+#: for slaves that hang at their very end. Smaller: jobs are cancelled that end by themselves.
+_QUIET_S = 5.0
 
 #: Pauses between two looks, from the first to the longest. Smaller: a burden for batch systems.
 _LOOK_FROM_S, _LOOK_TO_S = 0.1, 2.0
@@ -168,10 +172,10 @@ class _Stop:
         submissions = [self._with_ids(one) for one in self._folder.submissions()]
         for role in ("scale", "slave", "manager"):
             own = [one for one in submissions if one.role == role and one.ids]
-            if role == "slave":
-                self._dismiss(own)
-            for one in own:
-                self._end(one)
+            # Slaves that have just left need a moment to end.
+            quiet_s = _QUIET_S if role == "slave" and self._dismiss(own) else 0.0
+            for on in dict.fromkeys(one.on for one in own):
+                self._end(role, [one for one in own if one.on == on], quiet_s)
         if self._left:
             raise StartError(f"stop {self._plan.label}: {'; '.join(self._left)}")
         self._folder.remove()
@@ -198,21 +202,22 @@ class _Stop:
         self._folder.write(found)
         return found
 
-    def _living(self, submission: Submission) -> list[str]:
-        assert submission.ids is not None
-        states = launcher_of(self._plan, submission).states(submission.ids)
+    def _living(self, submissions: Sequence[Submission]) -> list[str]:
+        """Of submissions to one system."""
+        ids = [job_id for one in submissions for job_id in one.ids or ()]
+        states = launcher_of(self._plan, submissions[0]).states(ids)
         return [one for one, state in states.items() if not state.is_over]
 
-    def _dismiss(self, submissions: list[Submission]) -> None:
-        """Have the manager tell the slaves to leave, and wait until their jobs have ended."""
+    def _dismiss(self, submissions: list[Submission]) -> bool:
+        """Have the manager tell the slaves to leave, wait until they have; whether any was told."""
         status, _, why = ask_manager(self._plan)
         if status is None:
             if submissions:
                 self._say(f"the task manager does not answer, so slaves are cancelled: {why}")
-            return
+            return False
         chosen = _own_slaves(status["slaves"], self._folder.notes(), everyone=self._plan.serves)
         if not chosen:
-            return
+            return False
         settings = Settings.from_environment()
         try:
             link = naming.connect(
@@ -224,38 +229,40 @@ class _Stop:
                 link.close()
         except MasterSlaveError as error:
             self._say(f"slaves could not be told to leave, so they are cancelled: {error}")
-            return
+            return False
         self._say(f"told {told} {'slave' if told == 1 else 'slaves'} to finish what runs and leave")
         gone = _wait(lambda: not self._present(chosen), self._limit_s)
         if not gone:
             self._say(f"some slaves have not left within {self._limit_s:g} s")
+        return True
 
     def _present(self, chosen: list[int]) -> bool:
         status, _, _ = ask_manager(self._plan)
         return status is not None and any(row["id"] in chosen for row in status["slaves"])
 
-    def _end(self, submission: Submission) -> None:
-        what = "task manager" if submission.role == "manager" else submission.role
+    def _end(self, role: str, submissions: list[Submission], quiet_s: float) -> None:
+        """See that jobs of one system end: by themselves within `quiet_s` seconds, or cancelled."""
+        what, on = "task manager" if role == "manager" else role, submissions[0].on
+        ids = ", ".join(job_id for one in submissions for job_id in one.ids or ())
         try:
-            # Those that have just left need a moment to end.
-            quiet_s = 2.0 if submission.role == "slave" else 0.0
-            _wait(lambda: not self._living(submission), quiet_s)
-            living = self._living(submission)
+            _wait(lambda: not self._living(submissions), quiet_s)
+            living = self._living(submissions)
             if living:
-                launcher_of(self._plan, submission).cancel(living)
-                self._say(f"cancelled {what} {', '.join(living)} on {submission.on}")
-                if not _wait(lambda: not self._living(submission), _CANCEL_S):
-                    stay = ", ".join(self._living(submission))
+                launcher_of(self._plan, submissions[0]).cancel(living)
+                self._say(f"cancelled {what} {', '.join(living)} on {on}")
+                if not _wait(lambda: not self._living(submissions), _CANCEL_S):
+                    stay = ", ".join(self._living(submissions))
                     self._left.append(
-                        f"{what} {stay} on {submission.on} was cancelled and has not ended within "
+                        f"{what} {stay} on {on} was cancelled and has not ended within "
                         f"{_CANCEL_S:g} s; look at it by the system's own commands, then try again"
                     )
                     return
             else:
-                self._say(f"{what} {', '.join(submission.ids or ())} on {submission.on} has ended")
-            self._folder.forget(submission)
+                self._say(f"{what} {ids} on {on} has ended")
+            for one in submissions:
+                self._folder.forget(one)
         except LauncherError as error:
-            self._left.append(f"{what} {', '.join(submission.ids or ())}: {error}")
+            self._left.append(f"{what} {ids}: {error}")
 
 
 def _own_slaves(
@@ -277,8 +284,3 @@ def _wait(condition: Callable[[], bool], limit_s: float) -> bool:
         time.sleep(min(pause_s, left_s))
         pause_s = min(_LOOK_TO_S, 1.5 * pause_s)
     return True
-
-
-def over(where: Launcher, ids: Sequence[str]) -> dict[str, JobState]:
-    """Those that have ended."""
-    return {one: state for one, state in where.states(ids).items() if state.is_over}

@@ -199,6 +199,13 @@ def test_where_another_label_answers_by_now_the_name_server_is_asked(world: Worl
         assert find() == "job"
 
 
+def test_each_address_is_tried(world: World) -> None:
+    with master("job", use_name_server=False, port=0) as process:
+        dead = [f"127.0.0.1:{free_port()}", "[::1]:1"]
+        write(world.path / ".masterslave" / "managers", addresses=[*dead, process.address])
+        assert find() == "job"
+
+
 def test_both_ways_are_told_when_neither_leads_there(world: World) -> None:
     address = f"127.0.0.1:{free_port()}"
     path = write(world.path / ".masterslave" / "managers", addresses=[address])

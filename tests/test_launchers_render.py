@@ -108,7 +108,7 @@ def test_htcondor() -> None:
         "universe = vanilla",
         "executable = /usr/bin/python3",
         "arguments = \"-m masterslave slave -m host:1 -- 'a b'\"",
-        "environment = \"'WORD=it''s $(DOLLAR)HOME'\"",
+        "environment = \"'WORD=it''s $(DOLLAR)HOME' MASTERSLAVE_JOB_ID=$(Cluster).$(Process)\"",
         "initialdir = /work dir",
         "output = /logs/demo.$(Cluster).$(Process).log",
         "error = /logs/demo.$(Cluster).$(Process).log",
@@ -124,6 +124,14 @@ def test_htcondor() -> None:
         '+Group = "x"',
         "queue 3",
     ]
+
+
+def test_the_description_is_written_where_a_person_can_edit_it() -> None:
+    rendered = launcher("htcondor", description_file="/w/job.sub").render(JOB)
+    assert only(rendered) == ["condor_submit", "-terse", "/w/job.sub"]
+    assert rendered.file == "/w/job.sub"
+    assert rendered.script == description(JOB)
+    assert str(rendered).startswith("cat > /w/job.sub <<'END'\nuniverse = vanilla\n")
 
 
 def test_htcondor_finds_a_program_by_its_name() -> None:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shlex
-import shutil
-import sys
-import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-import psutil
 import pytest
+from clusters.places import ODD, PLACES, Place
 from clusters.systems import Systems, require
 from conftest import PATIENCE_S, ROOT, World, is_running, wait_until
 
 from masterslave import MasterProcess, Settings
 from masterslave.errors import LauncherError
-from masterslave.launchers import launcher
-from masterslave.launchers.base import Container, Job, Launcher, Phase
+from masterslave.launchers.base import Phase
 from masterslave.launchers.local import slave_job
 from masterslave.slavecode import script_record
 
@@ -33,141 +26,11 @@ ECHO = """
         return x
     startSlaveProcess()
 """
-SITE = sysconfig.get_path("purelib")
-ODD = 'it\'s "$HOME" `x`; a\\b  ü'
-
 #: Says what it was given, and ends at SIGTERM, or Grid Engine's SIGUSR2.
 LISTENER = (
     'trap "echo told to end; exit 0" TERM USR2; printf "%s|" "$1" "$ODD" "$PWD"; '
     "echo; while :; do sleep 0.1; done"
 )
-
-
-class Place(NamedTuple):
-    """A launcher, and what its processes need where they run."""
-
-    launcher: Launcher
-    world: World
-    root: str = "/"  # where they see the file system
-    python: str = sys.executable
-    path: str = f"{ROOT}:{SITE}"
-    container: Container | None = None
-    tells: bool = True  # cancelling tells the process, and does not kill it at once
-
-    def job(self, *command: str, count: int = 1, **changes: object) -> Job:
-        world = self.world
-        environment = {
-            "HOME": str(world.path), "PYTHONPATH": self.path, "ODD": ODD, "LC_ALL": "C.UTF-8",
-            "TEST_SESSIONS": os.environ.get("TEST_SESSIONS", ""), "MASTERSLAVE_BROADCAST": "0",
-            "MASTERSLAVE_MASTER_GONE": "20",
-        }  # fmt: skip
-        folder = str(world.path / "logs")
-        job = Job(
-            "te/st", command, count, str(world.path), folder, environment=environment,
-            container=self.container,
-        )  # fmt: skip
-        return job._replace(**changes)
-
-    def log(self, job: Job, job_id: str) -> str:
-        path = Path(self.root + self.launcher.log_file(job, job_id))
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def wait_for(self, ids: list[str], *, over: bool) -> None:
-        def reached() -> bool:
-            states = self.launcher.states(ids).values()
-            if over:
-                return all(state.is_over for state in states)
-            return all(state.phase is Phase.RUNNING for state in states)
-
-        wait_until(reached, f"{ids} {'have ended' if over else 'run'}")
-
-    def processes(self) -> list[psutil.Process]:
-        """What runs of our jobs, and is not about to be reaped."""
-        return [process for process in self.world.processes() if is_running(process.pid)]
-
-
-def make_local(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
-    return Place(launcher("local", kill_after_s=PATIENCE_S), world)
-
-
-def make_ssh(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
-    options = ["-F", systems.start("ssh")["SSH_TEST_CONFIG"]]
-    hosts = ["node1", "node2"]
-    return Place(launcher("ssh", hosts=hosts, options=options, kill_after_s=PATIENCE_S), world)
-
-
-def make_podman(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
-    for name, value in systems.start("podman").items():
-        monkeypatch.setenv(name, value)
-    mounts = (f"{ROOT}:{ROOT}:ro", *([] if SITE.startswith(f"{ROOT}/") else [f"{SITE}:{SITE}:ro"]))
-    container = Container("podman", "work:1", mounts=mounts)
-    local = launcher("local", kill_after_s=PATIENCE_S)
-    return Place(local, world, python="python3", container=container)
-
-
-def batch(name: str, **settings: object) -> Callable[..., Place]:
-    def make(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
-        for variable, value in systems.start(name).items():
-            monkeypatch.setenv(variable, value)
-        return Place(launcher(name, **settings), world, tells=name != "pbs")
-
-    return make
-
-
-def make_htcondor(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """The pool lives in a folder with another system: what it needs of us is copied there."""
-    systems.start("condor")
-    root = systems.folder("condor")
-    library = root / "home" / "work" / "library"
-    shutil.rmtree(library, ignore_errors=True)
-    shutil.copytree(ROOT / "masterslave", library / "masterslave")
-    for name in ("Pyro5", "serpent", "msgpack", "cloudpickle", "psutil", "rich", "pygments"):
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.origin is not None
-        origin = Path(spec.origin)
-        if origin.name == "__init__.py":
-            shutil.copytree(origin.parent, library / name)
-        else:
-            shutil.copy(origin, library)
-    there = Path(f"{root}{world.path}")
-    (there / "logs").mkdir(parents=True)
-    (world.path / "logs").mkdir()
-    work = (root / "home" / "work").stat()
-    programs = world.path / "programs"
-    programs.mkdir()
-    inside = "export HOME=/home/work CONDOR_CONFIG=/home/work/condor_config PATH=/usr/bin:/bin"
-    for name in ("condor_submit", "condor_q", "condor_rm"):
-        program = programs / name
-        words = f'"cd /home/work; {inside}; {name} $(printf "%q " "$@")"'
-        program.write_text(f"#!/bin/bash\nexec chroot {root} su work -s /bin/bash -c {words}\n")
-        program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    for path in (there, there / "logs"):
-        os.chown(path, work.st_uid, work.st_gid)
-    key = Settings.from_environment().key_file
-    from masterslave.keyfile import load_key
-
-    load_key(key)
-    shutil.copytree(key.parent, there / key.parent.name)
-    for path in (there / key.parent.name, there / key.parent.name / key.name):
-        os.chown(path, work.st_uid, work.st_gid)
-    for path in reversed(there.parents):  # of pytest's, for their owner only
-        if path.is_relative_to(root / "tmp"):
-            path.chmod(0o755)
-    return Place(
-        launcher("htcondor"), world, str(root), "/usr/bin/python3", "/home/work/library"
-    )  # fmt: skip
-
-
-PLACES: dict[str, Callable[..., Place]] = {
-    "local": make_local,
-    "ssh": make_ssh,
-    "podman": make_podman,
-    "slurm": batch("slurm"),
-    "sge": batch("sge"),
-    "pbs": batch("pbs", dialect="torque", arrays=False),
-    "htcondor": make_htcondor,
-}
 
 
 @pytest.fixture(params=list(PLACES))
@@ -176,8 +39,11 @@ def place(
     world: World,
     systems: Systems,
     monkeypatch: pytest.MonkeyPatch,
-) -> Place:
-    return PLACES[request.param](world, systems, monkeypatch)
+) -> Iterator[Place]:
+    try:
+        yield PLACES[request.param](world, systems, monkeypatch)
+    finally:
+        systems.release_condor()
 
 
 @pytest.fixture
@@ -228,10 +94,15 @@ def test_slaves_work_and_leave_with_their_master(place: Place, master: MasterPro
 
 
 def test_what_a_system_refuses_is_told_in_its_words(place: Place) -> None:
-    job = place.job("true", directory="relative/nowhere", options=("--no-such-option",))
+    refusals = {"local": "no program no such program", "ssh": "no program no such program",
+                "slurm": "unrecognized option '--no-such-option'", "sge": "--no-such-option",
+                "pbs": "Unknown option: no-such-option", "htcondor": "no-such-option"}  # fmt: skip
+    options = () if place.launcher.name in ("local", "ssh") else ("--no-such-option",)
+    job = place.job("no such program", options=options)._replace(container=None)
     with pytest.raises(LauncherError) as caught:
         place.launcher.submit(job)
     assert len(str(caught.value).splitlines()) == 1
+    assert refusals[place.launcher.name] in str(caught.value)
 
 
 def test_ids_that_nobody_knows(place: Place) -> None:

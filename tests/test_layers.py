@@ -21,7 +21,8 @@ LAYERS = {
     2: "manager desk room outbox waiters watchdog journal ledger stores.*",
     3: "engines transports.* launchers.* naming keyfile pipe slavecode tables memory shared "
     "functions connectionfile board calls identities runfolder",
-    4: "guest pump worker workerprocess uplink supervisor slave master service attached executor "
+    4: "guest pump worker workerprocess uplink supervisor slave master service attached "
+    "callcore executor "
     "client",
     5: "jobs cli arguments starting stopping allocation commands.* __init__ __main__",
 }

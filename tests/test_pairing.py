@@ -96,6 +96,8 @@ def test_whose_note_it_is(note_id: str, job_id: str) -> None:
         ("sge", {"JOB_ID": "5", "SGE_TASK_ID": "undefined"}, "5"),
         ("sge", {"JOB_ID": "5", "SGE_TASK_ID": "2"}, "5.2"),
         ("pbs", {"PBS_JOBID": "3[1].server"}, "3[1].server"),
+        ("pbs", {"SLURM_JOB_ID": "8"}, "8"),
+        ("htcondor", {"MASTERSLAVE_JOB_ID": "4.1"}, "4.1"),
         ("slurm", {}, ""),
         ("local", {}, "4711:88"),
     ],

@@ -72,7 +72,7 @@ def nothing_is_left(world: World) -> None:
 def test_the_job_of_slaves() -> None:
     job = slave_job(PLAN, Path("/home/starts/lab"), "ms-lab-s0", 3, 2, last=False)
     assert job.command[3:] == (
-        "slave", "-w", "-n", "2", "--record", "/home/starts/lab", "--job", "slurm:ms-lab-s0",
+        "slave", "-n", "2", "-w", "--record", "/home/starts/lab", "--job", "slurm:ms-lab-s0",
         "--", "lab",
     )  # fmt: skip
     assert (job.count, job.cpus, job.walltime_s, job.directory) == (3, 2, 60.0, "/work")
@@ -173,6 +173,8 @@ def test_a_dry_run_does_nothing(here: World) -> None:
         ("start lab --min 2 --max 1", 2, "min=2, max=1"),
         ("start lab --here", 2, "--here is for --serve"),
         ("start lab --on ssh", 2, "--on ssh and --host go together"),
+        ("start lab --on pbs --set dialect", 2, "'dialect' is not NAME=VALUE"),
+        ("start lab --on slurm --set odd=1", 1, "launcher slurm: got an unexpected keyword"),
         ("start lab --container x", 2, "'x' is not KIND:IMAGE"),
         ("start lab --serve --on local -- --partition=x", 1, "nothing to pass options to"),
         ("stop lab", 1, "nothing of label 'lab' was started"),

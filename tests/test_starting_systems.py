@@ -90,3 +90,28 @@ def test_an_allocation(slurm: World) -> None:
         ids = workers.started.slaves
     assert all_over(ids)
     wait_until(lambda: not slurm.processes())
+
+
+@pytest.mark.parametrize("name", ["sge", "pbs", "ssh"])
+def test_other_systems(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Slaves of a manager here: jobs and slaves are found to belong together; nothing is left."""
+    variables = systems.start(name)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.chdir(world.path)
+    settings: dict[str, Any] = {}
+    if name == "pbs":
+        settings = {"dialect": "torque", "arrays": False}
+    if name == "ssh":
+        options = ["-F", variables["SSH_TEST_CONFIG"]]
+        settings = {"hosts": ["node1", "node2"], "options": options}
+    found = started("lab", 2, name, serve=True, here=True, launcher_settings=settings)
+    wait_until(lambda: sum(1 for row in overview("lab").rows if row.job and row.workers) == 2)
+    with ClusterExecutor("lab", masterHost("lab", PATIENCE_S)) as executor:
+        assert sum(executor.map(abs, range(-9, 0))) == 45
+    stop("lab")
+    where = launcher(name, **settings)
+    assert all(state.is_over for state in where.states(found.slaves).values())
+    wait_until(lambda: not world.processes())

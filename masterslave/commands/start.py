@@ -17,15 +17,17 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if options.container is not None:
         kind, image = options.container
         container = Container(kind, image, tuple(options.container_option), tuple(options.mount))
-    where = {}
+    where: dict[str, object] = dict(options.set)
+    passed = options.passed
     if options.host:
         where["hosts"] = dict(options.host)
+        where["options"], passed = passed, []  # of ssh itself
     started = start(
         options.label, options.number, options.on,
         serve=options.serve, here=options.here, master=options.master, wait=options.wait,
         per_slave=options.per_slave, walltime=options.walltime, memory=options.memory,
         idle=options.idle, low=options.min, high=options.max, container=container,
-        python=options.python, journal=options.journal, options=options.passed,
+        python=options.python, journal=options.journal, options=passed,
         launcher_settings=where, dry_run=options.dry_run,
     )  # fmt: skip
     if not isinstance(started, Started):

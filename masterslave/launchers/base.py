@@ -136,7 +136,7 @@ class Launcher(ABC):
             if rendered.file is not None:
                 Path(rendered.file).write_text(rendered.script or "", encoding="utf-8")
         except OSError as error:
-            raise LauncherError(f"log folder {job.log_folder}: {error.strerror}") from error
+            raise LauncherError(f"cannot write {error.filename}: {error.strerror}") from error
         stdin = rendered.script if rendered.file is None else None
 
         def start(command: Sequence[str]) -> list[str]:
@@ -239,7 +239,7 @@ def run_command(
     Raises `LauncherError`, which names the command, its exit status and what it printed, when it
     does not exist, does not end in time, or ends with a status that is not among `statuses`.
     """
-    shown = _shortened(shlex.join(command))
+    shown = _shortened(" ".join(shlex.join(command).split()))
     environment = {**os.environ, "LC_ALL": "C"}  # answers are read
     try:
         process = subprocess.Popen(
@@ -259,11 +259,13 @@ def run_command(
                 os.killpg(process.pid, signal.SIGKILL)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            raise LauncherError(f"no answer in {limit_s:g} s: {shown}") from None
+            raise LauncherError(f"no answer of {command[0]} in {limit_s:g} s ({shown})") from None
     output = Output(process.returncode, _text(out), _text(err))
     if output.status not in statuses:
         said = " ".join((output.err.strip() or output.out.strip()).split())
-        raise LauncherError(f"exit status {output.status} of {shown}: {said or 'no message'}")
+        raise LauncherError(
+            f"exit status {output.status} of {command[0]}: {said or 'no message'} ({shown})"
+        )
     return output
 
 
@@ -280,5 +282,5 @@ def _text(data: bytes) -> str:
     return data.decode(errors="replace")
 
 
-def _shortened(text: str, length: int = 300) -> str:
+def _shortened(text: str, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[:length]}..."

@@ -41,15 +41,23 @@ _VACATE_S = 60
 
 
 class HtcondorLauncher(Launcher):
-    """Copies are the processes of one cluster."""
+    """Copies are the processes of one cluster.
+
+    `description_file`: where the description is written and submitted from, to be edited and
+    submitted again; None: it is kept nowhere.
+    """
 
     name = "htcondor"
+
+    def __init__(self, description_file: str | None = None) -> None:
+        self._file = description_file
 
     def is_available(self) -> bool:
         return answers(["condor_q", "-totals"])
 
     def render(self, job: Job) -> Rendered:
-        return Rendered((("condor_submit", "-terse", "-"),), description(job))
+        command = ("condor_submit", "-terse", self._file or "-")
+        return Rendered((command,), description(job), self._file)
 
     def _submitted(self, job: Job, output: Output) -> list[str]:
         found = re.search(r"(\d+)\.(\d+) - (\d+)\.(\d+)", output.out)  # "12.0 - 12.3"
@@ -84,11 +92,14 @@ def description(job: Job) -> str:
     if not command[0].startswith("/"):
         command = ["/usr/bin/env", *command]
     log = os.path.join(job.log_folder, safe_name(job.name))
+    environment = _list([f"{name}={value}" for name, value in job.environment.items()])
+    # HTCondor tells a process its id in a file only.
+    environment = f'{environment[:-1]} MASTERSLAVE_JOB_ID=$(Cluster).$(Process)"'
     values = {
         "universe": "vanilla",
         "executable": _plain(command[0]),
         "arguments": _list(command[1:]),
-        "environment": _list([f"{name}={value}" for name, value in job.environment.items()]),
+        "environment": environment,
         "initialdir": _plain(os.path.abspath(job.directory)),
         "output": f"{_plain(log)}.$(Cluster).$(Process).log",
         "error": f"{_plain(log)}.$(Cluster).$(Process).log",

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -30,6 +31,7 @@ NEEDS = {
     "slurm": ("slurmctld", "slurmd", "munged", "sbatch"),
     "sge": ("sge_qmaster", "sge_execd", "qconf"),
     "ssh": ("/usr/sbin/sshd", "ssh", "ssh-keygen"),
+    "slurm-cut": ("slurmctld", "slurmd", "munged", "sbatch", "ip", "nsenter"),
     "podman": ("podman", "runc", "/usr/libexec/podman/catatonit"),
     "condor": ("debootstrap",),
     "pbs": ("slurmctld", "slurmd", "munged", "sbatch", "dpkg"),
@@ -57,6 +59,9 @@ class Systems:
         self._clean = dict(os.environ)  # not that of the test which comes first
         self._ports: dict[str, int] = {}
         self._condor_lock: int | None = None
+        # Of "slurm-cut", whose nodes are network namespaces: their names, and where they are.
+        self.prefix = f"m{me.pid}c"
+        self.network = f"10.{100 + me.pid // 250 % 100}.{me.pid % 250}"
 
     def variables(self, name: str) -> dict[str, str]:
         """What the scripts of a system are told."""
@@ -64,8 +69,12 @@ class Systems:
         port = self._ports.setdefault(name, free_ports(4))
         kind = "CONDOR" if name == "condor" else name.upper()
         own = {f"{kind}_DIR" if name == "pbs" else f"{kind}_TEST_DIR": str(folder)}
-        return {**self._clean, **own, "PORT0": str(port), "PORT": str(port),
-                "NODE": f"m{os.getpid()}n"}  # fmt: skip
+        if name == "slurm" and Path("/sys/fs/cgroup/memory/cgroup.procs").exists():
+            own["MEM"] = "1"  # jobs are killed over their memory
+        if name == "slurm-cut":
+            own = {"SLURM_TEST_DIR": str(folder), "NETNS": self.prefix, "NET": self.network}
+        node = f"m{os.getpid()}{'c' if name == 'slurm-cut' else 'n'}"
+        return {**self._clean, **own, "PORT0": str(port), "PORT": str(port), "NODE": node}
 
     def folder(self, name: str) -> Path:
         return CACHE / name if name in ("condor", "pbs") else self.path / name
@@ -82,9 +91,10 @@ class Systems:
         if name == "condor" and self._condor_lock is None:
             CACHE.mkdir(parents=True, exist_ok=True)
             self._condor_lock = os.open(CACHE / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-            fcntl.flock(self._condor_lock, fcntl.LOCK_EX)  # one pool at a time on a machine
+            _lock(self._condor_lock)  # one pool at a time on a machine
             run("condor-stop.sh", self.variables(name))
-        script = {"podman": "podman-setup.sh", "pbs": "pbs-over-slurm.sh"}
+        script = {"podman": "podman-setup.sh", "pbs": "pbs-over-slurm.sh",
+                  "slurm-cut": "slurm-start.sh"}  # fmt: skip
         run(script.get(name, f"{name}-start.sh"), {**self.variables(name), **found})
         if name == "pbs":
             return {**found, "PATH": f"{self.folder(name)}/usr/bin:{os.environ['PATH']}"}
@@ -102,10 +112,15 @@ class Systems:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def stop(self) -> None:
+    def release_condor(self) -> None:
+        """End the pool, which is the machine's only one: others may wait for it."""
         if self._condor_lock is not None:
             run("condor-stop.sh", self.variables("condor"))
             os.close(self._condor_lock)
+            self._condor_lock = None
+
+    def stop(self) -> None:
+        self.release_condor()
         self._end(self.path)
 
     def end_those_of_the_dead(self) -> None:
@@ -119,11 +134,25 @@ class Systems:
                 self._end(path)
 
     def _end(self, path: Path) -> None:
-        for name in ("slurm", "sge", "ssh", "podman"):
+        for name in ("slurm", "slurm-cut", "sge", "ssh", "podman"):
             if (path / name).exists():
-                variables = {**self._clean, f"{name.upper()}_TEST_DIR": str(path / name)}
-                run(f"{name}-stop.sh", variables, "--purge")
+                kind = name.partition("-")[0]
+                variables = {**self._clean, f"{kind.upper()}_TEST_DIR": str(path / name)}
+                run(f"{kind}-stop.sh", variables, "--purge")
+            if name == "slurm-cut" and shutil.which("ip") is not None:
+                run("netns-stop.sh", self._clean, f"m{path.name.partition('-')[0]}c")
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock(descriptor: int) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            assert time.monotonic() < deadline, f"somebody else has {CACHE / 'lock'}"
+            time.sleep(0.1)
 
 
 def run(script: str, variables: Mapping[str, str], *arguments: str) -> None:
