@@ -64,7 +64,7 @@ class Service:
         self._file: ConnectionFile | None = None
         key = load_key(settings.key_file)
         with contextlib.ExitStack() as undo:
-            self._journal = None
+            self._journal: Journal | None = None
             if journal is not None:
                 self._journal = self._open_journal(journal, key, label)
                 undo.callback(self._journal.close)
@@ -184,6 +184,9 @@ class Service:
         """Free the label and the port, close the journal. Blocks until all threads have ended."""
         self._watchdog.stop()
         self._close()
+        self._close_journal()
+
+    def _close_journal(self) -> None:
         if self._journal is not None:
             try:
                 self._journal.close()

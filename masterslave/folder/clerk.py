@@ -443,7 +443,8 @@ class Clerk:
 
     def _locked_by(self, owner: str) -> list[tuple[str, int]]:
         """What a slave has in its hands, by its locks."""
-        held: list[tuple[str, int]] = []
+        bundles = [bundle for bundle, whose in self._owners.items() if whose == owner]
+        held = [key for bundle in bundles for key in self._bundles.get(bundle, ())]
         for name in self._place.files.list(self._place.at("tasks")).names:
             entry = names.parse(name)
             if entry is None or entry.kind != "lock" or entry.owner != owner:
