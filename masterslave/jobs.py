@@ -5,12 +5,16 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from masterslave import slavecode, worker
 from masterslave.errors import SettingsError
 from masterslave.master import Circumstances, MasterProcess, circumstances
 from masterslave.slave import DEFAULT_WATCHDOG_PERIOD, SlaveProcess, check_watchdog_period
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 
 def runJob(
@@ -23,6 +27,7 @@ def runJob(
     journal: str | os.PathLike[str] | None = None,
     attach: bool = False,
     master_host: str | None = None,
+    executor: Executor | Callable[[], Executor] | None = None,
 ) -> None:
     """Run a master, and the slaves that work for it, from one script. Blocks until `run` ends.
 
@@ -36,9 +41,11 @@ def runJob(
     file from which this job goes on when its master was killed and is started again, see
     `MasterProcess`; a master class with a constructor of its own must take this keyword then.
     `attach`: join the task manager that ``task_manager serve LABEL`` runs at `master_host`, or
-    wherever the label leads; its slaves load this script. Raises what the master's `run` raises,
-    `LabelInUse` when a living master has the label, `SettingsError` for an argument that cannot be
-    used, `JournalError` for such a file.
+    wherever the label leads; its slaves load this script.
+    `executor`: a `concurrent.futures.Executor`, or a function without arguments that makes one;
+    its workers run the handlers, there are no slaves, and nothing listens.
+    Raises what the master's `run` raises, `LabelInUse` when a living master has the label,
+    `SettingsError` for an argument that cannot be used, `JournalError` for such a file.
     """
     _check_class("master_class", master_class, MasterProcess)
     _check_class("slave_class", slave_class, SlaveProcess)
@@ -49,6 +56,22 @@ def runJob(
     if active is not None:
         if active.label == label:
             slave_class(label, watchdog_period=watchdog_period).start()
+        return
+    if executor is not None:
+        if launch_slaves:
+            raise SettingsError("give executor= or launch_slaves=: the executor has the workers")
+        if slave_class.__module__ in ("__mp_main__", "__worker__"):
+            return  # a worker of the executor loads the script; the job is the master's
+        code = {**slavecode.guest_record(slave_class, watchdog_period), "shared_main": False}
+        slave = (slave_class, watchdog_period)
+        of_next = Circumstances(
+            code, executor=executor, slave=slave, attach=attach, master_host=master_host
+        )
+        with circumstances(of_next):
+            master = (
+                master_class(label) if journal is None else master_class(label, journal=journal)
+            )
+        master.start()
         return
     record = slavecode.running_script()
     # A class of an interactive console inside a program is in no module, and in no script.
@@ -76,6 +99,7 @@ def initializeMasterProcess(
     journal: str | os.PathLike[str] | None = None,
     attach: bool = False,
     master_host: str | None = None,
+    executor: Executor | Callable[[], Executor] | None = None,
 ) -> MasterProcess:
     """Make this program a master; for programs whose master and slave are separate.
 
@@ -84,8 +108,9 @@ def initializeMasterProcess(
     `startSlaveProcess()`; `slave_module`: name of a module that defines ``do_<tag>`` functions.
     With either, ``task_manager slave LABEL`` and `launchSlaveJobs` start slaves. `journal`: a file
     from which a master that was killed goes on, see `MasterProcess`. `attach`, `master_host`: join
-    a task manager that is served, see `MasterProcess`. Raises as `MasterProcess`, and `SlaveError`
-    when the script cannot be read.
+    a task manager that is served, see `MasterProcess`. `executor`: what runs the handlers instead
+    of slaves, see `runJob`. Raises as `MasterProcess`, and `SlaveError` when the script cannot be
+    read.
     """
     if slave_script is not None and slave_module is not None:
         raise SettingsError("give slave_script= or slave_module=, not both")
@@ -97,7 +122,8 @@ def initializeMasterProcess(
     elif slave_module is not None:
         record = slavecode.module_record(slave_module)
     code = None if record is None else {**record, "shared_main": False}
-    with circumstances(Circumstances(code, attach=attach, master_host=master_host)):
+    of_next = Circumstances(code, attach=attach, master_host=master_host, executor=executor)
+    with circumstances(of_next):
         master = MasterProcess(label, use_name_server, journal=journal)
     atexit.register(master.shutdown)
     return master

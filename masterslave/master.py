@@ -15,7 +15,7 @@ import secrets
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,7 +84,8 @@ class Circumstances(NamedTuple):
 
     code: slavecode.Record | None = None  # what slaves load; "shared_main": it is this very script
     folder: str | PathLike[str] | None = None  # where master and slaves meet, instead of a network
-    executor: Executor | None = None  # what runs the handlers, instead of slaves
+    executor: Executor | Callable[[], Executor] | None = None  # runs the handlers, no slaves
+    slave: tuple[type, float | None] | None = None  # the class itself, and its watchdog period
     attach: bool = False  # whether a task manager that is served elsewhere is joined
     master_host: str | None = None  # where that is
 
@@ -143,6 +144,7 @@ class MasterProcess:
         attach: bool = False,
         master_host: str | None = None,
         weight: float = 1.0,
+        executor: Executor | Callable[[], Executor] | None = None,
     ) -> None:
         """Create the task manager and make it known; or, with `attach`, join one that is there.
 
@@ -162,6 +164,10 @@ class MasterProcess:
         client with weight 1, while both have some waiting. All methods are the same; what concerns
         the task manager as a whole is the business of who serves it. Raises `ConnectionFailed` or
         a subclass when it is not there.
+
+        `executor`: a `concurrent.futures.Executor`, or a function without arguments that makes one:
+        it runs the handlers, there are no slaves, and nothing listens. What it is to run must be
+        known: see `runJob` and `initializeMasterProcess`, which have the same argument.
         """
         check_label(label)
         self.label = label
@@ -171,8 +177,18 @@ class MasterProcess:
         code = given.code
         attach = attach or given.attach
         master_host = master_host or given.master_host
+        executor = given.executor if executor is None else executor
         self._service: Service | Attachment
-        if attach or master_host is not None:
+        if executor is not None:
+            if attach or master_host is not None:
+                raise SettingsError("give executor= or attach=, not both: nobody is joined there")
+            from masterslave.pump import ExecutorService  # few masters need it
+
+            self._service = ExecutorService(
+                label, self.settings, executor, code, given.slave,
+                observers=observers, journal=journal,
+            )  # fmt: skip
+        elif attach or master_host is not None:
             self._service = _joined(
                 label, self.settings, code, attach, master_host, journal, weight
             )
@@ -187,7 +203,8 @@ class MasterProcess:
             )
         self.task_manager: TaskManager | RemoteManager = self._service.manager
         self.process_id: int = self._service.enter()
-        self._memory: payload.Memory | None = shared if self.settings.shared_memory else None
+        lends = self.settings.shared_memory and executor is None  # its pickling knows no views
+        self._memory: payload.Memory | None = shared if lends else None
         is_script = code is not None and code["shared_main"]
         self._use_script(code if is_script else slavecode.running_script(), shared=is_script)
         self._states: dict[int, list[str]] = {}  # names of each state's values
@@ -250,6 +267,7 @@ class MasterProcess:
         `SettingsError` when no code is kept (see `runJob` and `initializeMasterProcess`), or for
         an argument that cannot be used.
         """
+        self._service.address  # noqa: B018 - there is none where nobody can connect
         for name, value in (("n", n), ("workers", workers)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SettingsError(

@@ -22,6 +22,7 @@ otherwise: a notebook's functions and classes travel too.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
 import struct
@@ -30,6 +31,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FunctionType
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import cloudpickle
 
@@ -377,6 +379,11 @@ def set_main_id(main_id: str | None) -> None:
     _Main.id = main_id
 
 
+def is_main(main_id: str | None) -> bool:
+    """Whether that script is this process's ``__main__``, as far as it has been stated."""
+    return main_id is not None and main_id == _Main.id
+
+
 class _Main:
     """The identity of this process's ``__main__``; a class so that there is one of it."""
 
@@ -398,10 +405,39 @@ def clean(text: str, limit: int) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+#: What other programs' scripts define and was brought here by value: where it is from, and, of what
+#: `keep_named` was told, the way to it.
+_origins: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
+_brought: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()
+
+
 def resolve_main(main_id: str, qualname: str, by_value: bytes) -> Any:
     """Called while unpickling: what a peer's script defines, taken from here if it is the same."""
-    found = _named_in_main(qualname) if main_id == _Main.id else None
-    return cloudpickle.loads(by_value) if found is None else found
+    here = main_id == _Main.id
+    found = _named_in_main(qualname) if here else _brought.get((main_id, qualname))
+    if found is None:
+        found = cloudpickle.loads(by_value)
+        _origins[found] = main_id, qualname
+    return found
+
+
+def named_in_main(value: Any) -> dict[str, Any]:
+    """The classes and functions of this process's script that `value` refers to, by name.
+
+    Sent beside it by value and given to `keep_named` there, they stay the same classes on both
+    sides, though the receiver never runs the script. What cannot be pickled ends the search.
+    """
+    found: dict[str, Any] = {}
+    with contextlib.suppress(Exception):  # `Codec.encode` says what cannot be pickled, and why
+        _Finder(found).dump(value)
+    return found
+
+
+def keep_named(main_id: str, named: dict[str, Any]) -> None:
+    """What was brought here by value is that of the script `main_id` by these names."""
+    for qualname, value in named.items():
+        _origins[value] = main_id, qualname
+        _brought[main_id, qualname] = value
 
 
 def _named_in_main(qualname: str) -> Any:
@@ -429,11 +465,31 @@ class _ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             make, args, *_ = self.dispatch_table[CodeType](obj)
             named = (obj.co_filename if arg == _NO_FILE else arg for arg in args)
             return make, tuple(named)
-        if (
-            self._main_id is not None
-            and isinstance(obj, (type, FunctionType))
-            and obj.__module__ == "__main__"
-            and _named_in_main(obj.__qualname__) is obj
-        ):
-            return resolve_main, (self._main_id, obj.__qualname__, cloudpickle.dumps(obj, 5))
+        if _is_of_main(obj):
+            origin = _origins.get(obj)
+            if origin is None and self._main_id is not None and _is_named(obj):
+                origin = self._main_id, obj.__qualname__
+            if origin is not None:
+                return resolve_main, (*origin, cloudpickle.dumps(obj, 5))
         return super().reducer_override(obj)
+
+
+class _Finder(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles to nowhere and takes note of what it meets of this process's script."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        super().__init__(_sink(len), protocol=5, buffer_callback=lambda buffer: False)
+        self._found = found
+
+    def reducer_override(self, obj: Any) -> Any:
+        if _is_of_main(obj) and _is_named(obj):
+            self._found[obj.__qualname__] = obj
+        return super().reducer_override(obj)
+
+
+def _is_of_main(obj: Any) -> bool:
+    return isinstance(obj, (type, FunctionType)) and obj.__module__ == "__main__"
+
+
+def _is_named(obj: Any) -> bool:
+    return _named_in_main(obj.__qualname__) is obj

@@ -62,9 +62,9 @@ class Service:
 
         key = load_key(settings.key_file)
         with contextlib.ExitStack() as undo:
-            self._journal = None
+            self._journal: Journal | None = None
             if journal is not None:
-                self._journal = _open_journal(journal, key, label)
+                self._journal = open_journal(journal, key, label)
                 undo.callback(self._journal.close)
             self.manager = TaskManager(label, settings, observers, journal=self._journal, keep=keep)
             self.manager.storeData(**(data or {}))
@@ -146,6 +146,9 @@ class Service:
         if self._registration is not None:
             self._registration.stop()
         self._server.stop()
+        self._close_journal()
+
+    def _close_journal(self) -> None:
         if self._journal is not None:
             try:
                 self._journal.close()
@@ -153,7 +156,8 @@ class Service:
                 log.error("the last entries are not in the journal: %s", error)
 
 
-def _open_journal(path: str | os.PathLike[str], key: bytes, label: str) -> Journal:
+def open_journal(path: str | os.PathLike[str], key: bytes, label: str) -> Journal:
+    """The journal in that file, which belongs to the label from now on. Raises `JournalError`."""
     from masterslave.journal import Journal
     from masterslave.stores.sqlite import SqliteStore
 

@@ -117,7 +117,10 @@ def startSlaveProcess(label: str | None = None, master_host: str | None = None) 
                 "startSlaveProcess needs a label unless started by: task_manager slave LABEL"
             )
         label = active.label
-    SlaveProcess(label, master_host).start(vars(sys.modules["__main__"]))
+    namespace = None if active is None else active.namespace
+    if namespace is None:
+        namespace = vars(sys.modules["__main__"])
+    SlaveProcess(label, master_host).start(namespace)
 
 
 def start_loaded(loaded: Any) -> None:
@@ -132,7 +135,7 @@ def start_loaded(loaded: Any) -> None:
         process, handlers = loaded
         process.start(None if handlers is None else {f"do_{tag}": f for tag, f in handlers.items()})
     else:
-        slave_class, watchdog_period = loaded
+        slave_class, watchdog_period = loaded[:2]
         slave_class(active.label, watchdog_period=watchdog_period).start()
 
 

@@ -92,6 +92,34 @@ def object_record(value: Any) -> Record:
     return {"kind": "object", "frame": payload.Codec().encode(value), **_surroundings()}
 
 
+def guest_record(slave_class: type, watchdog_period: float | None) -> Record:
+    """The record of a slave class for workers that never run the master's script.
+
+    Beside the class stand the classes and functions of the script that it refers to, so that they
+    are the same on both sides. Raises `PayloadError`.
+    """
+    main = running_script()
+    value = (slave_class, watchdog_period, payload.named_in_main(slave_class))
+    record = object_record(value)
+    return record if main is None else {**record, "main_id": main["main_id"]}
+
+
+def run_script(record: Record, namespace: dict[str, Any]) -> None:
+    """Run a script in a namespace of its own; the process's ``__main__`` stays what it is."""
+    path, source = record["path"], record["source"]
+    directory = os.path.dirname(path)
+    if os.path.isdir(directory) and directory not in sys.path:
+        sys.path.append(directory)
+    namespace.update(
+        __name__="__main__",
+        __file__=path,
+        __package__=record.get("package"),
+        __builtins__=__builtins__,
+    )
+    linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
+    exec(compile(source, path, "exec", dont_inherit=True), namespace)
+
+
 def functions_record() -> Record:
     """The record of workers that call clients' functions, and nothing else."""
     return {"kind": "functions"}
@@ -116,7 +144,7 @@ def load(record: Record, start: Callable[[Any], None]) -> None:
     namespace of the module, the object, or None where there are functions only.
     """
     if record["kind"] != "functions":  # each function brings its surroundings along
-        _take_over(record)
+        take_over(record)
     if record["kind"] == "script":
         _run_as_main(record)
     elif record["kind"] == "module":
@@ -127,7 +155,8 @@ def load(record: Record, start: Callable[[Any], None]) -> None:
         start(payload.Codec().decode(record["frame"]))
 
 
-def _take_over(record: Record) -> None:
+def take_over(record: Record) -> None:
+    """Take over the master's working directory, import path and arguments."""
     try:
         os.chdir(record["cwd"])
     except OSError as error:

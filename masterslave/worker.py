@@ -21,7 +21,8 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
@@ -72,6 +73,9 @@ class Role(ABC):
 
     The code is loaded, and the call in it that starts a slave becomes `loop`.
     """
+
+    #: Where a script's handlers are if it is not this process's ``__main__``.
+    namespace: Mapping[str, Any] | None = None
 
     def __init__(self, label: str, record: slavecode.Record, memory: Memory | None = None) -> None:
         """`memory`: where large buffers of results are to be, None for this process's own."""
@@ -257,10 +261,10 @@ class _Worker(Role):
             self.lift_limit()
             limit = format_bytes(self.memory)
             text = f"{getMachineInfo()} ran out of the {limit} of memory that it may have"
-            text += f":\n{_format(error)}"
+            text += f":\n{format_error(error)}"
             outcome = Outcome.OUT_OF_MEMORY.value
             return Completion(task.task_id, task.attempt, outcome, [], 0.0, text)
-        text = _format(error)
+        text = format_error(error)
         frame = codec.encode_exception(error)
         return Completion(
             task.task_id, task.attempt, Outcome.EXCEPTION.value, frame, duration_s, text
@@ -275,11 +279,22 @@ class _Worker(Role):
 
 
 _active: Role | None = None
+_active_here: ContextVar[Role | None] = ContextVar("active_here", default=None)
 
 
 def active() -> Role | None:
-    """What this process runs the slave's code for; None when it is an ordinary one."""
-    return _active
+    """What this process, or this thread just now, runs the slave's code for; None: nothing."""
+    return _active_here.get() or _active
+
+
+@contextlib.contextmanager
+def acting(role: Role) -> Iterator[None]:
+    """Within it, this thread loads the slave's code for `role`; others of the process do not."""
+    token = _active_here.set(role)
+    try:
+        yield
+    finally:
+        _active_here.reset(token)
 
 
 def serve(
@@ -288,9 +303,10 @@ def serve(
     termination_test: Callable[[], bool],
 ) -> None:
     """Be the slave that the code asks for. Does not return: the process ends with the job."""
-    assert _active is not None
+    role = active()
+    assert role is not None
     try:
-        _active.loop(handlers, watchdog_period, termination_test)
+        role.loop(handlers, watchdog_period, termination_test)
     except PipeClosed:
         os._exit(0)  # the supervisor has gone; there is nobody to tell
     except _Leave:
@@ -355,7 +371,7 @@ def load(role: Role, record: slavecode.Record) -> str:
     except BaseException as error:
         if role.started:
             raise
-        problem = _format(error)
+        problem = format_error(error)
     return "" if role.started else problem
 
 
@@ -376,9 +392,9 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, MemoryError)
 
 
-def _format(error: BaseException) -> str:
-    """The traceback of an exception, beginning below the frames of a worker's own."""
-    own = (__file__, calls.__file__)
+def format_error(error: BaseException, here: str = __file__) -> str:
+    """The traceback of an exception, beginning below the frames of the module in file `here`."""
+    own = (here, calls.__file__)
     trace: TracebackType | None = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename in own:
         trace = trace.tb_next

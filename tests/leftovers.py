@@ -27,6 +27,7 @@ import pytest
 MARK = "TEST_SESSIONS"  # the marks of this session and of those around it, with commas between
 SHARED_MEMORY = Path("/dev/shm")
 LIBRARY_THREADS = (
+    "pump",
     "client-receiver", "executor", "name-server", "pyro-server", "registration",
     "uplink-fetcher", "uplink-sender", "watchdog",
     "Pyro-Worker", "housekeeper", "oneway-call",  # Pyro's own, inside the library's server
@@ -114,12 +115,19 @@ class Session:
         # A fork shows the environment of its origin: unmarked if that is this very process.
         children = psutil.Process().children(recursive=True)
         forked = [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        return list({*marked_processes(self.mark), *forked})
+        return [p for p in {*marked_processes(self.mark), *forked} if not _is_pythons(p)]
 
     def _keep(self, find: Callable[[], list[str]]) -> None:
         """Take note of what does not go within the patience."""
         if not self.wait_for_end(find):
             self.found += find()
+
+
+def _is_pythons(process: psutil.Process) -> bool:
+    """Whether it is multiprocessing's helper, which lives until the process of the session ends."""
+    with contextlib.suppress(psutil.Error):
+        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+    return False
 
 
 def _describe(process: psutil.Process) -> str:

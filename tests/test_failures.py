@@ -10,6 +10,7 @@ import platform
 import random
 import socket
 import struct
+from collections import Counter
 
 import psutil
 import pytest
@@ -147,6 +148,40 @@ def test_what_a_handler_started_dies_with_its_worker(world: World, start_job: St
     assert type(job.failure().exception) is WorkerCrashed
     (child,) = job.wait_for("child")
     wait_until(lambda: not is_running(child), "the handler's child is killed")
+
+
+def test_a_worker_killed_among_tiny_tasks_costs_none_of_the_others(
+    world: World, start_job: StartJob
+) -> None:
+    """What it had posted on its board counts, and the one that ran is to blame."""
+    job = start_job()
+    job.master.keep_slave_code(
+        script_record(
+            world.write(
+                "risky.py",
+                """
+                import os
+                from masterslave import SlaveProcess
+                runs = os.open("runs", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+                def do_count(x):
+                    os.write(runs, b"%d " % x)
+                    if x % 250 == 249 and not os.path.exists(f"died-{x}"):
+                        open(f"died-{x}", "w").close()
+                        os.kill(os.getpid(), 9)
+                    return x
+                SlaveProcess("job").start(globals())
+                """,
+            )
+        )
+    )
+    job.slave()
+    ids = job.master.requestTasks("count", [(x,) for x in range(2000)])
+    killers = set(range(249, 2000, 250))
+    got = [result for _, _, result in job.master.results(timeout=PATIENCE_S)]
+    assert sorted(got) == list(range(2000))
+    runs = Counter(map(int, (world.path / "runs").read_text().split()))
+    assert {x for x, count in runs.items() if count > 1} == killers, "only they ran twice"
+    assert {ids.index(task) for task, why in job.events.again if why != "not begun"} == killers
 
 
 # --- a handler hangs ------------------------------------------------------------------------

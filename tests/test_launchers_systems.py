@@ -96,7 +96,8 @@ def test_slaves_work_and_leave_with_their_master(place: Place, master: MasterPro
 def test_what_a_system_refuses_is_told_in_its_words(place: Place) -> None:
     refusals = {"local": "no program no such program", "ssh": "no program no such program",
                 "slurm": "unrecognized option '--no-such-option'", "sge": "--no-such-option",
-                "pbs": "Unknown option: no-such-option", "htcondor": "no-such-option"}  # fmt: skip
+                "pbs": "Unknown option: no-such-option",
+                "htcondor": "on Line 14 of submit file"}  # fmt: skip
     options = () if place.launcher.name in ("local", "ssh") else ("--no-such-option",)
     job = place.job("no such program", options=options)._replace(container=None)
     with pytest.raises(LauncherError) as caught:

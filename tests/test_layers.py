@@ -16,12 +16,14 @@ PACKAGE = "masterslave"
 LAYERS = {
     0: "errors units settings records hooks entries chaos",
     1: "queue lines liveness pace payload pieces unpicklable proofs diagnosis dispatch disturbance "
-    "lifetime roster stragglers scheduler attempts clients versions sharing "
+    "lifetime flights roster stragglers scheduler attempts clients versions sharing "
     "pairing scaling",
     2: "manager desk room outbox waiters watchdog journal ledger stores.*",
-    3: "transports.* launchers.* naming keyfile pipe slavecode tables memory shared functions "
-    "connectionfile board calls identities runfolder",
-    4: "worker workerprocess uplink supervisor slave master service attached executor client",
+    3: "engines transports.* launchers.* naming keyfile pipe slavecode tables memory shared "
+    "functions connectionfile board calls identities runfolder",
+    4: "guest pump worker workerprocess uplink supervisor slave master service attached "
+    "callcore executor "
+    "client",
     5: "jobs cli arguments starting stopping allocation commands.* __init__ __main__",
 }
 

@@ -24,7 +24,8 @@ import psutil
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
-CACHE = Path("/var/cache/masterslave-clusters")
+#: What is unpacked once: HTCondor with its Debian, and the commands of PBS.
+CACHE = Path(os.environ.get("MASTERSLAVE_TEST_CACHE", "/var/cache/masterslave-clusters"))
 START_S = 400.0  # the first start of HTCondor unpacks a distribution
 
 NEEDS = {

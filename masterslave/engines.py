@@ -1,0 +1,127 @@
+"""What is known of executors: how many workers they have, and how a broken one is made again.
+
+| executor                                | workers                 | made again                  |
+|-----------------------------------------|-------------------------|-----------------------------|
+| `ProcessPoolExecutor`                   | its `max_workers`       | yes, with its own arguments |
+| `ThreadPoolExecutor`, loky, any other   | its `max_workers`       | by a factory                |
+| mpi4py's `MPIPoolExecutor`              | its `num_workers`       | by a factory                |
+| Dask's `client.get_executor()`          | threads of its cluster  | Dask does so itself         |
+| any that says nothing                   | processors of this host | by a factory                |
+
+A factory is given in place of an executor: a function without arguments that makes one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from typing import Any
+
+from masterslave.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+#: An executor that breaks so often in a row, without one result between, is given up. Larger: what
+#: can never work is tried for long. Smaller: a task that kills its worker takes the job along.
+MOST_BREAKS = 50
+
+
+class Engine:
+    """An executor, or a factory of them, and the pool that is in use."""
+
+    def __init__(self, given: Executor | Callable[[], Executor]) -> None:
+        """Raises `SettingsError` for what is neither."""
+        self._factory: Callable[[], Executor] | None = None
+        self._ours = False  # whether the pool is to be shut down by us
+        if isinstance(given, Executor):
+            self._pool = given
+            self._factory = _factory_of(given)
+        elif callable(given):
+            self._factory = given
+            self._pool = _made(given)
+            self._ours = True
+        else:
+            raise SettingsError(
+                f"executor={given!r}: must be a concurrent.futures.Executor, or a function "
+                "without arguments that makes one"
+            )
+
+    @property
+    def name(self) -> str:
+        """The kind of executor."""
+        return type(self._pool).__name__
+
+    @property
+    def capacity(self) -> int:
+        """How many tasks it runs at a time, as far as it says so; at least 1."""
+        return max(1, _capacity(self._pool))
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        """As `Executor.submit`; raises whatever that raises."""
+        return self._pool.submit(function, *args)
+
+    def is_broken_by(self, error: BaseException) -> bool:
+        """Whether the error says that nothing more can be run by the present pool."""
+        return isinstance(error, BrokenExecutor)
+
+    def renew(self) -> bool:
+        """Make a new pool in place of a broken one; False when nobody knows how."""
+        if self._factory is None:
+            return False
+        self._shut_down()
+        self._pool = _made(self._factory)
+        self._ours = True
+        return True
+
+    def close(self) -> None:
+        """Shut down the pool if it was made here; the user's own stays."""
+        self._shut_down()
+        self._ours = False
+
+    def _shut_down(self) -> None:
+        if self._ours:
+            with contextlib.suppress(TypeError):  # an executor that cannot cancel what waits
+                self._pool.shutdown(wait=False, cancel_futures=True)
+                return
+            self._pool.shutdown(wait=False)
+
+
+def _made(factory: Callable[[], Executor]) -> Executor:
+    pool = factory()
+    if not isinstance(pool, Executor):
+        raise SettingsError(f"executor: {factory!r} has made {pool!r}, which is no Executor")
+    return pool
+
+
+def _factory_of(pool: Executor) -> Callable[[], Executor] | None:
+    """What makes another pool like this one; None when nobody knows."""
+    if type(pool) is not ProcessPoolExecutor:
+        return None
+    names = {
+        "max_workers": "_max_workers",
+        "mp_context": "_mp_context",
+        "initializer": "_initializer",
+        "initargs": "_initargs",
+        "max_tasks_per_child": "_max_tasks_per_child",
+    }
+    # Not public, and gone some day: then a broken pool is not made again, and says so.
+    given: dict[str, Any] = {n: getattr(pool, a) for n, a in names.items() if hasattr(pool, a)}
+    if "max_workers" not in given:
+        return None
+    return lambda: ProcessPoolExecutor(**given)
+
+
+def _capacity(pool: Any) -> int:
+    for name in ("num_workers", "max_workers", "_max_workers"):
+        with contextlib.suppress(Exception):  # a property of somebody else's
+            value = getattr(pool, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    client = getattr(pool, "_client", None)
+    if client is not None:
+        with contextlib.suppress(Exception):  # Dask's; its cluster may be on its way
+            return sum(client.nthreads().values()) or (os.cpu_count() or 1)
+    return os.cpu_count() or 1

@@ -1,0 +1,268 @@
+"""Which tasks are in an executor's hands, and what follows when it loses them: pure logic.
+
+::
+
+    from the task manager --> backlog --take_off--> in the air --landed--> completions
+
+A flight is one submission: a few tiny tasks, or one of unknown or longer duration. As many are in
+the air as the executor has workers. An executor that cannot stop a task keeps its worker busy: such
+a flight is *written off*, what it brings is dropped, and it takes up room until it lands.
+
+When the executor breaks (a process pool does when one of its processes dies), all its flights fall
+at once and nobody knows who is to blame. One that flew alone is. Of several, each is a *suspect*:
+it costs them nothing the first time, and they take off again one after the other, single and
+`APART_S` apart, with nothing else in the air. So whoever crashes at once does so alone. Suspects
+that fall once more in company count a crash each.
+
+Time is an argument. The shell is `pump`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from masterslave.pace import Pace
+from masterslave.records import Assignment, Completion, Frame, Outcome
+
+#: Work in one submission. Larger: the last worker of a job has more than the others. Smaller: an
+#: executor that takes a millisecond for a submission is the bottleneck.
+CHUNK_S = 0.01
+
+#: Tasks in one submission, whatever they take. Larger: more run again when a worker dies.
+CHUNK_TASKS = 64
+
+#: For so long a suspect has the executor for itself. Larger: after a crash others wait for long.
+#: Smaller: what crashes later than that takes others along, and they count a crash.
+APART_S = 1.0
+
+#: What is attached is taken for granted so often before its absence counts as a crash.
+_ATTEMPTS_TO_ATTACH = 20
+
+_CRASHED, _RETURNED = Outcome.CRASHED.value, Outcome.RETURNED.value
+
+
+class Flight(NamedTuple):
+    """One submission."""
+
+    number: int
+    pool: int  # number of the pool that it was given to
+    tasks: list[Assignment]
+    attach: list[str]  # names of the data items that go with it
+
+
+class _Aloft:
+    __slots__ = ("flight", "gone", "since", "suspect")
+
+    def __init__(self, flight: Flight, since: float, suspect: bool) -> None:
+        self.flight = flight
+        self.since = since
+        self.suspect = suspect
+        self.gone: set[str] = set()  # ids of its tasks of which nothing is wanted any more
+
+    def wanted(self) -> list[Assignment]:
+        return [task for task in self.flight.tasks if task.task_id not in self.gone]
+
+
+class Flights:
+    """See the module's text. Not thread-safe."""
+
+    def __init__(self, capacity: int) -> None:
+        """`capacity`: how many submissions the executor runs at a time."""
+        self.capacity = capacity
+        self.completions: list[Completion] = []  # for the shell to take
+        self.pool = 0  # number of the present pool; what an earlier one brings is void
+        self._backlog: deque[Assignment] = deque()
+        self._suspects: deque[Assignment] = deque()  # to take off one after the other
+        self._suspected: set[str] = set()  # ids of tasks that fell in company
+        self._lacking: deque[tuple[Assignment, list[str]]] = deque()  # what to attach to them
+        self._lacked: dict[str, int] = {}  # task id -> how often it came back for want of data
+        self._aloft: dict[int, _Aloft] = {}
+        self._next = 0
+        self._pace = Pace()
+
+    # --- events -----------------------------------------------------------------------------
+
+    def arrived(self, tasks: Iterable[Assignment]) -> None:
+        """The task manager has handed these out."""
+        for task in tasks:
+            suspected = task.task_id in self._suspected
+            (self._suspects if suspected else self._backlog).append(task)
+
+    def take_off(self, now: float) -> Flight | None:
+        """The next submission; None when there is nothing for now, or no room."""
+        if len(self._aloft) >= self.capacity:
+            return None
+        if self._apart_until(now) > now:
+            return None
+        if self._suspects:
+            if any(not other.suspect and other.wanted() for other in self._aloft.values()):
+                return None  # they were there before, and will land
+            return self._launch([self._suspects.popleft()], [], now, suspect=True)
+        if self._lacking:
+            task, attach = self._lacking.popleft()
+            return self._launch([task], attach, now)
+        if not self._backlog:
+            return None
+        return self._launch(self._chunk(), [], now)
+
+    def landed(
+        self, number: int, done: Iterable[Completion], unrun: Sequence[str], missing: list[str]
+    ) -> None:
+        """A submission has come back with these completions; the rest lacks these data items."""
+        aloft = self._aloft.pop(number, None)
+        if aloft is None:
+            return  # of a pool that has broken since
+        wanted = {(task.task_id, task.attempt): task for task in aloft.wanted()}
+        for completion in done:
+            task = wanted.pop((completion.task_id, completion.attempt), None)
+            if task is not None:
+                self._pace.record(task.tag, completion.duration_s)
+                self._end(completion)
+        for task in wanted.values():
+            self._lacked[task.task_id] = count = self._lacked.get(task.task_id, 0) + 1
+            if task.task_id not in unrun or count > _ATTEMPTS_TO_ATTACH:
+                self._end(_ended(task, _CRASHED, "its worker has brought back no result of it"))
+            else:
+                self._lacking.append((task, missing))
+
+    def failed(self, number: int, story: str) -> None:
+        """The executor has lost this submission, and no other."""
+        aloft = self._aloft.pop(number, None)
+        if aloft is not None:
+            self._fall(aloft.wanted(), story)
+
+    def broke(self, story: str) -> None:
+        """The executor is broken: nothing in the air will land."""
+        fallen, self._aloft = list(self._aloft.values()), {}
+        self.pool += 1
+        self._fall([task for aloft in fallen for task in aloft.wanted()], story)
+
+    def given_back(self, number: int, why: str) -> None:
+        """The executor has not begun with this submission, and will not."""
+        aloft = self._aloft.pop(number, None)
+        if aloft is not None:
+            for task in aloft.wanted():
+                self._end(_ended(task, _RETURNED, why))
+
+    def cancelled(self, task_ids: Iterable[str]) -> list[int]:
+        """Nothing more is wanted of these tasks; gives the submissions with nothing else."""
+        gone = set(task_ids)
+        self._backlog = deque(task for task in self._backlog if task.task_id not in gone)
+        self._suspects = deque(task for task in self._suspects if task.task_id not in gone)
+        self._lacking = deque(one for one in self._lacking if one[0].task_id not in gone)
+        for task_id in gone:
+            self._forget(task_id)
+        empty = []
+        for number, aloft in self._aloft.items():
+            before = len(aloft.wanted())
+            aloft.gone |= gone
+            if before and not aloft.wanted():
+                empty.append(number)
+        return empty
+
+    def tick(self, now: float) -> list[int]:
+        """End what is past its time limit; gives the submissions of which nothing is wanted."""
+        late = []
+        for number, aloft in self._aloft.items():
+            for task in aloft.wanted():
+                if task.timeout is not None and now - aloft.since > task.timeout:
+                    story = f"was past its time limit of {task.timeout:g} s"
+                    self._end(_ended(task, Outcome.TIMED_OUT.value, story))
+                    aloft.gone.add(task.task_id)
+                    late.append(number)
+        return late
+
+    def give_back_all(self, why: str) -> None:
+        """Give back what is not in the air."""
+        waiting = [*self._backlog, *self._suspects, *(task for task, _ in self._lacking)]
+        self._backlog.clear()
+        self._suspects.clear()
+        self._lacking.clear()
+        for task in waiting:
+            self._end(_ended(task, _RETURNED, why))
+
+    # --- questions --------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """How many workers of the executor may be given tasks, idle or busy."""
+        written_off = sum(1 for aloft in self._aloft.values() if not aloft.wanted())
+        return max(0, self.capacity - written_off)
+
+    def stuck(self) -> list[int]:
+        """The submissions of which nothing is wanted and that have not ended."""
+        return [number for number, aloft in self._aloft.items() if not aloft.wanted()]
+
+    def aloft(self) -> list[int]:
+        """The submissions in the air."""
+        return list(self._aloft)
+
+    def next_deadline(self, now: float) -> float | None:
+        """Seconds until `tick` or `take_off` has something to do by the clock; None: never."""
+        waits = [
+            aloft.since + task.timeout - now + 0.001
+            for aloft in self._aloft.values()
+            for task in aloft.wanted()
+            if task.timeout is not None
+        ]
+        apart_s = self._apart_until(now) - now
+        if apart_s > 0 and (self._suspects or self._backlog or self._lacking):
+            waits.append(apart_s)
+        return max(0.0, min(waits)) if waits else None
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _apart_until(self, now: float) -> float:
+        """Until when the last suspect has the executor for itself."""
+        suspects = [a.since for a in self._aloft.values() if a.suspect and a.wanted()]
+        return max(suspects) + APART_S if suspects else now
+
+    def _launch(
+        self, tasks: list[Assignment], attach: list[str], now: float, *, suspect: bool = False
+    ) -> Flight:
+        suspect = suspect or any(task.task_id in self._suspected for task in tasks)
+        flight = Flight(self._next, self.pool, tasks, attach)
+        self._next += 1
+        self._aloft[flight.number] = _Aloft(flight, now, suspect)
+        return flight
+
+    def _chunk(self) -> list[Assignment]:
+        """Tasks for one submission: its share of what waits, some milliseconds at most."""
+        share = -(-len(self._backlog) // max(1, self.capacity - len(self._aloft)))
+        chunk = [self._backlog.popleft()]
+        load_s = self._known_s(chunk[0])
+        while self._backlog and load_s is not None and len(chunk) < min(share, CHUNK_TASKS):
+            next_s = self._known_s(self._backlog[0])
+            if next_s is None or load_s + next_s > CHUNK_S:
+                break
+            load_s += next_s
+            chunk.append(self._backlog.popleft())
+        return chunk
+
+    def _known_s(self, task: Assignment) -> float | None:
+        """How long it will take; None if nobody knows, or its time is to be taken."""
+        return None if task.timeout is not None else self._pace.estimate_s(task.tag)
+
+    def _fall(self, suspects: list[Assignment], story: str) -> None:
+        alone = len(suspects) == 1
+        for task in suspects:
+            if alone or task.task_id in self._suspected:
+                self._end(_ended(task, _CRASHED, story))
+            else:
+                self._suspects.append(task)
+            self._suspected.add(task.task_id)
+
+    def _end(self, done: Completion) -> None:
+        if done.outcome != _CRASHED:
+            self._forget(done.task_id)
+        self.completions.append(done)
+
+    def _forget(self, task_id: str) -> None:
+        self._suspected.discard(task_id)
+        self._lacked.pop(task_id, None)
+
+
+def _ended(task: Assignment, outcome: str, story: str) -> Completion:
+    frame: Frame = []
+    return Completion(task.task_id, task.attempt, outcome, frame, 0.0, story)

@@ -1,0 +1,167 @@
+"""Executors of others: each runs a whole program, with its own workers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import World
+
+from masterslave import MasterProcess, SettingsError, SlaveProcess, runJob
+from masterslave.engines import Engine
+
+PROGRAM = """
+    from masterslave import GlobalStateValue, MasterProcess, SlaveProcess, runJob
+    from masterslave import TaskRaisedException
+
+    class Point:
+        def __init__(self, x):
+            self.x = x
+
+    class Master(MasterProcess):
+        def run(self):
+            state = self.setGlobalState(offset=Point(100))
+            offset = GlobalStateValue(state, "offset")
+            self.requestTasks("move", ((Point(i), offset) for i in range(9)))
+            moved = [result for _, _, result in self.results()]
+            print(sorted(p.x for p in moved), all(type(p) is Point for p in moved))
+            self.requestTask("fail")
+            try:
+                self.retrieveResult()
+            except TaskRaisedException as error:
+                print(type(error.exception).__name__, "in do_fail" in error.traceback)
+
+    class Slave(SlaveProcess):
+        def do_move(self, point, offset):
+            assert type(point) is type(offset) is Point
+            return Point(point.x + offset.x)
+
+        def do_fail(self):
+            return 1 / 0
+
+    if __name__ == "__main__":
+        {lines}
+"""
+OUTPUT = "[100, 101, 102, 103, 104, 105, 106, 107, 108] True\nZeroDivisionError True\n"
+
+#: Module that must be installed -> how a program uses it.
+ENGINES = {
+    "loky": """
+        import loky
+        with loky.get_reusable_executor(2) as pool:
+            runJob("demo", Master, Slave, executor=pool)
+    """,
+    "distributed": """
+        from distributed import Client
+        with Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+            runJob("demo", Master, Slave, executor=client.get_executor())
+    """,
+    "parsl": """
+        import os
+        from parsl import Config
+        from parsl.concurrent import ParslPoolExecutor
+        from parsl.executors import HighThroughputExecutor
+        from parsl.providers import LocalProvider
+        htex = HighThroughputExecutor(
+            address="127.0.0.1", loopback_address="127.0.0.1", max_workers_per_node=2,
+            encrypted=False, provider=LocalProvider(init_blocks=1, max_blocks=1),
+        )
+        with ParslPoolExecutor(Config(executors=[htex], usage_tracking=0)) as pool:
+            runJob("demo", Master, Slave, executor=pool)
+    """,
+    "mpi4py": """
+        from mpi4py.futures import MPIPoolExecutor
+        with MPIPoolExecutor() as pool:
+            runJob("demo", Master, Slave, executor=pool)
+    """,
+    "concurrent": """
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            runJob("demo", Master, Slave, executor=pool)
+    """,
+}
+
+
+@pytest.mark.parametrize("module", ENGINES)
+def test_a_program_on_an_engine(world: World, module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        if os.environ.get("MASTERSLAVE_CI") == "1":
+            pytest.fail(f"{module} is not installed, and CI installs it")
+        pytest.skip(f"{module} is not installed: pip install masterslave[engines]")
+    import textwrap
+
+    lines = textwrap.indent(textwrap.dedent(ENGINES[module]).strip(), " " * 4)
+    path = world.write("script.py", textwrap.dedent(PROGRAM).replace("    {lines}", lines))
+    # Programs of the environment, such as mpiexec and Parsl's, need not be on the path.
+    world.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{world.env['PATH']}"
+    if module != "mpi4py":
+        program = world.start(path)
+    else:
+        world.env |= {
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "PRTE_ALLOW_RUN_AS_ROOT": "1",
+            "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        }
+        start = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
+        command = ["mpiexec", "--oversubscribe", "-n", "3", sys.executable, "-m", "mpi4py.futures"]
+        program = world.start("-c", start, *command, path)
+    assert program.finish() == OUTPUT
+
+
+def test_the_capacity_is_what_the_executor_says() -> None:
+    with ThreadPoolExecutor(3) as pool:
+        assert Engine(pool).capacity == 3
+    with ProcessPoolExecutor(4) as pool:
+        assert Engine(pool).capacity == 4
+
+
+def test_a_pool_of_a_factory_is_made_again_and_shut_down() -> None:
+    made: list[Executor] = []
+
+    def make() -> Executor:
+        made.append(ThreadPoolExecutor(1))
+        return made[-1]
+
+    engine = Engine(make)
+    assert engine.renew()
+    assert len(made) == 2
+    engine.close()
+    for pool in made:
+        with pytest.raises(RuntimeError):
+            pool.submit(print)
+
+
+def test_the_users_own_pool_is_not_shut_down() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        engine = Engine(pool)
+        assert not engine.renew()
+        engine.close()
+        assert pool.submit(int, "3").result() == 3
+
+
+class Master(MasterProcess):
+    def run(self) -> None:
+        raise AssertionError("is not to be run")
+
+
+class Slave(SlaveProcess):
+    def do_square(self, x: int) -> int:
+        return x * x
+
+
+def test_wrong_arguments_are_refused_by_name(world: World) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(SettingsError, match="executor= or launch_slaves="):
+            runJob("demo", Master, Slave, launch_slaves=1, executor=pool)
+        with pytest.raises(SettingsError, match="no slave code is known"):
+            Master("demo", executor=pool)
+    with pytest.raises(SettingsError, match="executor=3: must be"):
+        runJob("demo", Master, Slave, executor=3)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="which is no Executor"):
+        runJob("demo", Master, Slave, executor=lambda: 3)  # type: ignore[arg-type,return-value]
