@@ -110,6 +110,8 @@ class RemoteManager:
         self._look = False  # whether the receiver is to try its connection at once
         self._answered = 0  # the last request whose tasks are known
         self._tags: dict[str, str] = {}  # of the tasks that are outstanding there, by id
+        self._submitting = 0  # threads whose requests are under way
+        self._early: dict[str, Delivery] = {}  # results of their tasks, whose ids are not known yet
         self._outstanding: Counter[str] = Counter()  # by tag: not yet taken by our caller
         self._withdrawn: dict[str, bool] = {}  # tasks that are being taken back: whether lost there
         self._arrived = FinishedLine[_Arrival](lambda arrival: arrival.taken)
@@ -178,12 +180,25 @@ class RemoteManager:
 
         def note(serial: int, ids: list[str]) -> None:
             self._answered = serial
-            self._tags.update(dict.fromkeys(ids, tag))
             self._outstanding[tag] += len(ids)
+            for task_id in ids:
+                delivery = self._early.pop(task_id, None)
+                if delivery is None:
+                    self._tags[task_id] = tag
+                else:
+                    self._arrived.add(_Arrival(delivery))
 
-        ids: list[str] = self._lanes[_REQUESTS].once(
-            "submitTasks", note, tag, list(frames), list(checked)
-        )
+        with self._changed:
+            self._submitting += 1
+        try:
+            ids: list[str] = self._lanes[_REQUESTS].once(
+                "submitTasks", note, tag, list(frames), list(checked)
+            )
+        finally:
+            with self._changed:
+                self._submitting -= 1
+                if not self._submitting:
+                    self._early.clear()  # of tasks that were taken back meanwhile
         return ids
 
     def getResults(
@@ -403,6 +418,8 @@ class RemoteManager:
                 delivery = Delivery(*item)
                 if self._tags.pop(delivery.task_id, None) is not None:
                     self._arrived.add(_Arrival(delivery))
+                elif self._submitting:  # the answer that names the task is still on its way
+                    self._early[delivery.task_id] = delivery
             self._changed.notify_all()
 
     def _attach(self) -> None:
@@ -420,6 +437,7 @@ class RemoteManager:
         with self._changed:
             if self._process_id != process_id:
                 self._parcel = 0  # this task manager counts anew
+                self._early.clear()
             self._process_id = process_id
             for task_id in missing:
                 tag = self._tags.pop(task_id, None)

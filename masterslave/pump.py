@@ -142,7 +142,7 @@ class Pump:
     def _step(self) -> None:
         """One round: take in what has happened, hand it in, submit what there is."""
         with self._changed:
-            if not self._inbox and not self._ending:
+            if not self._inbox and not self._ending and not self._broken:
                 self._changed.wait(self._flights.next_deadline(time.monotonic()))
             news, self._inbox = self._inbox, deque()
         for happened in news:

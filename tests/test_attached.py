@@ -23,6 +23,7 @@ from masterslave import (
     TaskRaisedException,
     UnknownTask,
 )
+from masterslave.attached import RemoteManager
 from masterslave.errors import ConnectionFailed
 from masterslave.transports.channel import end_connection
 
@@ -144,6 +145,30 @@ def test_a_client_has_the_methods_of_a_master(served: Served, attach: Attach) ->
     assert client.retrieveResult() == (None, None, None)
     with pytest.raises(TaskManagerTermination):
         client.requestTask("square", 1)
+
+
+def test_a_result_that_overtakes_its_tasks_id_is_not_lost(
+    served: Served, attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.serve()
+    served.slave()
+    client = attach()
+    got: list[Any] = []
+    waiting = threading.Thread(target=lambda: got.append(client.retrieveResult(None, PATIENCE_S)))
+    waiting.start()  # so that results are asked for
+    manager = client.task_manager
+    assert isinstance(manager, RemoteManager)
+    take_note = manager.take_note
+
+    def late(generation: int, serial: int, answer: Any, note: Any) -> bool:
+        wait_until(lambda: manager._early, "the result is here")
+        return take_note(generation, serial, answer, note)
+
+    monkeypatch.setattr(manager, "take_note", late)
+    task_id = client.requestTask("square", 7)
+    waiting.join(PATIENCE_S)
+    assert got == [(task_id, "square", 49)]
+    assert list(client.results()) == [] and not manager._early
 
 
 def test_many_threads_use_one_client(served: Served, attach: Attach) -> None:

@@ -391,3 +391,23 @@ def test_the_slaves_of_a_program_that_was_killed_end(here: World) -> None:
 def test_nobody_waits_for_a_host_without_end(here: World) -> None:
     with pytest.raises(ConnectionFailed, match=r"no task manager in 0\.1 s: "):
         masterHost("lab", timeout=0.1)
+
+
+def test_a_start_that_was_killed_after_its_submission(here: World) -> None:
+    """Slaves that wait run already, and nobody was told their ids."""
+    script = here.script("""
+        import os, signal
+        from masterslave import start
+        from masterslave.launchers.ssh import LocalLauncher
+        submit = LocalLauncher.submit
+        def cut_off(self, job):
+            submit(self, job)
+            os.kill(os.getpid(), signal.SIGKILL)
+        LocalLauncher.submit = cut_off
+        start("lab", 2, "local", wait=True, per_slave=1)
+    """)
+    script.finish(-signal.SIGKILL)
+    assert [row.phase for row in rows("lab")] == ["submitting"]
+    said = here.task_manager("stop", "lab").finish()
+    assert "the start was cut off; 2 jobs of that name found" in said
+    nothing_is_left(here)
