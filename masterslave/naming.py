@@ -280,15 +280,15 @@ def survey(settings: Settings, key: bytes, *, with_counts: bool) -> list[dict[st
 
     State: "alive", "refuses our key", "gone (entry removed)", of a connection file "gone". Entries
     of the dead are removed from the name server. Raises `NameServerGone` when there is none, and
-    there are no such files either.
+    no file leads to a task manager either.
     """
     files = connectionfile.read_all(settings.connections)
+    rows: list[dict[str, object]] = []
+    no_names: NameServerGone | None = None
     try:
         rows = _survey_names(settings, key, with_counts)
-    except NameServerGone:
-        if not files:
-            raise
-        rows = []
+    except NameServerGone as error:
+        no_names = error
     named = {row["label"] for row in rows if row["state"] != "gone (entry removed)"}
     for known in files:
         if known.label not in named and known.addresses:
@@ -301,6 +301,8 @@ def survey(settings: Settings, key: bytes, *, with_counts: bool) -> list[dict[st
             except ConnectionFailed:
                 row["state"] = "gone"
             rows.append(row)
+    if no_names is not None and all(row["state"] == "gone" for row in rows):
+        raise no_names  # which may be why none of the files is of use: TLS, say
     return rows
 
 

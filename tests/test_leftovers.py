@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import stat
+from collections.abc import Collection
 
 import psutil
 import pytest
@@ -86,13 +87,15 @@ def start_job(world: World, traces: Traces) -> tuple[Program, set[tuple[str, int
     return job, ports
 
 
-def check_nothing_is_left(traces: Traces, ports: set[tuple[str, int]]) -> None:
+def check_nothing_is_left(
+    traces: Traces, ports: set[tuple[str, int]], *, besides: Collection[str] = ()
+) -> None:
     assert traces.world.processes() == []
     for address in ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address).close()
     wait_until(lambda: not shared_memory() - traces.shared_before, "shared memory is free again")
-    assert traces.files() == {".masterslave/key"}
+    assert traces.files() == {".masterslave/key", *besides}
     key = traces.home / ".masterslave" / "key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert stat.S_IMODE(key.parent.stat().st_mode) == 0o700
@@ -140,4 +143,7 @@ def test_a_job_that_is_killed_altogether_leaves_nothing_behind(
             process.kill()
     job.wait()
     wait_until(lambda: not world.processes())
+    stale = ".masterslave/managers/job.json"  # nobody is there to remove it; the next who asks does
+    check_nothing_is_left(traces, ports, besides=[stale])
+    world.task_manager("job").finish(1)
     check_nothing_is_left(traces, ports)
