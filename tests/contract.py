@@ -11,10 +11,14 @@ import sys
 import time
 from typing import Any
 
-SUBSTRATES = ("memory", "network", "unshared", "threads", "processes")
+SUBSTRATES = ("memory", "network", "unshared", "attached", "folder", "threads", "processes")
 
 #: The columns of the README's table.
-COLUMNS = ("slaves, over the network or in a process", "processes of an executor", "threads")
+COLUMNS = (
+    "slaves, over the network, a folder or in a process",
+    "processes of an executor",
+    "threads",
+)
 
 #: What differs, and how: one entry for each of `COLUMNS`.
 DIFFERENCES: dict[str, tuple[str, str, str]] = {
@@ -44,7 +48,7 @@ DIFFERENCES: dict[str, tuple[str, str, str]] = {
         "one for all threads",
     ),
     "a value of the global state": (
-        "sent once per slave",
+        "sent once per slave; in a folder, kept by its workers after it was deleted",
         "sent once per worker process, or a few times when several lack it",
         "one for all threads",
     ),
@@ -69,6 +73,7 @@ DIFFERENCES: dict[str, tuple[str, str, str]] = {
 WITHOUT = {
     "crash": {"threads"},
     "kill": {"threads", "processes"},
+    "forget": {"folder"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -91,6 +92,18 @@ def attached() -> Iterator[MasterProcess]:
 
 
 @contextlib.contextmanager
+def in_a_folder() -> Iterator[MasterProcess]:
+    """No network: slaves and their master meet in a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        master = initializeMasterProcess("demo", slave_module="contract", folder=folder)
+        try:
+            master.launchSlaveJobs(1, workers=2)
+            yield master
+        finally:
+            master.shutdown()
+
+
+@contextlib.contextmanager
 def on_executor(make: Callable[[], Executor]) -> Iterator[MasterProcess]:
     with make() as pool:
         master = initializeMasterProcess("demo", slave_module="contract", executor=pool)
@@ -104,6 +117,8 @@ OPEN: dict[str, Callable[[], contextlib.AbstractContextManager[MasterProcess]]] 
     "memory": over_memory,
     "network": over_network,
     "unshared": over_network,
+    "attached": attached,
+    "folder": in_a_folder,
     "threads": lambda: on_executor(lambda: ThreadPoolExecutor(2)),
     "processes": lambda: on_executor(processes),
 }
@@ -224,7 +239,7 @@ def test_priorities(master: MasterProcess, tmp_path: Path) -> None:
     assert len(list(master.results(timeout=ENOUGH_S))) == 2
 
 
-def test_global_state(master: MasterProcess) -> None:
+def test_global_state(master: MasterProcess, substrate: str) -> None:
     state = master.setGlobalState(values=[1, 2, 3], more=4)
     parameters = GlobalStateValue(state, "values"), GlobalStateValue(state, "more")
     master.requestTasks("sum", [parameters] * 6)
@@ -232,8 +247,9 @@ def test_global_state(master: MasterProcess) -> None:
     master.deleteGlobalState(state)
     with pytest.raises(DataNotFound):
         master.deleteGlobalState(state)
-    master.requestTask("sum", GlobalStateValue(state, "values"))
-    assert isinstance(failure(master).exception, DataNotFound)
+    if substrate not in WITHOUT["forget"]:
+        master.requestTask("sum", GlobalStateValue(state, "values"))
+        assert isinstance(failure(master).exception, DataNotFound)
     again = master.setGlobalState(values=[1, 2, 3], more=4)
     assert again == state
     master.requestTask("sum", *parameters)
