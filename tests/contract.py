@@ -47,6 +47,11 @@ DIFFERENCES: dict[str, tuple[str, str, str]] = {
         "one per worker process",
         "one for all threads",
     ),
+    "priorities": (
+        "among all that wait; in a folder, among those that are not laid out yet",
+        "among those that the executor has not got yet",
+        "among those that the executor has not got yet",
+    ),
     "a value of the global state": (
         "sent once per slave; in a folder, kept by its workers after it was deleted",
         "sent once per worker process, or a few times when several lack it",
@@ -74,6 +79,7 @@ WITHOUT = {
     "crash": {"threads"},
     "kill": {"threads", "processes"},
     "forget": {"folder"},
+    "order": {"folder"},
 }
 
 

@@ -222,7 +222,7 @@ def test_retries(master: MasterProcess, tmp_path: Path) -> None:
     assert isinstance(failure(master).exception, ValueError)
 
 
-def test_priorities(master: MasterProcess, tmp_path: Path) -> None:
+def test_priorities(master: MasterProcess, substrate: str, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     for number in range(2):  # all workers are busy; one of them stays so
         master.requestTask(
@@ -234,7 +234,8 @@ def test_priorities(master: MasterProcess, tmp_path: Path) -> None:
     (tmp_path / "gate-0").touch()
     for _ in range(3):
         master.retrieveResult("note", timeout=ENOUGH_S)
-    assert notes.read_text() == "120"
+    order = notes.read_text()
+    assert order == "120" or (substrate in WITHOUT["order"] and sorted(order) == list("012"))
     (tmp_path / "gate-1").touch()
     assert len(list(master.results(timeout=ENOUGH_S))) == 2
 
