@@ -82,6 +82,8 @@ class FolderService(Service):
         if self._network:
             super()._open(key, use_name_server, undo)
         self._clerk.start()
+        # From now on slaves may come: all that they ask for is there.
+        self._place.write({**self._head, "ready": True}, "master")
 
     def _close(self) -> None:
         super()._close()
@@ -94,7 +96,7 @@ class FolderService(Service):
     def _enter(self, label: str) -> None:
         """Be the folder's only master."""
         place = self._place
-        head = {"label": label, "who": list(place.me)}
+        self._head = head = {"label": label, "who": list(place.me), "ready": False}
         for _ in range(3):
             try:
                 place.files.create(place.at("master"), place.pack("master", head))

@@ -75,7 +75,7 @@ def test_a_job_needs_no_network(world: World) -> None:
 def test_slaves_come_by_the_folder_and_it_shows_what_goes_on(world: World) -> None:
     job = world.script(JOB, 30, 0.1, 0)
     wait_until(lambda: listed(world, r"work_\d+\.1\.in"), "inputs lie there before any slave comes")
-    slave = world.task_manager("slave", "--folder", "shared", "-n", 2)
+    slave = world.task_manager("slave", "--folder", "shared", "-w", "-n", 2)
     wait_until(lambda: listed(world, rf"lock-.*-{slave.pid}$"), "the slave has taken some")
 
     def status() -> dict[str, object]:
@@ -116,20 +116,22 @@ def test_no_master_is_said_in_one_line(world: World) -> None:
 def test_slaves_are_killed_and_nothing_is_lost_or_doubled(world: World) -> None:
     job = world.script(JOB, 60, 0.1, 0)
     for _ in range(3):
-        slaves = [world.task_manager("slave", "--folder", "shared", "-n", 2) for _ in range(2)]
+        slaves = [
+            world.task_manager("slave", "--folder", "shared", "-w", "-n", 2) for _ in range(2)
+        ]
         for slave in slaves:
             pattern = rf"lock-.*-{slave.pid}$"
             wait_until(lambda p=pattern: listed(world, p) or job.poll() is not None, "it works")
         for slave in slaves:
             slave.kill()
-    world.task_manager("slave", "--folder", "shared", "-n", 2)
+    world.task_manager("slave", "--folder", "shared", "-w", "-n", 2)
     assert job.finish() == GOOD.format(60)
     assert set(ran(world)) == set(range(60))
 
 
 def test_a_killed_master_goes_on_from_the_folder(world: World) -> None:
     job = world.script(JOB, 30, 0.1, 0)
-    slave = world.task_manager("slave", "--folder", "shared")
+    slave = world.task_manager("slave", "--folder", "shared", "-w")
     wait_until(lambda: len(ran(world)) > 5, "some tasks have run")
     job.kill()
     job.wait()
@@ -172,7 +174,7 @@ def test_bad_files_are_refused_and_named_and_the_job_goes_on(world: World, harm:
         path.write_bytes(content[:50])
     else:
         path.unlink()
-    slave = world.task_manager("slave", "--folder", "shared")
+    slave = world.task_manager("slave", "--folder", "shared", "-w")
     assert job.finish() == GOOD.format(12)
     slave.finish()
     assert not (world.path / "owned").exists()
@@ -228,7 +230,7 @@ def test_network_and_folder_serve_the_same_run(world: World) -> None:
     text = JOB.replace('folder="shared"', 'failover_folder="shared"')
     job = world.script(text, 40, 0.05, 1)  # one by the network
     wait_until((world.path / "shared" / "status").exists, "the master is there")
-    slave = world.task_manager("slave", "--folder", "shared")
+    slave = world.task_manager("slave", "--folder", "shared", "-w")
     assert job.finish() == GOOD.format(40)
     slave.finish()
     assert set(ran(world)) == set(range(40))
@@ -236,10 +238,10 @@ def test_network_and_folder_serve_the_same_run(world: World) -> None:
 
 def test_a_stopped_slave_is_given_up_and_its_late_result_does_no_harm(world: World) -> None:
     job = world.script(JOB, 6, 0.5, 0)
-    first = world.task_manager("slave", "--folder", "shared")
+    first = world.task_manager("slave", "--folder", "shared", "-w")
     wait_until(lambda: listed(world, rf"lock-.*-{first.pid}$"), "it has a task")
     first.send_signal(signal.SIGSTOP)
-    second = world.task_manager("slave", "--folder", "shared")
+    second = world.task_manager("slave", "--folder", "shared", "-w")
     wait_until(lambda: not listed(world, rf"lock-.*-{first.pid}$"), "its lock is freed")
     first.send_signal(signal.SIGCONT)
     assert job.finish() == GOOD.format(6)

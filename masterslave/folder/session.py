@@ -498,6 +498,8 @@ class FolderConnector:
             )
         if not lives(place, Who.of(head["who"]), 2.0):
             raise ConnectionFailed(f"folder {place.path}: the master of {label!r} has gone")
+        if not head["ready"]:
+            raise ConnectionFailed(f"folder {place.path}: the master of {label!r} has just begun")
         return label
 
 
