@@ -158,7 +158,7 @@ class Core:
         self._changed = threading.Condition()
         self._calls: dict[str, Call] = {}  # by task id
         self._early: dict[str, Delivery] = {}  # that came before their id was known here
-        self._dependent: set[ClusterFuture] = set()  # they wait for other futures
+        self._dependent: dict[ClusterFuture, Call] = {}  # they wait for other futures
         self._pending = 0  # calls that are not done, wherever they are
         self._closing = False  # takes no new calls
         self.broken: BrokenCluster | None = None
@@ -197,6 +197,8 @@ class Core:
 
     def check_open(self) -> None:
         """Raise why no call can be made any more, if that is so."""
+        if self.pid != os.getpid():
+            raise RuntimeError("this executor belongs to the process that forked; make another one")
         if self.broken is not None:
             raise BrokenCluster(*self.broken.args)
         if _interpreter_ends:
@@ -207,6 +209,7 @@ class Core:
     @contextlib.contextmanager
     def new_calls(self, count: int) -> Iterator[None]:
         """Within it, so many calls are stated; they count as pending from its beginning."""
+        self.check_open()  # first of all: in a forked process nobody may ever give the lock back
         with self._changed:
             self.check_open()
             self._pending += count
@@ -260,16 +263,15 @@ class Core:
         """As `send`, when the futures among the arguments are done, with their values."""
         awaited = [v for v in (*args, *kwargs.values()) if isinstance(v, Future)]
         with self._changed:
-            self._dependent.add(future)
+            self._dependent[future] = call
         left = itertools.count(len(awaited) - 1, -1)
 
         def is_done(_: Future[Any]) -> None:
             if next(left) > 0:
                 return
             with self._changed:
-                if future not in self._dependent:
+                if self._dependent.pop(future, None) is None:
                     return  # cancelled
-                self._dependent.discard(future)
             try:
                 values = tuple(_value(v) for v in args)
                 named = {name: _value(v) for name, v in kwargs.items()}
@@ -284,15 +286,17 @@ class Core:
 
     def withdraw(self, future: ClusterFuture) -> bool:
         """Take a call back that no slave has."""
+        if self.pid != os.getpid():
+            return False
         with self._changed:
-            if future in self._dependent:
-                self._dependent.discard(future)
-                self._pending -= 1
-                self._changed.notify_all()
-                return True
+            dependent = self._dependent.pop(future, None)
             task_id = future.task_id
-            if task_id not in self._calls:
+            if dependent is None and task_id not in self._calls:
                 return False
+        if dependent is not None:
+            self.functions.release(dependent.digest)
+            self.forget()
+            return True
         try:
             if not self._manager.cancelTask(task_id, True):
                 return False
@@ -316,6 +320,8 @@ class Core:
 
     def close(self, *, cancel: bool = False) -> None:
         """Take no new calls, and end when those under way have; `cancel` what no slave has."""
+        if self.pid != os.getpid():
+            return  # a forked process has neither the thread nor connections of its own
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -433,7 +439,7 @@ class Core:
             self._closing = True
             broken = self.broken
             calls, self._calls = self._calls, {}
-            dependent, self._dependent = self._dependent, set()
+            dependent, self._dependent = self._dependent, {}
         error = broken or BrokenCluster("the executor has ended")
         for call in calls.values():
             if call.take is not None:

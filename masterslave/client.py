@@ -256,11 +256,15 @@ class ClientThread:
         """Put new results on disk, before anybody is told of them."""
         if self._store is None:
             return
-        new = [
-            StoredResult(one.job.identity, one.job.name, self._lasting(one.delivery.frame))
-            for one in arrivals
-            if one.is_new and one.delivery.outcome == Outcome.RESULT
-        ]
+        new = []
+        for job, delivery, is_new in arrivals:
+            if is_new and delivery.outcome == Outcome.RESULT:
+                try:
+                    frame = self._lasting(delivery.frame)
+                except Exception as error:  # of no use to a later run, either
+                    self._failed(error)
+                else:
+                    new.append(StoredResult(job.identity, job.name, frame))
         if new:
             try:
                 with self._disk:

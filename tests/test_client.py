@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -252,6 +253,34 @@ def test_failures_are_not_kept(here: World) -> None:
         with pytest.raises(ZeroDivisionError):
             client.wait(PATIENCE_S)
         client.stop()
+
+
+class Unreadable:
+    """Can be pickled, and not be read back."""
+
+    def __setstate__(self, state: object) -> None:
+        raise ValueError("cannot be read back")
+
+
+def unreadable() -> Unreadable:
+    value = Unreadable()
+    value.__dict__["x"] = 1
+    return value
+
+
+def test_a_result_that_cannot_be_read_is_a_failure_and_not_kept(here: World) -> None:
+    got = Got()
+    with ClientThread(got, workers=1, store="results.db", modules=[__name__]) as client:
+        client.submit(unreadable)
+        with pytest.raises(PayloadError, match="cannot be read back"):
+            client.wait(PATIENCE_S)
+        job = client.submit(pow, 2, 5)  # the thread goes on
+        with contextlib.suppress(PayloadError):  # from the attempt to hand it over
+            client.wait(PATIENCE_S)
+        client.wait(PATIENCE_S)
+        assert got.results == {job: 32}
+    with sqlite3.connect("results.db") as file:
+        assert file.execute("SELECT name FROM result").fetchall() == [("pow",)]
 
 
 def test_a_store_is_one_programs(here: World) -> None:

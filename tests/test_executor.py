@@ -7,6 +7,7 @@ import concurrent.futures
 import gc
 import itertools
 import os
+import select
 import signal
 import sys
 import threading
@@ -222,6 +223,52 @@ def test_a_call_that_waits_for_a_future_can_be_cancelled(executor: ClusterExecut
     dependent = executor.submit(pow, 2, never)
     assert dependent.cancel() and dependent.cancelled()
     never.set_result(1)
+
+
+def test_a_cancelled_call_that_waits_lets_go_of_its_function(executor: ClusterExecutor) -> None:
+    never: concurrent.futures.Future[int] = concurrent.futures.Future()
+    core = executor._core
+    released: list[bytes] = []
+    release = core.functions.release
+
+    def noted(digest: bytes, count: int = 1) -> None:
+        released.append(digest)
+        release(digest, count)
+
+    core.functions.release = noted  # type: ignore[method-assign]
+    assert executor.submit(pow, 2, never).cancel()
+    assert len(released) == 1
+    never.set_result(1)
+    assert len(released) == 1 and core.pending() == 0
+
+
+def test_a_forked_process_is_told_to_make_its_own(executor: ClusterExecutor) -> None:
+    assert patient(executor.submit(pow, 2, 3)) == 8
+    waiting = executor.submit(pow, 2, concurrent.futures.Future())
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        said = "nothing"
+        try:
+            executor._core._changed.acquire()  # as another thread may have had it
+            executor.shutdown(cancel_futures=True)
+            waiting.cancel()
+            executor.submit(pow, 2, 4)
+        except RuntimeError as error:
+            said = str(error)
+        finally:
+            os.write(write, said.encode())
+            os._exit(0)
+    os.close(write)
+    try:
+        with open(read, "rb") as pipe:
+            assert select.select([pipe], [], [], PATIENCE_S)[0]
+            assert b"belongs to the process that forked" in pipe.read()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert patient(executor.submit(pow, 2, 4)) == 16
+    assert waiting.cancel()
 
 
 def test_what_waits_is_cancelled_and_what_runs_is_not(here: World) -> None:
