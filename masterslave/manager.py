@@ -42,6 +42,7 @@ from masterslave.queue import Effect, State, Task, TaskQueue
 from masterslave.records import (
     BATCH_BYTES,
     DEFAULT_OPTIONS,
+    SLAVE_CODE,
     Assignment,
     Completion,
     Delivery,
@@ -706,7 +707,7 @@ class TaskManager(ClientDesk):
 
     def _delete_item(self, name: str) -> None:
         del self._data[name]
-        if self._ledger is not None:
+        if self._ledger is not None and name != SLAVE_CODE:  # failures are replayed with that
             self._ledger.dropped(name)
         for member in self._roster.all_known():
             if member.is_slave:
