@@ -1,8 +1,8 @@
 """Workers for as long as a block lasts: pi by throwing darts.
 
-    python allocate.py                 on this machine
-    python allocate.py --on slurm      the same as batch jobs; or sge, pbs, htcondor
-    python allocate.py --on auto       whatever batch system answers, else this machine
+    python examples/allocate.py                 on this machine
+    python examples/allocate.py --on slurm      the same as batch jobs; or sge, pbs, htcondor
+    python examples/allocate.py --on auto       whatever batch system answers, else this machine
 
 Nothing else changes: the functions of this program travel to the workers by themselves.
 """

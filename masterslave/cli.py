@@ -29,7 +29,7 @@ from dataclasses import replace
 from typing import Any
 
 from masterslave import arguments, naming
-from masterslave.errors import MasterSlaveError, SettingsError
+from masterslave.errors import MasterSlaveError
 from masterslave.keyfile import load_key
 from masterslave.settings import Settings
 
@@ -178,6 +178,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options.passed = passed
     if options.command == "start":
         arguments.check_start(parser, options)
+    elif options.command in ("show", "slave") and options.label is None and options.folder is None:
+        parser.error(f"{options.command}: name a LABEL, or a folder with --folder DIR")
     for name, default in (("master", None), ("wait", False), ("verbose", False)):
         if not hasattr(options, name):
             setattr(options, name, default)
@@ -244,8 +246,6 @@ def _show(options: argparse.Namespace, settings: Settings) -> int:
         from masterslave.folder.session import read_status
 
         status = read_status(options.folder, load_key(settings.key_file))
-    elif options.label is None:
-        raise SettingsError("show: name a label, or a folder with --folder DIR")
     else:
         link = _connect(options, settings, options.label)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
@@ -152,8 +153,13 @@ class Job:
 
 
 def workers() -> list[int]:
-    """The worker processes that live; there are no other children of this process."""
-    return [child.pid for child in psutil.Process().children() if is_running(child.pid)]
+    """The worker processes that live; other tests may have left Python's resource tracker."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # which has ended by now
+            if "resource_tracker" not in " ".join(child.cmdline()) and is_running(child.pid):
+                found.append(child.pid)
+    return found
 
 
 @pytest.fixture
