@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -433,6 +434,93 @@ def test_the_tasks_of_an_embedded_client_are_kept_for_the_next_run(runs: Runs) -
     serve(manager, join(manager))
     assert ids(manager.getResults()) == ["sqrt_0"]
     assert runs.numbers() == [0]
+
+
+class Patient:
+    """A client as `attached.RemoteManager` is one, whose answers may be lost."""
+
+    def __init__(self, manager: TaskManager) -> None:
+        self.serial = self.answered = self.parcel = 0
+        self.asked: list[bytes] = []  # of the request that is not answered
+        self.waits: dict[str, bytes] = {}  # task id -> parameter
+        self.early: set[str] = set()
+        self.got: list[bytes] = []
+        self.id: int | None = None
+        self.attach(manager)
+
+    def attach(self, manager: TaskManager) -> None:
+        found = attach(manager, "a", self.id, list(self.waits), self.answered)
+        process_id, self.generation, missing = found
+        assert missing == []
+        if process_id != self.id:
+            self.id, self.parcel = process_id, 0
+            self.early.clear()
+
+    def submit(self, manager: TaskManager, count: int, lost: bool) -> None:
+        if not self.asked:
+            self.serial += 1
+            self.asked = [b"%d %d" % (self.serial, i) for i in range(count)]
+        frames = [[one] for one in self.asked]
+        assert self.id is not None
+        answer = manager.submitTasks(self.id, self.generation, 0, self.serial, "sqrt", frames)
+        if lost:
+            return
+        for task_id, parameter in zip(answer, self.asked, strict=True):
+            if task_id in self.early:
+                self.got.append(parameter)
+            else:
+                self.waits[task_id] = parameter
+        self.asked, self.answered = [], self.serial
+        self.early.clear()
+
+    def collect(self, manager: TaskManager, lost: bool) -> None:
+        assert self.id is not None
+        answer = manager.collectResults(self.id, self.generation, self.parcel, 2, 0.0)
+        if lost or answer[0] == self.parcel:
+            return
+        self.parcel = answer[0]
+        for delivery in answer[1]:
+            parameter = self.waits.pop(delivery.task_id, None)
+            if parameter is not None:
+                assert delivery.frame == [b"result of " + parameter]
+                self.got.append(parameter)
+            elif self.asked:
+                self.early.add(delivery.task_id)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_each_result_comes_once_whenever_the_task_manager_dies(runs: Runs, seed: int) -> None:
+    """And when all has come, the journal holds nothing."""
+    draw = random.Random(seed)
+    manager = runs.next()
+    slave, client = join(manager), Patient(manager)
+
+    def work() -> None:
+        for task in take(manager, slave):
+            give(manager, slave, task, frame=[b"result of " + bytes(task.frame[0])])
+
+    for _ in range(80):
+        move, lost = draw.random(), draw.random() < 0.3
+        if move < 0.1:
+            manager = runs.next(written=draw.random() < 0.5)
+            slave = join(manager)
+            client.attach(manager)
+        elif move < 0.4:
+            client.submit(manager, draw.randint(1, 4), lost)
+        elif move < 0.7:
+            work()
+        else:
+            client.collect(manager, lost)
+    if client.asked:
+        client.submit(manager, 0, False)
+    for _ in range(500):
+        work()
+        client.collect(manager, False)
+    assert not client.waits
+    assert len(client.got) == len(set(client.got))
+    assert {int(one.split()[0]) for one in client.got} == set(range(1, client.serial + 1))
+    client.collect(manager, False)
+    assert runs.numbers() == []
 
 
 # --- the end --------------------------------------------------------------------------------
