@@ -54,6 +54,11 @@ log = logging.getLogger(__name__)
 #: died without a word is noticed later. Smaller: calls for nothing.
 _PING_S = 10.0
 
+#: Pause of a client that has nothing to wait for, in seconds, after which it asks whether the task
+#: manager is still there. Larger: it may not hear of a planned end (`service._TELL_S`). Smaller:
+#: calls for nothing.
+_LOOK_S = 2.0
+
 #: Results in one parcel. Larger: more that is here and not yet wanted. Smaller: more calls.
 _PARCEL = 200
 
@@ -107,6 +112,9 @@ class RemoteManager:
         self._generation = 0  # number of the registration; 0: not attached at present
         self._trouble: MasterSlaveError | None = None  # why nothing will come any more
         self._closing = False
+        self._ended = (
+            False  # the task manager has said so: what has finished is taken, no more comes
+        )
         self._look = False  # whether the receiver is to try its connection at once
         self._answered = 0  # the last request whose tasks are known
         self._tags: dict[str, str] = {}  # of the tasks that are outstanding there, by id
@@ -377,10 +385,10 @@ class RemoteManager:
         """One call; false when this client has left."""
         with self._changed:
             if not self._is_wanted():
-                self._changed.wait_for(self._is_wanted, _PING_S)
+                self._changed.wait_for(self._is_wanted, _LOOK_S)
             if self._closing:
                 return False
-            wanted = self._waiting and not self._look
+            wanted = (self._waiting or self._ended) and not self._look
             self._look = False
             process_id, generation = self._process_id, self._generation
         try:
@@ -396,6 +404,11 @@ class RemoteManager:
                 self._unpack(parcel, contents)
             else:
                 self._link.call("ping", process_id)
+        except TaskManagerTermination:
+            if wanted:
+                raise
+            with self._changed:
+                self._ended = True
         except UnknownProcess:
             self.detached(generation)
         except ConnectionFailed as error:
@@ -406,7 +419,9 @@ class RemoteManager:
         return True
 
     def _is_wanted(self) -> bool:
-        return bool(self._waiting or self._closing or self._look or not self._generation)
+        return bool(
+            self._waiting or self._closing or self._look or self._ended or not self._generation
+        )
 
     def _unpack(self, parcel: int, contents: Sequence[Any]) -> None:
         """Results have come; the same parcel may come twice."""

@@ -81,6 +81,11 @@ class Clients:
         self._grace_s = grace_s
         self._clients: dict[int, Client] = {}
 
+    @property
+    def are_kept(self) -> bool:
+        """Whether one that was lost may come back at any time."""
+        return self._grace_s is None
+
     def enter(self, process_id: int, machine: str) -> Client:
         """A client has attached itself, or is back."""
         client = self._clients.get(process_id)

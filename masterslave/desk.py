@@ -84,7 +84,8 @@ class ClientDesk:
             client = self._clients.enter(member.id, record.machine)
             self._compare_versions(member)
             self._queue.weigh(member.id, weight)
-            missing = self._queue.reclaim(member.id, record.token, outstanding, answered)
+            missing, had = self._queue.reclaim(member.id, record.token, outstanding, answered)
+            self._forget((task.id, task.outcome) for task in had)
             on_their_way = {delivery.task_id for delivery in client.contents}
             missing = [task_id for task_id in missing if task_id not in on_their_way]
             for task_id in outstanding:
@@ -132,6 +133,8 @@ class ClientDesk:
             done, answer = client.answered(lane, serial)
             if done:
                 return list(answer)
+            if self._terminated:
+                raise TaskManagerTermination("the task manager has ended and takes no tasks")
             if books is not None:
                 checked = checked._replace(origin=(member.info.token, serial))
             ids = self._add_requests(process_id, tag, frames, checked, names)
@@ -157,6 +160,8 @@ class ClientDesk:
         if not done:
             answer = self.cancelTask(task_id, waiting_only)
             with self._lock:
+                if answer:
+                    self._forget([(task_id, "")])
                 client.answer(lane, serial, answer)
         return bool(answer)
 
@@ -171,12 +176,16 @@ class ClientDesk:
         no result is there and none will come, `UnknownProcess` as `submitTasks`.
         """
         deadline = self._clock() + timeout
+        got: list[Delivery]
         with self._lock:
             while True:
                 client, _ = self._attached(process_id, generation)
+                sent = client.contents
                 if not client.received(parcel):
-                    return [client.parcel, list(client.contents)]
-                got: list[Delivery] = []
+                    got = list(sent)
+                    break
+                self._forget((one.task_id, one.outcome) for one in sent)
+                got = []
                 size = 0
                 while len(got) < limit and size < BATCH_BYTES:
                     delivery = self._queue.deliver(process_id, None)
@@ -197,8 +206,9 @@ class ClientDesk:
         if self._ledger is not None:
             filled = [self._ledger.delivered(one) for one in got]
             with self._lock:
-                if client.parcel == number:
-                    client.contents = got = filled
+                if client.parcel == number and client.contents:
+                    client.contents = filled
+            got = filled
         return [number, got]
 
     def storeItems(self, process_id: int, generation: int, items: Mapping[str, Any]) -> None:
@@ -240,14 +250,40 @@ class ClientDesk:
     def _drop_client(self, process_id: int) -> int:
         """A client is gone for good; gives how many unfinished tasks it has left behind."""
         client = self._clients.leave(process_id)
-        dropped = self._queue.drop_client(process_id)
+        dropped, finished = self._queue.drop_client(process_id)
         for task, holders in dropped:
             self._has_cancelled(task.id, holders)
+            self._forget([(task.id, "")])
+        self._forget((task.id, task.outcome) for task in finished)
         if client is not None:
+            self._forget((one.task_id, one.outcome) for one in client.contents)
             self._delete_unused(client.items)
         self._room.found()
         self._notify_client(process_id)
         return len(dropped)
+
+    def _forget(self, tasks: Iterable[tuple[str, str]]) -> None:
+        """Clients have these tasks, or will never ask for them; ids and outcomes."""
+        if self._ledger is not None:
+            for task_id, outcome in tasks:
+                self._ledger.forgotten(task_id, outcome)
+
+    def _drop_absent(self) -> None:
+        """Clients of an earlier run that have not come back in their time of grace do not."""
+        for token in self._queue.owners():
+            if self._clients.are_kept:
+                self._queue.disown(token)
+                continue
+            dropped = self._queue.drop_owned(token)
+            for task, holders in dropped:
+                if not task.outcome:
+                    self._has_cancelled(task.id, holders)
+                self._forget([(task.id, task.outcome)])
+            log.warning(
+                "a client of an earlier run has not come back; %d tasks of it are dropped",
+                len(dropped),
+                extra={"action": "client_dropped"},
+            )
 
     def _drop_overdue(self, now: float) -> None:
         """Clients whose time of grace is over do not come back."""

@@ -75,6 +75,16 @@ class Cancelled(NamedTuple):
     number: int
 
 
+class Forgotten(NamedTuple):
+    """The next run needs nothing of a task: its client has its result, or has gone for good.
+
+    A store gives these back first: of failures that it keeps, and of the largest number forgotten.
+    """
+
+    number: int
+    failed: bool  # it is kept while it is among the newest failures, to be looked at
+
+
 class Stored(NamedTuple):
     """A data item was stored, in the place of an earlier one of its name.
 
@@ -91,7 +101,18 @@ class Dropped(NamedTuple):
     name: str
 
 
-Entry = Requested | Joined | Left | HandedOut | Setback | Ended | Cancelled | Stored | Dropped
+Entry = (
+    Requested
+    | Joined
+    | Left
+    | HandedOut
+    | Setback
+    | Ended
+    | Cancelled
+    | Forgotten
+    | Stored
+    | Dropped
+)
 
 
 def identity(tag: str, frame: Frame, key: str | None) -> bytes:

@@ -18,6 +18,7 @@ from masterslave.entries import (
     Cancelled,
     Dropped,
     Ended,
+    Forgotten,
     HandedOut,
     Joined,
     Left,
@@ -62,10 +63,17 @@ class Ledger:
         """
         processes: dict[int, ProcessInfo] = {}
         tags: dict[int, str] = {}
+        forgotten: dict[int, str] = {}  # failures that are kept to be looked at: their tags
         queue = self._queue
         for entry in self._journal.entries():
             if isinstance(entry, Joined):
                 processes[entry.process] = entry.info
+            elif isinstance(entry, Forgotten):
+                queue.number_used(entry.number)
+                if entry.failed:
+                    forgotten[entry.number] = ""
+            elif isinstance(entry, Requested) and entry.number in forgotten:
+                forgotten[entry.number] = entry.tag
             elif isinstance(entry, Requested):
                 queue.park(entry.number, entry.tag, entry.identity, entry.options)
                 tags[entry.number] = entry.tag
@@ -78,7 +86,7 @@ class Ledger:
                     else:  # cancelled: a slave may still hand it in, so nobody gets its number
                         queue.number_used(number)
             elif isinstance(entry, (Setback, Ended)):
-                tag = tags.get(entry.number)
+                tag = tags.get(entry.number) or forgotten.get(entry.number)
                 if tag is None:
                     queue.number_used(entry.number)
                     continue
@@ -95,11 +103,16 @@ class Ledger:
     ) -> None:
         """Take up the end of an attempt of an earlier run."""
         task_id, story = f"{tag}_{entry.number}", entry.story
+        parked = task_id in self._queue.tasks
         if isinstance(entry, Setback):
-            self._queue.failed_before(entry.process, task_id, entry.attempt, entry.outcome, story)
+            if parked:
+                self._queue.failed_before(
+                    entry.process, task_id, entry.attempt, entry.outcome, story
+                )
             tell = failures.setback
         else:
-            self._queue.finished_before(task_id, entry.outcome, story)
+            if parked:
+                self._queue.finished_before(task_id, entry.outcome, story)
             if entry.outcome == Outcome.RESULT:
                 failures.ended_well(task_id)
                 return
@@ -171,6 +184,12 @@ class Ledger:
     def cancelled(self, task_id: str) -> None:
         """A client has taken a task back."""
         self._journal.add(Cancelled(_number(task_id)))
+
+    def forgotten(self, task_id: str, outcome: str) -> None:
+        """A task's client has its result, or has gone for good; `outcome`: empty if it has none."""
+        self._ends.pop(task_id, None)
+        failed = outcome not in ("", Outcome.RESULT.value)
+        self._journal.add(Forgotten(_number(task_id), failed))
 
     def joined(self, process: int, info: ProcessInfo) -> None:
         """A slave has registered."""

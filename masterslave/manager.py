@@ -42,6 +42,7 @@ from masterslave.queue import Effect, State, Task, TaskQueue
 from masterslave.records import (
     BATCH_BYTES,
     DEFAULT_OPTIONS,
+    SLAVE_CODE,
     Assignment,
     Completion,
     Delivery,
@@ -111,7 +112,7 @@ class TaskManager(ClientDesk):
         self._awaited: dict[int, float] = {}  # slaves of an earlier run -> until when
         self._data: dict[str, Any] = {}
         self._terminated = False
-        self._told: list[int] = []  # attached clients that waited for results at the end
+        self._told: list[int] = []  # attached clients that were there at the end
         self._failures: list[str] = []
         self._mismatches: list[str] = []  # versions that do not go together, in words
         self._failure_log = FailureLog()
@@ -242,8 +243,14 @@ class TaskManager(ClientDesk):
         )
 
     def ping(self, process_id: int) -> None:
-        """A sign of life. Raises `UnknownProcess` for one that was taken for dead or never was."""
+        """A sign of life. Raises `UnknownProcess` for one that was taken for dead or never was.
+
+        An attached client that had nothing to wait for learns of the end by it, by
+        `TaskManagerTermination`.
+        """
         with self._lock:
+            if self._terminated and self._clients.find(process_id):
+                raise TaskManagerTermination("the task manager has ended")
             self._roster.get(process_id)
             self._roster.liveness.heard(process_id, self._clock())
 
@@ -260,8 +267,7 @@ class TaskManager(ClientDesk):
             self._drop_overdue(now)
             if self._disown_at is not None and self._disown_at <= now:
                 self._disown_at = None
-                for token in self._queue.owners():
-                    self._queue.disown(token)
+                self._drop_absent()
             for tag in self._scheduler.late_tags(now):
                 self._slaves_wait.wake(tag)
         for process_id, age_s, generation in silent:
@@ -552,7 +558,7 @@ class TaskManager(ClientDesk):
         """End the job: no more tasks are taken or handed out; slaves are told to leave."""
         with self._lock:
             if not self._terminated:
-                self._told = [one for one in list(self._client_waits) if self._clients.find(one)]
+                self._told = [one for one in self._roster.present if self._clients.find(one)]
             self._terminated = True
             for member in self._roster.all_known():
                 self._rouse(member)
@@ -588,9 +594,9 @@ class TaskManager(ClientDesk):
             return True
 
     def waitForClientsToKnow(self, timeout: float) -> bool:
-        """Block until attached clients that were waiting at the end have let go; true if so.
+        """Block until attached clients that were there at the end have let go; true if so.
 
-        For `timeout` seconds at most. Others find out by themselves.
+        For `timeout` seconds at most. They learn of it by the call that waits, or by the next ping.
         """
         deadline = self._clock() + timeout
         with self._lock:
@@ -701,7 +707,7 @@ class TaskManager(ClientDesk):
 
     def _delete_item(self, name: str) -> None:
         del self._data[name]
-        if self._ledger is not None:
+        if self._ledger is not None and name != SLAVE_CODE:  # failures are replayed with that
             self._ledger.dropped(name)
         for member in self._roster.all_known():
             if member.is_slave:

@@ -339,8 +339,10 @@ class TaskQueue:
     def _next_parked(self, identity: bytes, options: TaskOptions) -> Task | None:
         """The parked task that a request takes up: the one that came of it, or an equal one."""
         if options.origin is not None:
+            # Those of one request stand in its order, but for what its client has had before it
+            # knew their ids.
             owned = self._owned.get(options.origin[0])
-            if owned and owned[0][1].options.origin == options.origin:
+            if owned and owned[0][0] == identity and owned[0][1].options.origin == options.origin:
                 return owned.popleft()[1]
         line = self._parked.get(identity)
         if not line:
@@ -369,13 +371,15 @@ class TaskQueue:
 
     def reclaim(
         self, client: int, token: str, outstanding: Collection[str], answered: int
-    ) -> list[str]:
+    ) -> tuple[list[str], list[Task]]:
         """A client of an earlier run is back: its tasks of that run are its own again.
 
         `token`: by which its requests are known. `outstanding`: the ids of the tasks that it waits
         for. `answered`: the number of the last of its requests of which it knows the ids. What came
-        of earlier ones and is not outstanding it has had. Gives the ids that are unknown here.
+        of earlier ones and is not outstanding it has had. Gives the ids that are unknown here, and
+        the tasks that it has had, which are forgotten.
         """
+        had = []
         wanted = set(outstanding)
         left: deque[tuple[bytes, Task]] = deque()
         for identity, task in self._owned.pop(token, ()):
@@ -385,14 +389,13 @@ class TaskQueue:
             elif origin is not None and origin[1] > answered:
                 left.append((identity, task))  # to be claimed by that request, made again
             else:
-                self._unhold(task)
-                self._move(task, Event.DROP)
-                del self.tasks[task.id]
-                self._counts[task.state][task.tag] -= 1
+                self._drop_parked(task)
+                had.append(task)
         if left:
             self._owned[token] = left
         tasks = self.tasks
-        return [one for one in outstanding if one not in tasks or tasks[one].client != client]
+        missing = [one for one in outstanding if one not in tasks or tasks[one].client != client]
+        return missing, had
 
     def owners(self) -> list[str]:
         """The tokens of the clients of an earlier run that have not come back."""
@@ -403,12 +406,31 @@ class TaskQueue:
         for identity, task in self._owned.pop(token, ()):
             self._parked.setdefault(identity, deque()).append(task)
 
-    def drop_client(self, client: int) -> list[tuple[Task, list[int]]]:
+    def drop_owned(self, token: str) -> list[tuple[Task, list[int]]]:
+        """A client of an earlier run does not come back, and nobody will take its results.
+
+        Gives its tasks, each with the slaves that run it, to be told.
+        """
+        dropped = []
+        for _, task in self._owned.pop(token, ()):
+            dropped.append((task, [task.holder] if task.holder is not None else []))
+            self._drop_parked(task)
+        return dropped
+
+    def _drop_parked(self, task: Task) -> None:
+        self._unhold(task)
+        self._move(task, Event.DROP)
+        del self.tasks[task.id]
+        self._counts[task.state][task.tag] -= 1
+
+    def drop_client(self, client: int) -> tuple[list[tuple[Task, list[int]]], list[Task]]:
         """A client is gone for good, and nobody will take its results.
 
-        Gives its tasks that had not finished, each with the slaves that run it, to be told.
+        Gives its tasks that had not finished, each with the slaves that run it, to be told; and
+        those that had.
         """
         cancelled = []
+        finished = []
         for task in [task for task in self.tasks.values() if task.client == client]:
             if task.state in _LIVE:
                 cancelled.append((task, self.cancel(task.id)[1]))
@@ -417,9 +439,10 @@ class TaskQueue:
                 self._forget(task)
                 self.result_bytes -= _in_memory(task)
                 task.frame = AT_REST
+                finished.append(task)
         self._clients.pop(client, None)
         self._lines.forget(client)
-        return cancelled
+        return cancelled, finished
 
     def weigh(self, client: int, weight: float) -> None:
         """The client's share of the slaves, where that of others is 1."""

@@ -12,6 +12,7 @@ from masterslave.entries import (
     Cancelled,
     Ended,
     Entry,
+    Forgotten,
     HandedOut,
     Joined,
     Left,
@@ -82,6 +83,8 @@ class Kept(NamedTuple):
     tasks: list[Requested]  # with their frames
     attempts: list[HandedOut | Setback]
     ends: dict[int, Ended]  # with their frames
+    failures: frozenset[int] = frozenset()  # of these, the tasks that are only kept to be looked at
+    highest: int = -1  # number of a task that was forgotten
 
 
 def expected(entries: list[Entry]) -> Kept:
@@ -101,8 +104,23 @@ def expected(entries: list[Entry]) -> Kept:
         elif isinstance(entry, Cancelled):
             kept.tasks[:] = [t for t in kept.tasks if t.number != entry.number]
             kept.attempts[:] = [a for a in kept.attempts if not _is_setback_of(a, entry.number)]
+        elif isinstance(entry, Forgotten):
+            kept = kept._replace(highest=max(kept.highest, entry.number))
+            if entry.failed:
+                kept = kept._replace(failures=kept.failures | {entry.number})
+                continue
+            kept.tasks[:] = [t for t in kept.tasks if t.number != entry.number]
+            kept.attempts[:] = [a for a in kept.attempts if not _is_setback_of(a, entry.number)]
+            kept.ends.pop(entry.number, None)
+    kept.attempts[:] = [a for a in kept.attempts if not _is_idle(kept, a)]
     kept.tasks.sort(key=lambda task: task.number)
     return kept
+
+
+def _is_idle(kept: Kept, attempt: HandedOut | Setback) -> bool:
+    """Whether it is a hand-out of which no task is left: a store may keep it for a while."""
+    live = {task.number for task in kept.tasks} - kept.failures
+    return isinstance(attempt, HandedOut) and live.isdisjoint(one for one, _ in attempt.tasks)
 
 
 def found(store: Store) -> Kept:
@@ -110,10 +128,16 @@ def found(store: Store) -> Kept:
     kept = Kept({}, [], [], {})
     stage = 0
     for entry in list(store.entries()):
-        now = {Joined: 0, Requested: 1, HandedOut: 2, Setback: 2, Ended: 3}[type(entry)]
-        assert now >= stage, "processes, tasks, attempts, ends"
+        now = {Forgotten: 0, Joined: 1, Requested: 2, HandedOut: 3, Setback: 3, Ended: 4}[
+            type(entry)
+        ]
+        assert now >= stage, "forgotten numbers, processes, tasks, attempts, ends"
         stage = now
-        if isinstance(entry, Joined):
+        if isinstance(entry, Forgotten):
+            kept = kept._replace(highest=max(kept.highest, entry.number))
+            if entry.failed:
+                kept = kept._replace(failures=kept.failures | {entry.number})
+        elif isinstance(entry, Joined):
             assert entry.process not in kept.processes
             kept.processes[entry.process] = entry
         elif isinstance(entry, Requested):
@@ -127,6 +151,7 @@ def found(store: Store) -> Kept:
             assert entry.number not in kept.ends
             frame = [*map(bytes, store.result(entry.number))]
             kept.ends[entry.number] = _plain(entry)._replace(frame=frame)
+    kept.attempts[:] = [a for a in kept.attempts if not _is_idle(kept, a)]
     kept.tasks.sort(key=lambda task: task.number)
     return kept
 
@@ -176,7 +201,9 @@ def histories(draw: st.DrawFn, max_size: int = 12) -> list[list[Entry]]:
     number = draw(st.sampled_from([0, 1, 1 << 40]))
     process = draw(st.sampled_from([0, 1, 1 << 40]))
     for _ in range(draw(st.integers(0, max_size))):
-        kinds = ["request", "join"] + ["hand out", "setback", "end", "cancel"] * bool(live)
+        kinds = ["request", "join"] + ["hand out", "setback", "end", "cancel", "forget"] * bool(
+            live
+        )
         kind = draw(st.sampled_from(kinds + ["leave", "join again"] * bool(joined)))
         if kind == "request":
             tag, frame, chosen = draw(texts), draw(frames), draw(options)
@@ -204,6 +231,8 @@ def histories(draw: st.DrawFn, max_size: int = 12) -> list[list[Entry]]:
             live.remove(one)
             if kind == "cancel":
                 entries.append(Cancelled(one))
+            elif kind == "forget":
+                entries.append(Forgotten(one, False))
             else:
                 outcome = draw(st.sampled_from(Outcome)).value
                 entries.append(
@@ -212,6 +241,8 @@ def histories(draw: st.DrawFn, max_size: int = 12) -> list[list[Entry]]:
                         draw(floats),
                     )
                 )  # fmt: skip
+                if draw(st.booleans()):
+                    entries.append(Forgotten(one, outcome != Outcome.RESULT))
     groups: list[list[Entry]] = [[]]
     for entry in entries:
         groups[-1].append(entry)

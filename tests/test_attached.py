@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +28,7 @@ from masterslave import (
 )
 from masterslave.attached import RemoteManager
 from masterslave.errors import ConnectionFailed
+from masterslave.stores.base import KEPT_ROWS
 from masterslave.transports.channel import end_connection
 
 SLAVE = """
@@ -366,6 +370,95 @@ def test_a_killed_task_manager_is_started_again_and_clients_get_each_result_once
         expected = {task_id: (i // 3) ** 2 for i, task_id in enumerate(requested[index])}
         assert received[index] == expected
     assert not set(requested[0]) & set(requested[1])
+
+
+def rows(path: Path) -> dict[str, int]:
+    """How many rows each table of a journal that nobody has open has."""
+    tables = ("task", "ending", "setback", "hand_out", "piece", "forgotten")
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return {
+            table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables
+        }
+
+
+def test_a_journal_is_not_larger_for_what_its_clients_have_received(
+    world: World, served: Served, attach: Attach
+) -> None:
+    """Through kills at any moment: what is left is bounded by what is under way."""
+    served.serve("--journal", "journal.db")
+    served.slave()
+    client = attach()
+    received: list[str] = []
+
+    def work() -> list[str]:
+        requested = []
+        for i in range(40):
+            requested += client.requestTasks("square", [(j,) for j in range(100)])
+            for _ in range(100):
+                task_id, _, _ = client.retrieveResult(timeout=PATIENCE_S)
+                received.append(str(task_id))
+            if i % 10 == 0:
+                requested.append(client.requestTask("fail"))
+                with pytest.raises(TaskRaisedException) as caught:
+                    client.retrieveResult(timeout=PATIENCE_S)
+                received.append(caught.value.task_id)
+        return requested
+
+    call = Call(work)
+    for limit in (500, 1500, 2500):
+        wait_until(lambda limit=limit: len(received) > limit or call.done, "results come")  # type: ignore[misc]
+        served.kill()
+        left = rows(world.path / "journal.db")
+        # One request of 100 and what was received of the one before; hand-outs have a slack.
+        assert left["task"] <= 200 + left["forgotten"], left
+        assert left["ending"] <= 200 + left["forgotten"], left
+        assert left["hand_out"] <= 2 * KEPT_ROWS, left
+        served.serve("--journal", "journal.db")
+    requested = call.outcome()
+    assert len(requested) == 4004
+    assert sorted(received) == sorted(requested)  # each once
+    client.shutdown()
+    program = served.program
+    assert program is not None
+    program.send_signal(signal.SIGTERM)
+    program.finish(0)
+    left = rows(world.path / "journal.db")
+    assert (left["task"], left["ending"], left["forgotten"]) == (4, 4, 4), left
+    assert left["setback"] == left["piece"] == 0
+    out = world.task_manager("failures", "journal.db").finish(0)
+    assert out.count("ValueError: no") >= 4
+    served.serve("--journal", "journal.db")
+    status = attach().task_manager.status()
+    assert (status["parked"], status["waiting"], status["finished"]) == (0, {}, {})
+
+
+def test_an_idle_client_learns_of_a_planned_end(served: Served, attach: Attach) -> None:
+    program = served.serve()
+    served.slave()
+    client = attach()
+    client.requestTask("square", 3)
+    assert client.retrieveResult(timeout=PATIENCE_S)[2] == 9
+    manager = client.task_manager
+    assert isinstance(manager, RemoteManager)
+    program.send_signal(signal.SIGTERM)
+    wait_until(lambda: manager._trouble is not None, "it has heard of the end")
+    assert isinstance(manager._trouble, TaskManagerTermination)
+    with pytest.raises(TaskManagerTermination, match="the task manager has ended"):
+        client.requestTask("square", 4)
+    program.finish(0)
+
+
+def test_results_that_nobody_has_asked_for_yet_come_before_the_end(
+    served: Served, attach: Attach
+) -> None:
+    program = served.serve()
+    served.slave()
+    client, other = attach(), attach()
+    client.requestTask("square", 3)
+    wait_until(lambda: other.task_manager.status()["finished"].get("square"), "it has run")
+    program.send_signal(signal.SIGTERM)
+    program.finish(0)
+    assert client.retrieveResult(timeout=PATIENCE_S)[2] == 9
 
 
 def test_a_task_runs_once_though_the_task_manager_was_killed_meanwhile(

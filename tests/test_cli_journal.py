@@ -19,6 +19,7 @@ from masterslave import cli
 from masterslave.entries import (
     Ended,
     Entry,
+    Forgotten,
     HandedOut,
     Joined,
     Left,
@@ -150,7 +151,7 @@ def test_check_of_a_sound_journal(path: Path, run: Run) -> None:
     counts = dict(line.split() for line in out.splitlines()[2:-1])
     assert counts == {
         "process": "1", "former_process": "1", "task": "5", "hand_out": "1", "setback": "1",
-        "ending": "4", "item": "1",
+        "ending": "4", "item": "1", "forgotten": "0",
     }  # fmt: skip
     assert out.splitlines()[-1] == "everything is what was written"
     found = json.loads(run("check", path, "--json")[1])
@@ -587,6 +588,24 @@ def test_retry_of_what_has_not_failed_changes_nothing(
     assert (status, out) == (1, "")
     assert words in err
     assert failed_tasks(path, key) == {"sqrt_1", "sqrt_2", "tan_4"}
+
+
+def test_a_failure_whose_client_knows_is_shown_and_saved_but_not_retried(
+    path: Path, run: Run, key: bytes
+) -> None:
+    store = SqliteStore(path, key)
+    store.write([Forgotten(1, True)])
+    store.close()
+    assert "sqrt_1" in {row["task_id"] for row in lines(run("export", path)[1])}
+    status, out, err = run("retry", path, "sqrt_1")
+    assert (status, out) == (1, "")
+    assert "sqrt_1 has failed and its client was told" in err
+    assert run("export", path, "--to", "saved.db")[0] == 0
+    saved = SqliteStore("saved.db", key)
+    forgotten = [entry for entry in saved.entries() if isinstance(entry, Forgotten)]
+    saved.close()
+    assert forgotten == [Forgotten(1, False), Forgotten(1, True)]
+    assert run("retry", path)[1] == "2 tasks will be run again by the next run\n"
 
 
 def test_retry_of_a_damaged_journal_is_refused(broken: Path, run: Run) -> None:

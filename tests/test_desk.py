@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 from managing import LONG_S, Call, Clock, X, give, ids, join, take, wait_for_clients
 
+from masterslave.entries import Ended, HandedOut, Requested, Setback
 from masterslave.errors import DataNotFound, TaskManagerTermination, UnknownProcess
 from masterslave.journal import Journal
 from masterslave.manager import TaskManager
-from masterslave.records import ProcessInfo
+from masterslave.records import Outcome, ProcessInfo
 from masterslave.settings import Settings
+from masterslave.stores import memory
 from masterslave.stores.memory import MemoryStore
 
 
@@ -195,9 +198,24 @@ class Runs:
         self.store = MemoryStore()
         self.clock = clock
 
-    def next(self) -> TaskManager:
+    def next(self, *, keep: bool = False, written: bool = False) -> TaskManager:
+        """The next one; `written`: after an orderly end of the one before, else after its death."""
+        if written:
+            self.journal.close()
+        self.journal = Journal(self.store)
         settings = Settings(key_file=Path("unused"))
-        return TaskManager("job", settings, clock=self.clock, journal=Journal(self.store))
+        return TaskManager("job", settings, clock=self.clock, journal=self.journal, keep=keep)
+
+    def numbers(self) -> list[int]:
+        """The tasks of which the journal holds anything, as if it were all written now."""
+        self.journal.sync()
+        kinds = (Requested, Setback, Ended)
+        held = [entry for entry in self.store.entries() if isinstance(entry, (*kinds, HandedOut))]
+        numbers = {entry.number for entry in held if isinstance(entry, kinds)}
+        for entry in held:
+            if isinstance(entry, HandedOut):
+                numbers.update(number for number, _ in entry.tasks)
+        return sorted(numbers)
 
 
 def test_clients_find_their_own_tasks_after_a_restart_though_all_are_equal(clock: Clock) -> None:
@@ -224,19 +242,309 @@ def test_clients_find_their_own_tasks_after_a_restart_though_all_are_equal(clock
     assert sorted(ids(manager.collectResults(*b, 0, 9, 0.0)[1])) == of_b
 
 
-def test_who_does_not_come_back_leaves_what_it_has_done_to_equal_requests(clock: Clock) -> None:
+def test_where_clients_are_kept_who_does_not_come_back_leaves_its_tasks_to_equal_requests(
+    clock: Clock,
+) -> None:
     runs = Runs(clock)
-    manager = runs.next()
+    manager = runs.next(keep=True)
     client = tuple(attach(manager, "a")[:2])
     (task_id,) = submit(manager, client, 1)
     serve(manager, join(manager))
-    manager = runs.next()
+    manager = runs.next(keep=True)
     other = tuple(attach(manager, "b")[:2])
     assert submit(manager, other, 1) == ["sqrt_1"]  # the first one's client may come back
     clock.now += 60.0
     manager.checkLiveness()
     assert submit(manager, other, 2) == [task_id]
     assert ids(manager.collectResults(*other, 0, 9, 0.0)[1]) == [task_id]
+
+
+# --- what the journal forgets ---------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(clock: Clock) -> Runs:
+    return Runs(clock)
+
+
+def fail(manager: TaskManager, slave: int) -> list[str]:
+    """Have the slave fail in what it gets; gives the ids."""
+    tasks = take(manager, slave)
+    for task in tasks:
+        give(manager, slave, task, Outcome.EXCEPTION, detail="no")
+    return ids(tasks)
+
+
+def failed(manager: TaskManager) -> list[str]:
+    return [row["task_id"] for row in manager.failedTasks()["failed"]]
+
+
+def test_what_its_client_has_received_is_forgotten_and_not_before(runs: Runs) -> None:
+    manager = runs.next()
+    client = tuple(attach(manager, "a")[:2])
+    slave = join(manager)
+    submit(manager, client, 1, 2)
+    serve(manager, slave)
+    number, got = manager.collectResults(*client, 0, 9, 0.0)
+    assert ids(got) == ["sqrt_0"]
+    assert runs.numbers() == [0, 1]  # it is on its way
+    assert manager.collectResults(*client, 0, 9, 0.0) == [number, got]
+    assert runs.numbers() == [0, 1]
+    assert manager.collectResults(*client, number, 9, 0.0)[1] == []
+    assert runs.numbers() == [1]
+
+
+def test_a_parcel_whose_arrival_was_not_told_comes_from_the_next_run(runs: Runs) -> None:
+    manager = runs.next()
+    client = tuple(attach(manager, "a")[:2])
+    of_a = submit(manager, client, 1)
+    serve(manager, join(manager))
+    assert ids(manager.collectResults(*client, 0, 9, 0.0)[1]) == of_a
+    manager = runs.next()  # the answer was lost
+    *client, missing = attach(manager, "a", client[0], of_a, 1)
+    assert missing == []
+    assert ids(manager.collectResults(*client, 0, 9, 0.0)[1]) == of_a
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_the_next_run_has_nothing_of_what_was_received(runs: Runs, written: bool) -> None:
+    """Whether the removal was written or not when the task manager died."""
+    manager = runs.next()
+    client = tuple(attach(manager, "a")[:2])
+    submit(manager, client, 1)
+    serve(manager, join(manager))
+    number, _ = manager.collectResults(*client, 0, 9, 0.0)
+    manager.collectResults(*client, number, 9, 0.0)
+    manager = runs.next(written=written)
+    assert manager.status()["parked"] == (not written)
+    *client, missing = attach(manager, "a", client[0], [], 1)
+    assert missing == []
+    assert manager.status()["parked"] == 0
+    assert runs.numbers() == []
+    assert manager.collectResults(*client, 0, 9, 0.0)[1] == []
+    assert submit(manager, tuple(client), 2) == ["sqrt_1"]  # no number is given twice
+
+
+def test_a_request_whose_answer_was_lost_finds_the_rest_of_its_tasks(runs: Runs) -> None:
+    """The client had the first result, and dropped it, before it knew the tasks' ids."""
+    manager = runs.next()
+    client = tuple(attach(manager, "a")[:2])
+    frames = [[b"a"], [b"b"], [b"c"]]
+    first = manager.submitTasks(*client, 0, 1, "sqrt", frames)
+    assert serve(manager, join(manager)) == first[:1]
+    number, _ = manager.collectResults(*client, 0, 9, 0.0)
+    manager.collectResults(*client, number, 9, 0.0)
+    manager = runs.next(written=True)
+    *again, missing = attach(manager, "a", client[0], [], 0)
+    assert missing == []
+    assert manager.submitTasks(*again, 0, 1, "sqrt", frames) == ["sqrt_3", *first[1:]]
+    slave = join(manager)
+    by_id = {}
+    while tasks := take(manager, slave):
+        by_id.update((task.task_id, task.frame) for task in tasks)
+        for task in tasks:
+            give(manager, slave, task)
+    assert by_id == dict(zip(["sqrt_3", *first[1:]], frames, strict=True))
+
+
+def test_what_a_client_has_withdrawn_or_left_behind_is_forgotten(runs: Runs) -> None:
+    manager = runs.next()
+    client = tuple(attach(manager, "a")[:2])
+    slave = join(manager)
+    withdrawn, sent = submit(manager, client, 1, 2)
+    assert manager.withdrawTask(*client, 1, 1, withdrawn)
+    assert serve(manager, slave) == [sent]
+    manager.collectResults(*client, 0, 1, 0.0)
+    finished = submit(manager, client, 2)
+    assert serve(manager, slave) == finished
+    submit(manager, client, 3)
+    assert runs.numbers() == [1, 2, 3]
+    manager.detachClient(client[0])
+    assert runs.numbers() == []
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_a_client_that_was_given_up_leaves_is_forgotten(
+    runs: Runs, clock: Clock, restarted: bool
+) -> None:
+    manager = runs.next()
+    client = tuple(attach(manager, "a")[:2])
+    submit(manager, client, 1, 3)
+    slave = join(manager)
+    serve(manager, slave)
+    take(manager, slave)
+    if restarted:
+        manager = runs.next()
+    else:
+        manager.lostProcess(client[0], "test")
+    clock.now += 59.0
+    manager.checkLiveness()
+    assert runs.numbers() == [0, 1, 2]
+    clock.now += 1.0
+    manager.checkLiveness()
+    assert runs.numbers() == []
+    assert manager.status()["parked"] == 0
+
+
+def test_failures_stay_to_be_seen_but_not_to_be_run(runs: Runs) -> None:
+    manager = runs.next()
+    client = tuple(attach(manager, "a")[:2])
+    submit(manager, client, 1)
+    assert fail(manager, join(manager)) == ["sqrt_0"]
+    number, _ = manager.collectResults(*client, 0, 9, 0.0)
+    manager.collectResults(*client, number, 9, 0.0)
+    manager = runs.next(written=True)
+    assert failed(manager) == ["sqrt_0"]
+    assert manager.status()["parked"] == 0
+    other = tuple(attach(manager, "b")[:2])
+    assert submit(manager, other, 1) == ["sqrt_1"]
+
+
+def test_of_failures_the_newest_stay(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "KEPT_FAILURES", 3)
+    manager = runs.next()
+    client = tuple(attach(manager, "a")[:2])
+    submit(manager, client, 1, 9)
+    slave = join(manager)
+    for _ in range(9):
+        fail(manager, slave)
+    manager.detachClient(client[0])
+    manager = runs.next(written=True)
+    assert failed(manager) == ["sqrt_6", "sqrt_7", "sqrt_8"]
+
+
+def test_a_long_lived_task_manager_does_not_grow(runs: Runs) -> None:
+    manager = runs.next()
+    client = tuple(attach(manager, "a")[:2])
+    slave = join(manager)
+    parcel = 0
+    for serial in range(1, 200):
+        submit(manager, client, serial)
+        serve(manager, slave)
+        parcel, got = manager.collectResults(*client, parcel, 9, 0.0)
+        assert len(got) == 1
+        assert len(runs.numbers()) <= 2
+    assert manager._ledger is not None
+    assert not manager._ledger._ends
+
+
+def test_the_tasks_of_an_embedded_client_are_kept_for_the_next_run(runs: Runs) -> None:
+    manager = runs.next()
+    manager.addTaskRequest("sqrt", X)
+    serve(manager, join(manager))
+    assert ids(manager.getResults()) == ["sqrt_0"]
+    assert runs.numbers() == [0]
+
+
+class Patient:
+    """A client as `attached.RemoteManager` is one, whose answers may be lost."""
+
+    def __init__(self, manager: TaskManager) -> None:
+        self.serial = self.answered = self.parcel = 0
+        self.asked: list[bytes] = []  # of the request that is not answered
+        self.waits: dict[str, bytes] = {}  # task id -> parameter
+        self.early: set[str] = set()
+        self.got: list[bytes] = []
+        self.id: int | None = None
+        self.attach(manager)
+
+    def attach(self, manager: TaskManager) -> None:
+        found = attach(manager, "a", self.id, list(self.waits), self.answered)
+        process_id, self.generation, missing = found
+        assert missing == []
+        if process_id != self.id:
+            self.id, self.parcel = process_id, 0
+            self.early.clear()
+
+    def submit(self, manager: TaskManager, count: int, lost: bool) -> None:
+        if not self.asked:
+            self.serial += 1
+            self.asked = [b"%d %d" % (self.serial, i) for i in range(count)]
+        frames = [[one] for one in self.asked]
+        assert self.id is not None
+        answer = manager.submitTasks(self.id, self.generation, 0, self.serial, "sqrt", frames)
+        if lost:
+            return
+        for task_id, parameter in zip(answer, self.asked, strict=True):
+            if task_id in self.early:
+                self.got.append(parameter)
+            else:
+                self.waits[task_id] = parameter
+        self.asked, self.answered = [], self.serial
+        self.early.clear()
+
+    def collect(self, manager: TaskManager, lost: bool) -> None:
+        assert self.id is not None
+        answer = manager.collectResults(self.id, self.generation, self.parcel, 2, 0.0)
+        if lost or answer[0] == self.parcel:
+            return
+        self.parcel = answer[0]
+        for delivery in answer[1]:
+            parameter = self.waits.pop(delivery.task_id, None)
+            if parameter is not None:
+                assert delivery.frame == [b"result of " + parameter]
+                self.got.append(parameter)
+            elif self.asked:
+                self.early.add(delivery.task_id)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_each_result_comes_once_whenever_the_task_manager_dies(runs: Runs, seed: int) -> None:
+    """And when all has come, the journal holds nothing."""
+    draw = random.Random(seed)
+    manager = runs.next()
+    slave, client = join(manager), Patient(manager)
+
+    def work() -> None:
+        for task in take(manager, slave):
+            give(manager, slave, task, frame=[b"result of " + bytes(task.frame[0])])
+
+    for _ in range(80):
+        move, lost = draw.random(), draw.random() < 0.3
+        if move < 0.1:
+            manager = runs.next(written=draw.random() < 0.5)
+            slave = join(manager)
+            client.attach(manager)
+        elif move < 0.4:
+            client.submit(manager, draw.randint(1, 4), lost)
+        elif move < 0.7:
+            work()
+        else:
+            client.collect(manager, lost)
+    if client.asked:
+        client.submit(manager, 0, False)
+    for _ in range(500):
+        work()
+        client.collect(manager, False)
+    assert not client.waits
+    assert len(client.got) == len(set(client.got))
+    assert {int(one.split()[0]) for one in client.got} == set(range(1, client.serial + 1))
+    client.collect(manager, False)
+    assert runs.numbers() == []
+
+
+# --- the end --------------------------------------------------------------------------------
+
+
+def test_an_idle_client_learns_of_the_end_by_its_ping(
+    manager: TaskManager, client: tuple[int, int]
+) -> None:
+    slave = join(manager)
+    manager.terminate()
+    manager.ping(slave)  # a slave is told by its exchange
+    with pytest.raises(TaskManagerTermination):
+        manager.ping(client[0])
+    with pytest.raises(TaskManagerTermination):
+        submit(manager, client, 1)
+
+
+def test_the_end_waits_for_idle_clients(live: TaskManager) -> None:
+    client = attach(live, "a")
+    live.terminate()
+    call = Call(live.waitForClientsToKnow, LONG_S)
+    assert not live.waitForClientsToKnow(0.0)
+    live.lostProcess(client[0], "its connection was closed")
+    assert call.outcome() is True
 
 
 def test_a_task_manager_without_a_journal_knows_nothing_of_the_run_before(

@@ -109,8 +109,8 @@ def test_no_master_is_said_in_one_line(world: World) -> None:
     assert "no master has been here" in slave.err
     assert len(slave.err.splitlines()) == 1
     show = world.task_manager("show")
-    show.finish(1)
-    assert "name a label, or a folder" in show.err
+    show.finish(2)  # wrong usage
+    assert "name a LABEL, or a folder" in show.err
 
 
 def test_slaves_are_killed_and_nothing_is_lost_or_doubled(world: World) -> None:

@@ -184,7 +184,8 @@ def test_a_journal_of_the_first_version_is_brought_up_to_date(tmp_path: Path) ->
     db = sqlite3.connect(path, isolation_level=None)
     db.executescript(
         "DROP TRIGGER process_left; DROP TRIGGER process_replaced; DROP TABLE item; "
-        "DROP TABLE former_process; PRAGMA user_version = 1;"
+        "DROP TABLE former_process; DROP TABLE forgotten; DROP INDEX setback_number; "
+        "PRAGMA user_version = 1;"
     )
     db.close()
     store = SqliteStore(path, KEY)

@@ -165,7 +165,7 @@ def test_each_transition_of_the_table_is_made(before: State, event: Event) -> No
     }
     if (before, event) == (State.PARKED, Event.DROP):
         task = queue.park(7, "sqrt", IDENTITY, TaskOptions(origin=("token", 1)))
-        assert queue.reclaim(CLIENT, "token", [], 1) == []
+        assert queue.reclaim(CLIENT, "token", [], 1) == ([], [task])
     elif before is State.PARKED:
         if event is not Event.CLAIM:
             assert queue.adopt(SLAVE, task.id, 1)
@@ -191,7 +191,7 @@ def test_each_transition_of_the_table_is_made(before: State, event: Event) -> No
     elif event is Event.CANCEL:
         assert queue.cancel(task.id)[0]
     elif event is Event.DROP:
-        assert queue.drop_client(CLIENT) == []
+        assert queue.drop_client(CLIENT) == ([], [task])
     else:
         assert event is Event.DELIVER
         assert delivered(queue).outcome == before.value

@@ -339,6 +339,7 @@ def test_the_debugger_does_not_come_after_a_result(world: World, journal: Path) 
 
 
 def test_a_call_of_a_clients_function(world: World) -> None:
+    """It has failed, or it would not be in the journal any more."""
     world.start_name_server()
     served = world.task_manager("serve", "lab", "--journal", "lab.journal")
     world.task_manager("slave", "lab", "-w")
@@ -354,7 +355,13 @@ def test_a_call_of_a_clients_function(world: World) -> None:
                 break
             except LabelUnknown:
                 time.sleep(0.05)
-        print(executor.submit(lambda x, by=1: (os.getcwd(), scale * x + by), 4, by=2).result())
+
+        def compute(x, by=1):
+            open("mended").close()
+            return os.getcwd(), scale * x + by
+
+        executor.submit(compute, 4, by=2).exception()
+        print((os.getcwd(), 42))
         executor.submit(divmod, 1, 0).exception()
         os._exit(0)  # so it drops nothing
         """
@@ -362,6 +369,7 @@ def test_a_call_of_a_clients_function(world: World) -> None:
     printed = client.finish()
     served.send_signal(signal.SIGTERM)
     served.finish()
+    world.write("mended", "")
     again = world.task_manager("replay", "lab.journal", "function-call_0")
     assert f"function-call_0: tuple {printed}" == again.finish()
     failing = world.task_manager("replay", "lab.journal", "function-call_1")

@@ -17,7 +17,7 @@ import pytest
 from conftest import World, wait_until
 from journals import INFO, KEY, Kept, ended, expected, found, requested, setback
 
-from masterslave.entries import Cancelled, Entry, HandedOut, Joined
+from masterslave.entries import Cancelled, Entry, Forgotten, HandedOut, Joined, Left
 from masterslave.errors import JournalDamaged, JournalError, JournalInUse
 from masterslave.service import Service
 from masterslave.settings import Settings
@@ -229,7 +229,7 @@ def test_a_journal_of_another_key_is_refused(path: Path) -> None:
 def test_a_journal_of_a_newer_version_is_refused(path: Path) -> None:
     make(path)
     set_version(path, 9)
-    refused(path, r"newer masterslave \(version 9 of the file, this one knows 2\)")
+    refused(path, r"newer masterslave \(version 9 of the file, this one knows 3\)")
 
 
 def test_a_journal_of_another_label_is_refused(path: Path, world: World) -> None:
@@ -366,6 +366,41 @@ def test_the_file_does_not_grow_with_what_was_cancelled(
     assert sizes[-1] == sizes[1]
 
 
+def test_the_file_does_not_grow_with_what_was_forgotten(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "PIECE_BYTES", 1 << 12)
+    monkeypatch.setattr(sqlite, "KEPT_ROWS", 4)
+    store = SqliteStore(path, KEY)
+    tables = ("task", "ending", "piece", "setback", "hand_out", "former_process", "forgotten")
+    rows, sizes = [], []
+    for number in range(60):
+        frame = [bytes(1 << 16)]
+        store.write([requested(number, frame=frame), Joined(1, INFO), setback(number)])
+        store.write([HandedOut(1, ((number, 1),)), ended(number, frame=frame), Left(1)])
+        store.write([Forgotten(number, False)])
+        counts = [store._db.execute(f"SELECT count(*) FROM {table}").fetchone() for table in tables]
+        rows.append([count for (count,) in counts])
+        sizes.append(store._db.execute("PRAGMA page_count").fetchone()[0])
+    store.close()
+    assert [max(column) for column in zip(*rows, strict=True)] == [0, 0, 0, 0, 3, 7, 0]
+    assert max(sizes[20:]) == max(sizes[:20])
+
+
+def test_hand_outs_of_what_is_left_stay(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "KEPT_ROWS", 4)
+    store = SqliteStore(path, KEY)
+    store.write([requested(number) for number in range(40)])
+    for number in range(0, 40, 2):
+        store.write([HandedOut(1, ((number, 1), (number + 1, 1)))])
+        store.write([Cancelled(number), Cancelled(number + 1)] if number % 8 else [])
+        store.write([Forgotten(number, False)])
+    kept = found(store)
+    store.close()
+    assert kept == found(SqliteStore(path, KEY))
+    assert kept.attempts == [HandedOut(1, ((n, 1), (n + 1, 1))) for n in range(0, 40, 8)]
+
+
 def test_a_finished_task_may_be_forgotten_to_run_again(path: Path) -> None:
     make(path, [*ENTRIES, setback(0), ended(1)])
     store = SqliteStore(path, KEY)
@@ -387,14 +422,14 @@ def version_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A masterslave whose journals have one table more."""
     folder = tmp_path / "sql"
     shutil.copytree(sqlite._SQL, folder)
-    (folder / "003-colours.sql").write_text(
+    (folder / "004-colours.sql").write_text(
         "-- A second version; the semicolon in this comment; does not matter.\n"
         "CREATE TABLE colour (name TEXT PRIMARY KEY);\n"
         "INSERT INTO colour VALUES ('red'), ('green');\n"
         "ALTER TABLE task ADD COLUMN colour TEXT REFERENCES colour;\n"
     )
     real = sqlite.migrations
-    assert len(real()) == 2
+    assert len(real()) == 3
     monkeypatch.setattr(sqlite, "migrations", lambda: real(folder))
 
 
@@ -404,10 +439,10 @@ def version(path: Path) -> int:
 
 def test_an_older_journal_is_brought_up_to_date(path: Path, request: pytest.FixtureRequest) -> None:
     make(path)
-    assert version(path) == 2
+    assert version(path) == 3
     request.getfixturevalue("version_two")
     assert read(path) == expected(ENTRIES)
-    assert version(path) == 3
+    assert version(path) == 4
     db = sqlite3.connect(path)
     assert db.execute("SELECT count(*) FROM colour").fetchone() == (2,)
     db.close()
@@ -417,7 +452,7 @@ def test_an_older_journal_is_brought_up_to_date(path: Path, request: pytest.Fixt
 
 def test_a_new_journal_is_of_the_newest_version(path: Path, version_two: None) -> None:
     make(path)
-    assert version(path) == 3
+    assert version(path) == 4
     assert read(path) == expected(ENTRIES)
 
 
@@ -437,7 +472,7 @@ def test_a_migration_that_fails_changes_nothing(
     with monkeypatch.context() as context:
         context.setattr(sqlite, "migrations", lambda: scripts)
         refused(path, "already exists")
-    assert version(path) == 2
+    assert version(path) == 3
     assert read(path) == expected(ENTRIES)
 
 

@@ -20,10 +20,10 @@ from journals import (
     setback,
 )
 
-from masterslave.entries import Cancelled, Entry, HandedOut, Joined, Left
+from masterslave.entries import Cancelled, Entry, Forgotten, HandedOut, Joined, Left
 from masterslave.errors import JournalDamaged
 from masterslave.records import AT_REST, TaskOptions
-from masterslave.stores import sqlite
+from masterslave.stores import memory, sqlite
 from masterslave.stores.base import Store
 from masterslave.stores.memory import MemoryStore
 from masterslave.stores.sqlite import SqliteStore
@@ -277,3 +277,62 @@ def test_any_history_comes_back(kind: str, groups: list[list[Entry]], tmp_path: 
         assert found(store) == expected([entry for group in groups for entry in group])
     finally:
         place.close()
+
+
+# --- what is forgotten ----------------------------------------------------------------------
+
+
+def test_what_was_forgotten_does_not_come_back(place: Place) -> None:
+    store = place.open()
+    store.write([requested(0), requested(1), HandedOut(1, ((0, 1), (1, 1))), setback(0), ended(0)])
+    store.write([Forgotten(0, False)])
+    store = place.again(store)
+    kept = found(store)
+    assert [task.number for task in kept.tasks] == [1]
+    assert kept.attempts == [HandedOut(1, ((0, 1), (1, 1)))]  # of the other one, too
+    assert kept.ends == {}
+    assert kept.highest == 0
+    for frame in (store.parameters, store.result):
+        with pytest.raises(JournalDamaged):
+            frame(0)
+
+
+def test_all_of_a_task_may_be_in_one_group(place: Place) -> None:
+    store = place.open()
+    story = [requested(0), HandedOut(1, ((0, 1),)), setback(0), ended(0), Forgotten(0, False)]
+    assert written(store, *story) == expected([Forgotten(0, False)])
+    assert found(place.again(store)) == expected([Forgotten(0, False)])
+
+
+def test_the_largest_number_is_remembered(place: Place) -> None:
+    store = place.open()
+    store.write([requested(number) for number in range(3)])
+    for number in (2, 0, 1):
+        store.write([Forgotten(number, False)])
+    assert found(place.again(store)).highest == 2
+
+
+def test_failures_are_kept_and_named(place: Place) -> None:
+    store = place.open()
+    store.write([requested(0), setback(0), ended(0), Forgotten(0, True)])
+    kept = found(place.again(store))
+    assert kept.failures == {0}
+    assert [task.number for task in kept.tasks] == [0]
+    assert (len(kept.attempts), list(kept.ends)) == (1, [0])
+
+
+def test_the_oldest_failures_go(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (memory, sqlite):
+        monkeypatch.setattr(module, "KEPT_FAILURES", 2)
+    store = place.open()
+    order = (3, 0, 4, 1, 2)  # in which they came to be forgotten
+    store.write([entry for n in range(5) for entry in (requested(n), setback(n), ended(n))])
+    for number in order[:3]:
+        store.write([Forgotten(number, True)])
+    store = place.again(store)
+    store.write([Forgotten(number, True) for number in order[3:]])
+    kept = found(place.again(store))
+    assert kept.failures == set(order[3:])
+    assert [task.number for task in kept.tasks] == sorted(order[3:])
+    assert {one.number for one in kept.attempts if not isinstance(one, HandedOut)} == {1, 2}
+    assert kept.ends.keys() == {1, 2}

@@ -21,7 +21,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from masterslave import slavecode
-from masterslave.entries import Ended, Entry, Left, Requested, Stored
+from masterslave.entries import Ended, Entry, Forgotten, Left, Requested, Stored
 from masterslave.errors import JournalError, MasterSlaveError
 from masterslave.keyfile import load_key
 from masterslave.records import Frame, Outcome, frame_bytes
@@ -189,8 +189,11 @@ def _retry(options: argparse.Namespace, key: bytes) -> int:
     try:
         tags: dict[int, str] = {}
         outcomes: dict[int, str] = {}
+        told: set[int] = set()
         for entry in store.entries():
-            if isinstance(entry, Requested):
+            if isinstance(entry, Forgotten):
+                told.add(entry.number)
+            elif isinstance(entry, Requested):
                 tags[entry.number] = entry.tag
             elif isinstance(entry, Ended):
                 outcomes[entry.number] = entry.outcome
@@ -198,8 +201,14 @@ def _retry(options: argparse.Namespace, key: bytes) -> int:
         failed = {
             ids[number]: number
             for number, outcome in outcomes.items()
-            if number in ids and outcome != Outcome.RESULT
+            if number in ids and number not in told and outcome != Outcome.RESULT
         }
+        for task_id in options.task_id or ():
+            if any(ids.get(number) == task_id for number in told):
+                raise MasterSlaveError(
+                    f"task {task_id} has failed and its client was told, so no run will ask for it "
+                    "again: submit it anew; nothing was changed"
+                )
         chosen = options.task_id or list(failed)
         _check_chosen(chosen, failed, set(ids.values()))
         for task_id in dict.fromkeys(chosen):

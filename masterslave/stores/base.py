@@ -8,6 +8,14 @@ from typing import Any, Protocol
 from masterslave.entries import Entry
 from masterslave.records import Frame
 
+#: Tasks that failed and are forgotten, but are kept to be looked at. Larger: a served task
+#: manager's journal is larger for ever. Smaller: a job in which much fails forgets how it began.
+KEPT_FAILURES = 1000
+
+#: Hand-outs, and slaves that left, of which it is not worth while to look for the superfluous
+#: ones. Larger: a larger journal. Smaller: more looks.
+KEPT_ROWS = 1000
+
 
 class Store(Protocol):
     """Keeps a journal's entries. Used by one thread at a time (see `journal.Journal`)."""
@@ -19,10 +27,11 @@ class Store(Protocol):
         """
 
     def entries(self) -> Iterator[Entry]:
-        """What was kept: processes, tasks, their attempts as they happened, then how they ended.
+        """What was kept: numbers forgotten, processes, tasks, their attempts in order, their ends.
 
-        Frames are `AT_REST`; every byte is verified, theirs too. Cancelled tasks and processes that
-        left are not among them. Raises `JournalDamaged`.
+        Frames are `AT_REST`; every byte is verified, theirs too. Cancelled and forgotten tasks and
+        processes that left are not among them, but for the newest `KEPT_FAILURES` of the forgotten
+        ones that failed. Hand-outs of forgotten tasks go sooner or later. Raises `JournalDamaged`.
         """
 
     def parameters(self, number: int) -> Frame:

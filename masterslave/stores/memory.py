@@ -10,6 +10,7 @@ from masterslave.entries import (
     Dropped,
     Ended,
     Entry,
+    Forgotten,
     HandedOut,
     Joined,
     Left,
@@ -19,6 +20,7 @@ from masterslave.entries import (
 )
 from masterslave.errors import DataNotFound, JournalDamaged
 from masterslave.records import AT_REST, Frame
+from masterslave.stores.base import KEPT_FAILURES
 
 _Kept = TypeVar("_Kept")
 
@@ -33,6 +35,8 @@ class MemoryStore:
         self._ended: dict[int, Ended] = {}
         self._notes: dict[str, str] = {}
         self._items: dict[str, Any] = {}
+        self._forgotten: dict[int, Forgotten] = {}  # failures that are kept, oldest first
+        self._highest = -1  # number that is forgotten
 
     def write(self, entries: Sequence[Entry]) -> None:
         """See `Store.write`."""
@@ -46,12 +50,9 @@ class MemoryStore:
             elif isinstance(entry, Ended):
                 self._ended[entry.number] = entry
             elif isinstance(entry, Cancelled):
-                self._requested.pop(entry.number, None)
-                self._attempts = [
-                    kept
-                    for kept in self._attempts
-                    if isinstance(kept, HandedOut) or kept.number != entry.number
-                ]
+                self._remove(entry.number)
+            elif isinstance(entry, Forgotten):
+                self._forget(entry)
             elif isinstance(entry, Stored):
                 self._items[entry.name] = entry.value
             elif isinstance(entry, Dropped):
@@ -61,12 +62,40 @@ class MemoryStore:
 
     def entries(self) -> Iterator[Entry]:
         """See `Store.entries`."""
+        if self._highest >= 0:
+            yield Forgotten(self._highest, False)
+        yield from self._forgotten.values()
         yield from self._processes.values()
         for requested in self._requested.values():
             yield requested._replace(frame=AT_REST)
         yield from self._attempts
         for ended in self._ended.values():
             yield ended._replace(frame=AT_REST)
+
+    def _remove(self, number: int) -> None:
+        self._requested.pop(number, None)
+        self._ended.pop(number, None)
+        self._attempts = [
+            kept for kept in self._attempts if isinstance(kept, HandedOut) or kept.number != number
+        ]
+
+    def _forget(self, entry: Forgotten) -> None:
+        self._highest = max(self._highest, entry.number)
+        self._forgotten.pop(entry.number, None)
+        if not entry.failed:
+            self._remove(entry.number)
+        else:
+            self._forgotten[entry.number] = entry
+            if len(self._forgotten) > KEPT_FAILURES:
+                oldest = next(iter(self._forgotten))
+                del self._forgotten[oldest]
+                self._remove(oldest)
+        live = self._requested.keys() - self._forgotten.keys()
+        self._attempts = [
+            kept
+            for kept in self._attempts
+            if not isinstance(kept, HandedOut) or any(one in live for one, _ in kept.tasks)
+        ]
 
     def parameters(self, number: int) -> Frame:
         """See `Store.parameters`."""

@@ -23,7 +23,7 @@ from masterslave.records import Outcome, ProcessInfo
 from masterslave.stores.sqlite import SqliteStore, migrations
 
 #: In the order in which a journal is made of them: slaves that have left made room for others.
-TABLES = ("former_process", "process", "task", "hand_out", "setback", "ending", "item")
+TABLES = ("former_process", "process", "task", "hand_out", "setback", "ending", "item", "forgotten")
 
 #: Problems of the file's structure that SQLite is asked for; more say nothing new.
 _STRUCTURE_PROBLEMS = 10

@@ -38,6 +38,7 @@ from masterslave.entries import (
     Dropped,
     Ended,
     Entry,
+    Forgotten,
     HandedOut,
     Joined,
     Left,
@@ -53,6 +54,7 @@ from masterslave.errors import (
     JournalInUse,
 )
 from masterslave.records import AT_REST, Frame, ProcessInfo, TaskOptions, frame_bytes
+from masterslave.stores.base import KEPT_FAILURES, KEPT_ROWS
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,9 @@ _MAGIC = b"SQLite format 3\0"
 #: copy of that size is made. Smaller: more rows for arrays.
 PIECE_BYTES = 1 << 24
 
+#: The note that keeps the largest number of a task that was forgotten: none is given twice.
+_HIGHEST = "highest"
+
 #: Longest step over a damaged place when the place where reading goes on is looked for, in rows.
 _SKIP_TO = 1 << 40
 
@@ -76,6 +81,9 @@ _CANNOT_WRITE = ("full", "disk I/O error", "readonly", "unable to open", "out of
 #: second look at an open journal would open it to other processes.
 _open: set[tuple[int, int, int]] = set()
 _opening = threading.Lock()
+
+#: The statements that remove all of a task.
+_REMOVE_TASK = ("remove_task", "remove_ending", "remove_setbacks", "remove_all_pieces")
 
 _Row = tuple[Any, ...]
 _Item = TypeVar("_Item")
@@ -117,6 +125,8 @@ class SqliteStore:
         self._key = hmac.digest(key, b"masterslave journal", "sha256")
         self._guarded = guarded
         self._seq: int | None = None  # of the last entry; None: not looked up yet
+        self._hand_outs: int | None = None  # rows, or a few more; None: not counted yet
+        self._tidy_at = KEPT_ROWS  # hand-outs at which superfluous ones are looked for
         self._closed = False
         with _opening:
             new = self._inspect(create)
@@ -257,6 +267,14 @@ class SqliteStore:
         with self._translated(), self._transaction():
             for name in statements:
                 self._db.executemany(_queries()[name], rows[name])
+            gone = [entry.number for _, entry in numbered if isinstance(entry, Forgotten)]
+            if "add_forgotten" in rows:
+                self._remove_oldest_failures()
+            if self._hand_outs is not None:
+                self._hand_outs += len(rows.get("add_hand_out", ()))
+            if gone:
+                gone += self._tidy()
+                self._note_highest(max(gone))
         self._seq = max([last, *(seq for seq, _ in numbered)])
 
     def set_note(self, name: str, value: str) -> None:
@@ -307,6 +325,54 @@ class SqliteStore:
         rows.setdefault("remove_setbacks", []).append((entry.number,))
         rows.setdefault("remove_pieces", []).append((entry.number, "parameters"))
 
+    def _forget(self, rows: dict[str, list[_Row]], seq: int, entry: Forgotten) -> None:
+        if entry.failed:
+            values = (entry.number, seq)
+            mac = self._mac(("forgotten", *values))
+            rows.setdefault("add_forgotten", []).append((*values, mac))
+        else:
+            for name in _REMOVE_TASK:
+                rows.setdefault(name, []).append((entry.number,))
+
+    def _remove_oldest_failures(self) -> None:
+        """(In a transaction.) Bound the failures that are kept though they are forgotten."""
+        old = self._db.execute(_queries()["too_old"], (KEPT_FAILURES,)).fetchall()
+        for name in (*_REMOVE_TASK, "remove_forgotten") if old else ():
+            self._db.executemany(_queries()[name], old)
+
+    def _tidy(self) -> list[int]:
+        """(In a transaction.) Remove hand-outs of which no task is left; gives their tasks.
+
+        All are looked at when there are twice as many as the last look has left. So the cost per
+        hand-out is bounded, and so is their number by that of the tasks that are left.
+        """
+        if self._hand_outs is None:
+            self._hand_outs = self._db.execute(_queries()["count_hand_outs"]).fetchone()[0]
+        if self._hand_outs < self._tidy_at:
+            return []
+        live = {number for (number,) in self._db.execute(_queries()["live"])}
+        idle: list[_Row] = []
+        gone: list[int] = []
+        for seq, text in self._db.execute(_queries()["hand_out_tasks"]):
+            try:
+                numbers = [int(number) for number, _ in json.loads(text)]
+            except (TypeError, ValueError):  # damaged: whoever reads it is to see that
+                continue
+            if live.isdisjoint(numbers):
+                idle.append((seq,))
+                gone += numbers
+        self._db.executemany(_queries()["remove_hand_out"], idle)
+        self._db.execute(_queries()["remove_former_processes"], (KEPT_ROWS,))
+        self._hand_outs -= len(idle)
+        self._tidy_at = max(KEPT_ROWS, 2 * self._hand_outs)
+        return gone
+
+    def _note_highest(self, number: int) -> None:
+        """(In a transaction.) A number of a forgotten task is not given to another one."""
+        text = self.note(_HIGHEST)
+        if not text or int(text) < number:
+            self.set_note(_HIGHEST, str(number))
+
     def _add_item(self, rows: dict[str, list[_Row]], seq: int, entry: Stored) -> None:
         name, kind, frame = _text(entry.name), "frame", entry.value
         if not _is_frame(frame):
@@ -350,6 +416,9 @@ class SqliteStore:
 
     def entries(self) -> Iterator[Entry]:
         """See `Store.entries`."""
+        if highest := self.note(_HIGHEST):
+            yield Forgotten(int(highest), False)
+        yield from (entry for _, entry in self.numbered("forgotten"))
         for table in ("process", "task"):
             yield from (entry for _, entry in self.numbered(table))
         attempts = heapq.merge(
@@ -449,6 +518,10 @@ class SqliteStore:
     def _parse_setback(self, row: _Row, frames: bool) -> tuple[int, Entry]:
         self._verify("setback", row)
         return row[0], Setback(*row[1:-1])
+
+    def _parse_forgotten(self, row: _Row, frames: bool) -> tuple[int, Entry]:
+        self._verify("forgotten", row)
+        return row[1], Forgotten(row[0], True)
 
     def _parse_ending(self, row: _Row, frames: bool) -> tuple[int, Entry]:
         number, seq, attempt, process, outcome, duration_s, story, at, blob, mac = row
@@ -642,6 +715,7 @@ _WRITERS: dict[type, Callable[[SqliteStore, dict[str, list[_Row]], int, Any], No
     Setback: SqliteStore._add_setback,
     Ended: SqliteStore._add_ending,
     Cancelled: SqliteStore._remove_task,
+    Forgotten: SqliteStore._forget,
     Stored: SqliteStore._add_item,
     Dropped: SqliteStore._remove_item,
 }
@@ -652,6 +726,7 @@ _READERS: dict[str, tuple[str, Callable[[SqliteStore, _Row, bool], tuple[int, En
     "hand_out": ("hand_outs", SqliteStore._parse_hand_out),
     "setback": ("setbacks", SqliteStore._parse_setback),
     "ending": ("endings", SqliteStore._parse_ending),
+    "forgotten": ("forgotten", SqliteStore._parse_forgotten),
     "former_process": ("former_processes", SqliteStore._parse_former_process),
     "item": ("items", SqliteStore._parse_item),
 }

@@ -50,6 +50,41 @@ DELETE FROM ending WHERE number = ?;
 -- name: remove_setbacks
 DELETE FROM setback WHERE number = ?;
 
+-- name: remove_all_pieces
+DELETE FROM piece WHERE number = ? AND kind IN ('parameters', 'result');
+
+-- name: add_forgotten
+INSERT INTO forgotten (number, seq, mac) VALUES (?, ?, ?)
+ON CONFLICT (number) DO UPDATE SET seq = excluded.seq, mac = excluded.mac;
+
+-- name: remove_forgotten
+DELETE FROM forgotten WHERE number = ?;
+
+-- name: forgotten
+SELECT number, seq, mac FROM forgotten WHERE number >= ? ORDER BY number;
+
+-- All but the newest of them.
+-- name: too_old
+SELECT number FROM forgotten ORDER BY seq DESC LIMIT -1 OFFSET ?;
+
+-- The tasks that the next run takes up.
+-- name: live
+SELECT number FROM task WHERE number NOT IN (SELECT number FROM forgotten);
+
+-- name: count_hand_outs
+SELECT count(*) FROM hand_out;
+
+-- name: hand_out_tasks
+SELECT seq, tasks FROM hand_out;
+
+-- name: remove_hand_out
+DELETE FROM hand_out WHERE seq = ?;
+
+-- name: remove_former_processes
+DELETE FROM former_process WHERE seq NOT IN (
+    SELECT seq FROM former_process ORDER BY seq DESC LIMIT ?
+);
+
 -- name: set_note
 INSERT INTO note (name, value, mac) VALUES (?, ?, ?)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value, mac = excluded.mac;
@@ -106,6 +141,7 @@ SELECT max(
     ifnull((SELECT max(seq) FROM former_process), 0),
     ifnull((SELECT max(number) FROM item), 0),
     ifnull((SELECT max(seq) FROM hand_out), 0),
+    ifnull((SELECT max(seq) FROM forgotten), 0),
     ifnull((SELECT max(seq) FROM setback), 0),
     ifnull((SELECT max(seq) FROM ending), 0)
 );
