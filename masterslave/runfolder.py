@@ -25,7 +25,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -72,6 +72,20 @@ class Submission(NamedTuple):
     count: int  # type: ignore[assignment]  # hides a method of tuples nobody calls
     at: float  # Unix time
     ids: tuple[str, ...] | None = None  # None: not known yet, or never to be known
+
+
+#: By the type of a field: those that its value has in a file (lists: see `_fits`).
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "int | None": (int, type(None)),
+    "float | None": (int, float, type(None)),
+    "Mapping[str, Any]": (dict,),
+    "tuple[str, ...]": (),
+    "tuple[str, ...] | None": (type(None),),
+}
 
 
 def start_root(home: Path) -> Path:
@@ -261,22 +275,34 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
         raise
 
 
-def _read(path: Path, kind: Callable[..., T]) -> T:
+def _fits(value: Any, wanted: str) -> bool:
+    """Whether a value from a file is of the type that a field of a record has."""
+    if isinstance(value, list):
+        return wanted.startswith("tuple") and all(isinstance(text, str) for text in value)
+    return type(value) in _TYPES[wanted]
+
+
+def _read(path: Path, kind: type[T]) -> T:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("version", _VERSION) != _VERSION:
             raise ValueError("it is of another version of this library")
-        return kind(**values)
+        record = kind(**values)
+        for name, hint in kind.__annotations__.items():
+            wanted = str(getattr(hint, "__forward_arg__", hint))
+            if name in values and not _fits(values[name], wanted):
+                raise ValueError(f"{name}={values[name]!r:.60} makes no sense")
+        return record
     except FileNotFoundError as error:
         raise StartError(f"{path}: has gone: the run has been stopped") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise StartError(
             f"{path}: cannot be used: {error}; end the jobs that it is about by the batch "
             f"system's own commands, then delete {path}"
         ) from error
 
 
-def _read_all(folder: Path, kind: Callable[..., T]) -> list[T]:
+def _read_all(folder: Path, kind: type[T]) -> list[T]:
     found = []
     for path in sorted(folder.glob("*.json")):
         try:

@@ -86,7 +86,20 @@ def test_it_is_stopping_when_it_is_told_to_or_has_gone(folder: RunFolder) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"label": "job"}', '{"version": 2}', '{"name": 1, "odd": 2}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"label": "job"}',
+        '{"version": 2}',
+        '{"name": 1, "odd": 2}',
+        '{"label": 3, "name": "n", "on": "local", "host": "h", "began_at": 1}',
+        '{"label": "job", "name": "n", "on": "local", "host": "h", "began_at": "x"}',
+        '{"label": "job", "name": "n", "on": "local", "host": "h", "began_at": 1, "job": []}',
+    ],
+    ids=range(10),
 )
 def test_a_record_that_cannot_be_used_is_named(folder: RunFolder, text: str) -> None:
     (folder.path / "start.json").write_text(text)
