@@ -251,6 +251,8 @@ class ClientThread:
                 self._hand_over(last)
         if self._store is not None:
             self._store.close()
+        if self._failure is not None:  # nobody may ask any more
+            log.error("a job failed: %s: %s", type(self._failure).__name__, self._failure)
 
     def _keep(self, arrivals: Iterable[_Arrival]) -> None:
         """Put new results on disk, before anybody is told of them."""

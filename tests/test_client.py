@@ -111,6 +111,22 @@ def test_what_the_callback_raises_is_raised_by_wait(here: World) -> None:
         client.submit(pow, 2, 2)
 
 
+def test_a_failure_that_nobody_waited_for_is_in_the_log(
+    here: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = threading.Event()
+
+    def callback(job: int, result: Any) -> None:
+        asked.set()
+        raise ZeroDivisionError("of the callback")
+
+    client = ClientThread(callback, workers=1).start()
+    client.submit(pow, 2, 2)
+    assert asked.wait(PATIENCE_S)
+    client.stop()
+    assert "a job failed: ZeroDivisionError: of the callback" in caplog.text
+
+
 def test_an_error_in_the_block_ends_it_at_once(here: World) -> None:
     with pytest.raises(KeyError), ClientThread(workers=1) as client:
         for x in range(100):
