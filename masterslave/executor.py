@@ -167,6 +167,11 @@ class ClusterExecutor(_View):
 
     Functions travel by value if they have to: lambdas, closures, what a notebook or a script
     defines. They are called with this program's working directory and find what it can import.
+
+    `submit` and `map` block only while the task manager has no room, `result` of a future until it
+    is there. All methods may be called from any thread. Leaving a ``with`` block waits until all
+    calls have ended. When the task manager is gone for good, futures fail with `BrokenCluster`, and
+    `submit` raises it.
     """
 
     def __init__(

@@ -73,15 +73,18 @@ def home_folder() -> Path:
     return Path(os.environ.get("HOME") or os.path.expanduser("~"))
 
 
-def choose(on: str | None, settings: Mapping[str, Any] | None = None) -> Launcher:
+def choose(
+    on: str | None, settings: Mapping[str, Any] | None = None, *, ask: bool = True
+) -> Launcher:
     """The launcher of that name, or the one whose system answers here.
 
+    `ask`: whether a system that is named must answer; it need not, to see what would be run.
     Raises `LauncherError` when there is no such launcher, or its system does not answer.
     """
     if on is None:
         return available_launcher()
     chosen = launcher(on, **(settings or {}))
-    if not chosen.is_available():
+    if ask and not chosen.is_available():
         raise LauncherError(
             f"{on} does not answer on {platform.node()}; look whether its commands are there and "
             "its server runs, or choose another system with --on"
@@ -231,7 +234,7 @@ def start(
         journal=journal,
     )  # fmt: skip
     settings = Settings.from_environment()
-    chosen = choose(on, launcher_settings)
+    chosen = choose(on, launcher_settings, ask=not dry_run)
     workers = per_slave or (max(1, n) if chosen.name == "local" and high is None else 1)
     plan = Plan(
         label, f"ms-{safe_name(label)[:30]}-{secrets.token_hex(3)}", chosen.name,

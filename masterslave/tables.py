@@ -32,6 +32,10 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def print_status(status: Mapping[str, Any], *, verbose: bool) -> None:
     """Print what a task manager's `status` says: counts, and why nothing moves if so."""
     console = _console()
@@ -41,7 +45,10 @@ def print_status(status: Mapping[str, Any], *, verbose: bool) -> None:
     totals.add_column(style="dim")
     slaves, workers = len(status["slaves"]), status["workers"]
     masters = len(status["masters"])
-    of_these = f"{masters} master, {slaves} slaves with {workers} workers"
+    of_these = (
+        f"{_counted(masters, 'master')}, {_counted(slaves, 'slave')} with "
+        f"{_counted(workers, 'worker')}"
+    )
     totals.add_row("active processes", str(status["active_processes"]), of_these)
     totals.add_row("waiting tasks", str(sum(status["waiting"].values())), "")
     totals.add_row("running tasks", str(sum(status["running"].values())), "")

@@ -40,7 +40,7 @@ def test_counts(world: World, start_master: StartMaster, run: Run) -> None:
     start_slave(world, master, "-n", 2)
     wait_until(lambda: master.task_manager.numberOfTasks()[2] == {"echo": 1})
     out = run("job")[1]
-    assert re.search(r"active processes +2 +1 master, 1 slaves with 2 workers", out)
+    assert re.search(r"active processes +2 +1 master, 1 slave with 2 workers", out)
     assert re.search(r"waiting tasks +3\b", out)
     assert re.search(r"results to retrieve +1\b", out)
 

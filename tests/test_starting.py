@@ -200,6 +200,15 @@ def test_a_system_that_does_not_answer_is_named(
     )
     with pytest.raises(LauncherError, match="slurm does not answer on "):
         start("lab", on="slurm", serve=True)
+    # What would be run there can be seen all the same, on a laptop say.
+    seen = start("lab", 3, on="slurm", serve=True, options=["--partition=x"], dry_run=True)
+    assert isinstance(seen, str)
+    assert re.findall("^# .*", seen, re.MULTILINE) == [
+        "# 1 manager on slurm",
+        "# 3 slaves on slurm",
+    ]
+    assert seen.count("--partition=x") == 2
+    nothing_is_left(here)
 
 
 # --- starting twice, losses, stale records ---------------------------------------------------
