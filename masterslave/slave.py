@@ -248,7 +248,7 @@ def _with_failover(
     connect: Callable[[], Link], folder: str, key: bytes, label: str
 ) -> Callable[[], Link]:
     """By the network, or where that does not lead to the master, by the folder."""
-    from masterslave.folder.session import FolderConnector
+    from masterslave.folder.links import FolderConnector
 
     met = FolderConnector(folder, key, label)
 
@@ -280,7 +280,7 @@ def _work_in_folder(
     **options: Any,
 ) -> None:
     """Be a slave of whichever master is at work in a folder. Blocks; raises as `run_slave`."""
-    from masterslave.folder.session import FolderConnector
+    from masterslave.folder.links import FolderConnector
     from masterslave.supervisor import Supervisor
 
     if folder is None:

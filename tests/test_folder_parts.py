@@ -16,8 +16,9 @@ KEY = b"k" * 32
 
 @pytest.mark.parametrize("tag", ["square", "a.b/c d", "é", "x" * 300, "with_under_2.3", "lock-"])
 @pytest.mark.parametrize("count", [1, 32])
-def test_what_a_name_says_is_read_again(tag: str, count: int) -> None:
-    bundle = names.bundle_name(f"{tag}_17", tag, 2, count)
+@pytest.mark.parametrize("priority", [0, 5, -(2**63)])
+def test_what_a_name_says_is_read_again(tag: str, count: int, priority: int) -> None:
+    bundle = names.bundle_name(f"{tag}_17", tag, 2, count, priority)
     owner = names.owner_name("node-3.site.org", 4711)
     for end, kind, whose in (
         ("in", "in", ""), ("out", "out", ""),
@@ -25,12 +26,13 @@ def test_what_a_name_says_is_read_again(tag: str, count: int) -> None:
     ):  # fmt: skip
         name = f"{bundle}.{end}"
         assert len(name.encode()) < 255
-        assert names.parse(name) == (bundle, names.tag_text(tag), kind, whose)
+        assert names.parse(name) == (bundle, names.tag_text(tag), kind, whose, priority, 17)
 
 
 def test_names_are_for_people() -> None:
     assert names.bundle_name("square_17", "square", 1, 1) == "square_17.1"
     assert names.bundle_name("square_17", "square", 1, 32) == "square_17.1+31"
+    assert names.bundle_name("square_17", "square", 1, 1, 5) == "square_17.1p5"
     assert names.owner_name("node3", 4711) == "node3-4711"
 
 

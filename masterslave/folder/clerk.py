@@ -12,11 +12,11 @@ import logging
 import threading
 import time
 from collections import Counter
-from itertools import islice
 from typing import Any
 
 from masterslave.errors import JournalError
 from masterslave.folder import names
+from masterslave.folder.bundles import MOST, bundle_size, bundles_ahead, split
 from masterslave.folder.passing import PassingManager
 from masterslave.folder.pauses import Pause, Watch
 from masterslave.folder.place import BEAT_S, Place, Who
@@ -25,16 +25,6 @@ from masterslave.pace import Pace
 from masterslave.records import Assignment, Completion, Outcome, ProcessInfo, as_completion
 
 log = logging.getLogger(__name__)
-
-#: Work in one bundle, in seconds. Larger: results come late. Smaller: more files per task.
-BUNDLE_S = 0.5
-
-#: Tasks in one bundle at most. Larger: more is run again when a slave is lost.
-BUNDLE_TASKS = 256
-
-#: Bundles laid out for each worker, and at least. Larger: a task of high priority waits behind
-#: more. Smaller: slaves find nothing while the master sleeps.
-AHEAD, AT_LEAST = 2, 8
 
 #: A bundle is taken for lost when no file of it has been seen for so long.
 _VANISHED_S = 5.0
@@ -91,6 +81,7 @@ class Clerk:
         self._pace = Pace()
         self._watch, self._slaves_watch = Watch(), Watch()
         self._data: dict[str, Any] = {}
+        self._data_changes = 0  # items that were deleted or replaced
         self._orders: dict[str, Any] = {"run": place.owner, "seq": 0, "end": False, "to": []}
         self._status: Any = None
         manager.open_shelf(f"folder {place.path}")
@@ -132,6 +123,7 @@ class Clerk:
                 entry = names.parse(name)
                 if folder != "tasks" or (entry is not None and entry.kind in ("in", "lock")):
                     self._place.files.remove(self._place.at(folder, name))
+        log.info("%s", self._place.files.story())
 
     # --- laying out -------------------------------------------------------------------------
 
@@ -151,14 +143,14 @@ class Clerk:
                 continue
             if notices.get("terminate"):
                 return
-            by_tag: dict[str, list[Assignment]] = {}
-            for task in tasks:
-                by_tag.setdefault(task.tag, []).append(task)
-            for tag, line in by_tag.items():
-                rest = iter(line)
-                size = self._bundle_size(tag, len(line))
-                while bundle := list(islice(rest, size)):
-                    self._lay_out(bundle)
+            waiting = self._manager.numberOfTasks()[0]
+            priorities = self._manager.priorities(task.task_id for task in tasks)
+
+            def size_of(tag: str, here: int, waiting: dict[str, int] = waiting) -> int:
+                return self._bundle_size(tag, here + waiting.get(tag, 0))
+
+            for priority, bundle in split(tasks, priorities, size_of):
+                self._lay_out(bundle, priority)
 
     def _workers(self) -> int:
         return sum(slave.workers for slave in list(self._slaves.values()))
@@ -171,32 +163,31 @@ class Clerk:
             if not tags:
                 self._stopping.wait(0.02)
                 return 0
+        if len(self._bundles) - len(self._owners) >= MOST:
+            self._manager.lay_out(())
+            return 0
         there = Counter(self._manager.laid_out())
-        bundles = max(AT_LEAST, AHEAD * self._workers())
+        bundles = bundles_ahead(self._workers(), len(tags))
         missing = {tag: bundles * self._bundle_size(tag, 1 << 30) - there[tag] for tag in tags}
         lines = {tag for tag, count in missing.items() if count > 0}
         self._manager.lay_out(lines)
         return sum(there.values()) + sum(missing[tag] for tag in lines) if lines else 0
 
     def _bundle_size(self, tag: str, waiting: int) -> int:
-        estimate_s = self._pace.estimate_s(tag)
-        if estimate_s is None:
-            return 1
-        fair = -(-waiting // (AHEAD * max(1, self._workers())))
-        return max(1, min(BUNDLE_TASKS, fair, int(BUNDLE_S / max(estimate_s, 1e-6))))
+        return bundle_size(self._pace.estimate_s(tag), waiting, self._workers())
 
-    def _lay_out(self, tasks: list[Assignment]) -> None:
+    def _lay_out(self, tasks: list[Assignment], priority: int = 0) -> None:
         first = tasks[0]
-        bundle = names.bundle_name(first.task_id, first.tag, first.attempt, len(tasks))
+        bundle = names.bundle_name(first.task_id, first.tag, first.attempt, len(tasks), priority)
         with self._lock:
             self._bundles[bundle] = {(task.task_id, task.attempt): task for task in tasks}
-        head = {
+        head: dict[str, Any] = {
             "estimate_s": self._pace.estimate_s(first.tag),
             "tasks": [[t.task_id, t.tag, t.attempt, t.timeout] for t in tasks],
         }
         while not self._stopping.is_set():
             try:
-                self._sync_data()
+                head["data"] = [self._place.owner, self._sync_data()]
                 frames = (task.frame for task in tasks)
                 self._place.write(head, "tasks", f"{bundle}.in", frames=frames)
                 return
@@ -207,10 +198,13 @@ class Clerk:
                 )  # fmt: skip
                 self._stopping.wait(_TROUBLE_S)
 
-    def _sync_data(self) -> None:
-        """Data items are there before the tasks that need them."""
-        items = self._manager.data_items()
+    def _sync_data(self) -> int:
+        """Data items are there before the tasks that need them; gives how often one was changed.
+
+        Each bundle says that number: a slave to which it is news looks at what it has read.
+        """
         with self._lock:
+            items = self._manager.data_items()
             for name, value in items.items():
                 if self._data.get(name) is not value:
                     file = names.data_text(name)
@@ -218,10 +212,13 @@ class Clerk:
                         self._place.write(None, "data", file, frames=[value])
                     else:
                         self._place.write(value, "data", file)
+                    self._data_changes += name in self._data
                     self._data[name] = value
             for name in [name for name in self._data if name not in items]:
                 self._place.files.remove(self._place.at("data", names.data_text(name)))
+                self._data_changes += 1
                 del self._data[name]
+            return self._data_changes
 
     # --- taking in --------------------------------------------------------------------------
 
@@ -317,7 +314,9 @@ class Clerk:
                     log.info("%s takes long and is laid out once more", task.task_id)
                     self._repeated.add(task.task_id)
                     idle -= 1
-                    self._lay_out([again])
+                    self._lay_out(
+                        [again], self._manager.priorities([task.task_id]).get(task.task_id, 0)
+                    )
 
     def _take_in(self, name: str, entry: names.Entry) -> bool:
         """Hand in what a file brings; whether it is on record, so that the file may go."""
