@@ -12,14 +12,17 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from masterslave.errors import JournalError
 from masterslave.folder import names
 from masterslave.folder.bundles import MOST, bundle_size, bundles_ahead, split
+from masterslave.folder.enrolled import Enrolled
+from masterslave.folder.orders import Orders
 from masterslave.folder.passing import PassingManager
 from masterslave.folder.pauses import Pause, Watch
-from masterslave.folder.place import BEAT_S, Place, Who
+from masterslave.folder.place import BEAT_S, Place
 from masterslave.folder.seal import Refused
 from masterslave.pace import Pace
 from masterslave.records import Assignment, Completion, Outcome, ProcessInfo, as_completion
@@ -39,21 +42,6 @@ _STATUS_S = 2.0
 _TROUBLE_S = 1.0  # before what could not be written is tried again
 
 
-class _Slave:
-    """A slave that has a file in the folder."""
-
-    def __init__(self, head: dict[str, Any]) -> None:
-        self.who = Who.of(head["who"])
-        self.period_s: float | None = head["period_s"]
-        self.workers: int = head["info"][3]
-        self.tags: list[str] | None = head["tags"]
-        self.registration: str = head["registration"]
-        self.id = -1
-        self.mtime_ns = 0
-        self.look_at = 0.0
-        self.told = ""  # its failure that was reported
-
-
 class Clerk:
     """Serves one folder until `stop`."""
 
@@ -67,6 +55,7 @@ class Clerk:
         self._fraction = straggler_fraction
         self._ended: Counter[str] = Counter()  # tag -> tasks that have come to an end here
         self._taken_at: dict[str, float] = {}  # bundle -> when it was seen to be taken
+        self._cancelled: set[str] = set()  # tasks that nobody wants, in bundles that lie there
         self._repeated: set[str] = set()  # tasks that are run a second time
         self._place = place
         self._manager = manager
@@ -77,12 +66,11 @@ class Clerk:
         self._bundles: dict[str, dict[tuple[str, int], Assignment]] = {}
         self._owners: dict[str, str] = {}  # bundle -> who has taken it
         self._missing: dict[str, float] = {}  # bundle -> since when no file of it is seen
-        self._slaves: dict[str, _Slave] = {}
+        self._slaves: dict[str, Enrolled] = {}
         self._pace = Pace()
         self._watch, self._slaves_watch = Watch(), Watch()
         self._data: dict[str, Any] = {}
         self._data_changes = 0  # items that were deleted or replaced
-        self._orders: dict[str, Any] = {"run": place.owner, "seq": 0, "end": False, "to": []}
         self._status: Any = None
         manager.open_shelf(f"folder {place.path}")
         for name in place.files.list(place.at("tasks")).names:
@@ -90,7 +78,7 @@ class Clerk:
             if entry is not None and entry.kind == "in":  # to be asked for again
                 place.files.remove(place.at("tasks", name))
         place.files.remove(place.at("stop"))
-        self._write_orders()
+        self._orders = Orders(place)
         self._sync_data()
         self._look_at_slaves()
         self._collect(time.monotonic())
@@ -104,10 +92,9 @@ class Clerk:
 
     def announce_end(self) -> None:
         """Tell all slaves, those to come as well, that the job is over."""
-        self._orders["end"] = True
         try:
-            self._place.write(self._orders["run"], "stop")
-            self._write_orders()
+            self._place.write(self._place.owner, "stop")
+            self._orders.end()
         except OSError as error:
             log.error("the end of the job cannot be written into the folder: %s", error)
 
@@ -143,6 +130,7 @@ class Clerk:
                 continue
             if notices.get("terminate"):
                 return
+            self._withdraw(notices.get("stop", ()))
             waiting = self._manager.numberOfTasks()[0]
             priorities = self._manager.priorities(task.task_id for task in tasks)
 
@@ -198,6 +186,21 @@ class Clerk:
                 )  # fmt: skip
                 self._stopping.wait(_TROUBLE_S)
 
+    def _withdraw(self, task_ids: Iterable[str]) -> None:
+        """What lies there and was cancelled is taken away, or else stopped when a slave has it."""
+        self._cancelled.update(task_ids)
+        if not self._cancelled:
+            return
+        with self._lock:
+            lying = [one for one in self._bundles.items() if one[0] not in self._owners]
+        for bundle, tasks in lying:
+            unwanted = {task_id for task_id, _ in list(tasks)}
+            file = self._place.at("tasks", f"{bundle}.in")
+            if unwanted <= self._cancelled and self._place.files.remove(file):
+                self._cancelled -= unwanted
+                with self._lock:
+                    self._bundles.pop(bundle, None)
+
     def _sync_data(self) -> int:
         """Data items are there before the tasks that need them; gives how often one was changed.
 
@@ -233,7 +236,7 @@ class Clerk:
                     beat_at = now + BEAT_S
                     files.touch(place.at("master"))
                 if now >= slaves_at:
-                    slaves_at = now + (0.05 if self._orders["end"] else _LOOK_AT_SLAVES_S)
+                    slaves_at = now + (0.05 if self._orders.has_ended else _LOOK_AT_SLAVES_S)
                     self._look_at_slaves()
                     self._sync_data()
                     if self._fraction:
@@ -293,6 +296,10 @@ class Clerk:
         self._owners[entry.bundle] = entry.owner
         self._taken_at[entry.bundle] = time.monotonic()
         self._manager.pass_on(slave.id, list(tasks))
+        unwanted = [task_id for task_id, _ in tasks if task_id in self._cancelled]
+        if unwanted:
+            self._orders.tell(entry.owner, {"stop": unwanted})
+            self._cancelled.difference_update(unwanted)
         return True
 
     def _repeat_late(self, now: float) -> None:
@@ -340,7 +347,7 @@ class Clerk:
         if slave is not None and entry.bundle not in self._owners:
             self._manager.pass_on(process_id, list(tasks))
         _, notices = self._manager.exchange(process_id, done, (), 0)
-        self._order(owner, notices)
+        self._orders.tell(owner, notices)
         for one in done:
             task = tasks.pop((one.task_id, one.attempt), None)
             if one.outcome != Outcome.RETURNED.value and task is not None:
@@ -403,7 +410,7 @@ class Clerk:
                     slave.mtime_ns = file.mtime_ns
                     self._heard(owner, slave)
 
-    def _heard(self, owner: str, slave: _Slave) -> None:
+    def _heard(self, owner: str, slave: Enrolled) -> None:
         if slave.id in self._manager.activeProcesses():
             self._manager.ping(slave.id)
         else:  # it was taken for dead, and is not
@@ -412,7 +419,7 @@ class Clerk:
     def _enrol(self, owner: str, *, again: bool = False) -> None:
         try:
             head = self._place.read("slaves", owner)[0]
-            slave = _Slave(head)
+            slave = Enrolled(head)
         except FileNotFoundError:
             return
         except (Refused, ValueError, KeyError, TypeError, IndexError) as error:
@@ -432,7 +439,7 @@ class Clerk:
             self._manager.announceSlave(slave.id)
             self._manager.exchange(slave.id, (), (), 0)
             if obsolete:
-                self._order(owner, {"outdated": [list(one) for one in obsolete]})
+                self._orders.tell(owner, {"outdated": [list(one) for one in obsolete]})
         if slave.tags is not None and (known is None or known.tags is None or again):
             self._manager.announceTags(slave.id, slave.tags)
         if head["failure"] and head["failure"] != slave.told:
@@ -479,21 +486,10 @@ class Clerk:
 
     # --- telling ----------------------------------------------------------------------------
 
-    def _order(self, owner: str, notices: dict[str, Any]) -> None:
-        theirs = ("terminate", "register")  # each slave sees to that by itself here
-        kept = {name: value for name, value in notices.items() if name not in theirs}
-        if kept:
-            self._orders["seq"] += 1
-            self._orders["to"].append([self._orders["seq"], owner, kept])
-            del self._orders["to"][:-200]
-            self._write_orders()
-
     def _tell(self) -> None:
         for owner, slave in list(self._slaves.items()):
-            self._order(owner, self._manager.notices_for(slave.id))
-
-    def _write_orders(self) -> None:
-        self._place.write(self._orders, "orders")
+            self._orders.tell(owner, self._manager.notices_for(slave.id))
+        self._withdraw(self._manager.notices_for(self._manager.shelf).get("stop", ()))
 
     def _write_status(self) -> None:
         status = self._manager.status()

@@ -174,6 +174,8 @@ class Session:
             with self._io:
                 for bundle in complete:
                     self._write_or_keep(bundle)
+        if not self._head:  # the network failed its slave, and the other thread registers it
+            return [[], {"register": True}]
         deadline = time.monotonic() + timeout
         while True:
             with self._cond:
