@@ -40,6 +40,10 @@ _FLUSH_S = 1.0
 #: is noticed later. Smaller: more operations while nothing happens.
 _ORDERS_S = 0.5
 
+#: A slave that has had no task for so long looks more seldom. Larger: idle slaves cost the file
+#: server a dozen operations per second for longer. Smaller: a task after a pause is picked up late.
+_IDLE_S = 600.0
+
 _MASTER_S = 2.0  # between two looks whether the master lives, of a slave with nothing to do
 _CANDIDATES_S = 0.1  # for so long a listing is used; then there may be something more urgent
 _FIRST_FEW = 8  # one of so many is taken, so that not all slaves want the same
@@ -67,6 +71,7 @@ class Session:
         self._too_long: set[str] = set()
         self._room = 0
         self._turn = 0  # number of the last call that waits
+        self._waiting = 0  # calls that wait at present
         self._pool: deque[Assignment] = deque()
         self._held: dict[tuple[str, int], float] = {}  # given out -> expected seconds
         self._of_task: dict[tuple[str, int], _Bundle] = {}
@@ -75,7 +80,7 @@ class Session:
         self._pace = Pace()
         self._parts = 0
         self._watch = Watch()
-        self._pause = Pause(0.01, 0.08, 0.5)
+        self._pause = Pause(0.01, 0.08, 0.5, _IDLE_S)
         self._candidates: list[names.Entry] = []  # the most urgent first
         self._listed_at = 0.0
         self._orders_at = self._master_at = self._beat_at = self._retry_at = 0.0
@@ -177,6 +182,22 @@ class Session:
         if not self._head:  # the network failed its slave, and the other thread registers it
             return [[], {"register": True}]
         deadline = time.monotonic() + timeout
+        if not timeout:
+            # The other thread, which waits here as a rule, may still be held up by the network.
+            with self._io:
+                if self._waiting:
+                    self._beat(time.monotonic())
+                else:
+                    self._step()
+        with self._cond:
+            self._waiting += timeout > 0
+        try:
+            return self._wait(deadline, turn)
+        finally:
+            with self._cond:
+                self._waiting -= timeout > 0
+
+    def _wait(self, deadline: float, turn: int) -> list[Any]:
         while True:
             with self._cond:
                 tasks = self._give()
