@@ -41,6 +41,7 @@ TARGETS = {
 }  # fmt: skip
 
 _STORY = re.compile(r"operations on files of the folder: (.*)")
+_LEAVE_S = 30.0  # for all slaves together, when the job is over
 _LONG_S = 600.0  # no case takes so long
 
 
@@ -84,10 +85,11 @@ class Crew:
                 )
 
     def finish(self) -> None:
+        deadline = time.monotonic() + _LEAVE_S
         for slave in self.slaves:
             try:
-                slave.wait(60)
-            except subprocess.TimeoutExpired:
+                slave.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:  # it came too late, and waits for a master
                 slave.kill()
                 slave.wait()
 

@@ -208,7 +208,7 @@ def run_slave(
     if label is None:
         _work_in_folder(
             folder, key, wait, workers, chosen, record,
-            memory=memory, lifetime_s=lifetime_s, idle_s=idle_s,
+            idle_s, memory=memory, lifetime_s=lifetime_s,
         )  # fmt: skip
         return
     known = label
@@ -307,6 +307,7 @@ def _work_in_folder(
     workers: int,
     settings: Settings,
     record: slavecode.Record | None,
+    idle_s: float | None,
     *,
     lifetime_s: float | None,
     **options: Any,
@@ -325,11 +326,21 @@ def _work_in_folder(
         except ConnectionFailed:
             if not wait:
                 raise
+            if idle_s is not None and time.monotonic() - began > idle_s:
+                log.warning("no master in %s s in folder %s: leaving", f"{idle_s:g}", folder)
+                return
             time.sleep(_WAIT_STEP_S)
     again = True
     while again:
         left_s = None if lifetime_s is None else lifetime_s - (time.monotonic() - began)
         supervisor = Supervisor(
-            met.label, met, workers, settings, record, lifetime_s=left_s, **options
+            met.label,
+            met,
+            workers,
+            settings,
+            record,
+            lifetime_s=left_s,
+            idle_s=idle_s,
+            **options,
         )
         again = supervisor.run()

@@ -119,6 +119,10 @@ def test_twelve_slaves_of_which_some_are_killed_lose_and_double_nothing(
     world: World, master: MasterProcess
 ) -> None:
     chance = random.Random(1)
+
+    def slave(world: World) -> Program:
+        return world.task_manager("slave", "--folder", "shared", "-w", "--idle", "20")
+
     slaves = [slave(world) for _ in range(12)]
     wait_until(lambda: len(master.task_manager.status()["slaves"]) == 12, "all are there")
     count = 400
@@ -134,7 +138,7 @@ def test_twelve_slaves_of_which_some_are_killed_lose_and_double_nothing(
     assert master.task_manager.status()["waiting"] == {}
     master.shutdown()
     for one in slaves:
-        one.finish(None)  # one may have come too late for the job
+        one.finish()  # also one that has come too late for the job
 
 
 def test_what_lies_there_is_taken_away_when_it_is_cancelled(
@@ -233,6 +237,15 @@ def test_a_slave_script_names_a_folder(world: World) -> None:
     assert job.finish() == "42\n"
     one.finish()
     assert "using folder" in one.err
+
+
+def test_a_slave_that_comes_after_the_end_does_not_wait_for_ever(
+    world: World, master: MasterProcess
+) -> None:
+    master.shutdown()
+    late = world.task_manager("slave", "--folder", "shared", "-w", "--idle", "0.3")
+    late.finish()
+    assert "no master in 0.3 s in folder shared: leaving" in late.err
 
 
 @pytest.mark.parametrize("folder", ["", 3, b""])
