@@ -51,6 +51,16 @@ class WaitingLines(Generic[Item]):
         queue.append(self._last)
         queue.append(item)
 
+    def join_all(self, items: Iterable[Item], tag: str, priority: int) -> None:
+        """Stand at the end of the line, in this order; there is at least one."""
+        line = self._lines.get(tag) or self._line(tag)
+        append, rank = line.queue(priority).append, self._last
+        for item in items:
+            rank += 1
+            append(rank)
+            append(item)
+        self._last = rank
+
     def join_at_head(self, item: Item, tag: str, priority: int) -> None:
         """Stand before all others of that tag and priority."""
         self._first -= 1
@@ -89,15 +99,28 @@ class WaitingLines(Generic[Item]):
     def leave(self, tag: str) -> None:
         """The first item of that tag leaves the line."""
         line = self._lines[tag]
-        priority = line.priorities[-1]
-        queue = line.by_priority[priority]
+        queue = line.by_priority[line.priorities[-1]]
         queue.popleft()
         queue.popleft()
         if not queue:
-            del line.by_priority[priority]
-            line.priorities.pop()
-            if not line.priorities:
-                del self._lines[tag]
+            self.emptied(tag)
+
+    def only_line(self, tag: str) -> deque[Any] | None:
+        """The items of highest priority, a rank before each, if none is of another tag.
+
+        Who takes items from it himself says so by `emptied` when none is left.
+        """
+        if len(self._lines) > 1:
+            return None
+        line = self._lines[tag]
+        return line.by_priority[line.priorities[-1]]
+
+    def emptied(self, tag: str) -> None:
+        """No item of the highest priority of that tag is left."""
+        line = self._lines[tag]
+        del line.by_priority[line.priorities.pop()]
+        if not line.priorities:
+            del self._lines[tag]
 
     def _line(self, tag: str) -> _Line[Item]:
         line = self._lines.get(tag)

@@ -375,14 +375,7 @@ class TaskManager(ClientDesk):
         deadline = None if timeout is None else self._clock() + timeout
         with self._lock:
             while True:
-                got: list[Delivery] = []
-                size = 0
-                while len(got) < limit and size < BATCH_BYTES:
-                    delivery = self._queue.deliver(process_id, tag)
-                    if delivery is None:
-                        break
-                    got.append(delivery)
-                    size += frame_bytes(delivery.frame)
+                got = self._queue.deliver_all(process_id, tag, limit, BATCH_BYTES)
                 if got:
                     break
                 if self._terminated:
@@ -715,13 +708,20 @@ class TaskManager(ClientDesk):
         names: Sequence[bytes],
     ) -> list[str]:
         """Put tasks into the queue; `names`: their identities, where there is a journal."""
-        ids = []
+        ids: list[str] = []
         books = self._ledger
+        if books is None:
+            ids = self._queue.request_all(process_id, tag, frames, options)
+            for _ in ids:
+                if not self._slaves_wait:
+                    break
+                self._slaves_wait.wake(tag)
+            if self._outbox.is_read:
+                for task_id in ids:
+                    self._outbox.note("task_requested", task_id, tag)
+            return ids
         for index, frame in enumerate(frames):
-            if books is None:
-                task = self._queue.request(process_id, tag, frame, options)
-            else:
-                task = books.request(process_id, tag, frame, options, names[index])
+            task = books.request(process_id, tag, frame, options, names[index])
             ids.append(task.id)
             if task.state is State.WAITING:
                 if self._slaves_wait:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from masterslave.records import Piece
+from masterslave.records import Assignment, Completion, Delivery, Piece
 
 #: Largest piece. Larger: more temporary memory, and a longer silence on a slow network, where each
 #: piece is a sign of life. Smaller: more arrays are joined from pieces, which copies them once.
@@ -62,6 +62,9 @@ def _has_large(value: Any) -> bool:
     """Whether there is something to lift: a quick look, for messages by the thousand have none."""
     for item in value.values() if isinstance(value, dict) else value:
         kind = type(item)
+        if kind is Completion or kind is Assignment or kind is Delivery:  # nearly all that travels
+            item = item.frame  # noqa: PLW2901 - the only part that can be large
+            kind = type(item)
         if kind is str or kind is int or kind is float:
             continue
         if kind is bytes:

@@ -71,7 +71,10 @@ _CHUNK_BYTES = 1 << 18
 #: receiver can have open. The system allows 253.
 _MOST_LOANS = 64
 
-_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+# Plain integers: combining the enumeration's members takes longer than receiving.
+_CLOSE_ON_EXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_CONTROL_CUT = int(socket.MSG_CTRUNC)
+_NOT_WAITING = int(socket.MSG_DONTWAIT)
 _RIGHTS_BYTES = _MOST_LOANS * array.array("i").itemsize
 
 #: A worker that has nothing to do for so long gives unused shared memory back. Larger: it is kept
@@ -244,7 +247,7 @@ def _receive(sock: socket.socket, reader: _Reader, flags: int = 0) -> int:
     )
     for _, _, data in extra:  # of one kind only
         reader.descriptors.extend(array.array("i", data))
-    if told & socket.MSG_CTRUNC:
+    if told & _CONTROL_CUT:
         raise LoanError(errno.EMFILE, f"a loan cannot be taken: {os.strerror(errno.EMFILE)}")
     return count
 
@@ -426,7 +429,7 @@ class WorkerEnd:
         """The messages that are there already; does not wait. Raises `PipeClosed` at the end."""
         count: int | None = None
         try:
-            count = _receive(self._sock, self._reader, socket.MSG_DONTWAIT)
+            count = _receive(self._sock, self._reader, _NOT_WAITING)
             self._messages.extend(self._reader.got(count))
         except (BlockingIOError, LoanError) as error:
             if isinstance(error, LoanError):

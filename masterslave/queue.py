@@ -32,14 +32,15 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from masterslave.errors import IllegalTransition, UnknownTask
 from masterslave.lines import FinishedLine
 from masterslave.records import (
     AT_REST,
+    DEFAULT_OPTIONS,
     LOST,
     Assignment,
     Completion,
@@ -192,6 +193,60 @@ class Task:
         self.detail = ""  # remote traceback or the story of all attempts
 
 
+#: A task that nothing has happened to since its request: id, ticket, client, tag, the only piece of
+#: its parameters, options. A tuple of plain values, which the garbage collector leaves alone once
+#: it has seen it, so that a million of them in line cost no time.
+_Note = tuple[str, int, int, str, bytes, tuple[Any, ...]]
+
+
+class _Tasks(dict[str, Task]):
+    """Tasks by id; those that are only noted become a `Task` when somebody looks at them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._options = DEFAULT_OPTIONS  # those of the note that became a task last
+        self._plain: tuple[Any, ...] = tuple(DEFAULT_OPTIONS)
+
+    def plain(self, options: TaskOptions) -> tuple[Any, ...]:
+        """Options as a note has them: one object for equal ones, as long as they do not change."""
+        if options is not self._options and options != self._options:
+            self._options, self._plain = options, tuple(options)
+        return self._plain
+
+    def note(self, note: _Note) -> None:
+        """Keep a task that was requested."""
+        kept: Any = note
+        self[note[0]] = kept
+
+    def task(self, note: _Note) -> Task:
+        """The task of a note that is kept here, from now on in its place."""
+        task_id, ticket, client, tag, data, plain = note
+        if plain is not self._plain:
+            self._options, self._plain = TaskOptions._make(plain), plain
+        task = Task(task_id, ticket, client, tag, [data], self._options)
+        self[task_id] = task
+        return task
+
+    def __getitem__(self, task_id: str) -> Task:
+        found: Any = super().__getitem__(task_id)
+        task: Task = self.task(found) if type(found) is tuple else found
+        return task
+
+    def get(self, task_id: str, default: None = None) -> Task | None:  # type: ignore[override]
+        """As that of any dictionary."""
+        found: Any = super().get(task_id)
+        task: Task | None = self.task(found) if type(found) is tuple else found
+        return task
+
+    def values(self) -> list[Task]:  # type: ignore[override]
+        """All of them, in the order of their requests."""
+        return [self[task_id] for task_id in list(self)]
+
+    def items(self) -> list[tuple[str, Task]]:  # type: ignore[override]
+        """All of them with their ids."""
+        return [(task_id, self[task_id]) for task_id in list(self)]
+
+
 class Effect(NamedTuple):
     """What a completion or a loss came to, for the shell to act upon."""
 
@@ -229,7 +284,7 @@ class TaskQueue:
     """All tasks that were requested and not yet delivered. Not thread-safe: the shell locks."""
 
     def __init__(self) -> None:
-        self.tasks: dict[str, Task] = {}
+        self.tasks = _Tasks()
         self.dropped = 0  # late or doubled completions that changed nothing
         self.delivered = 0
         self.cancelled = 0
@@ -237,7 +292,7 @@ class TaskQueue:
         self.result_bytes = 0  # in memory, of tasks that have
         self._parked: dict[bytes, deque[Task]] = {}  # identity -> tasks in order of request
         self._owned: dict[str, deque[tuple[bytes, Task]]] = {}  # client's token -> identity, task
-        self._lines = SharedLines[Task]()
+        self._lines: SharedLines[Task | _Note] = SharedLines()
         self._deferred: list[tuple[float, int, Task]] = []  # a heap: due time, ticket, task
         self._held: dict[int, _Held] = {}  # by process id
         # Of each lost process: tasks that count it as a crash, with attempt and story.
@@ -260,6 +315,37 @@ class TaskQueue:
         mine.outstanding[tag] += 1
         self._lines.join(task, client, tag, options.priority)
         return task
+
+    def request_all(
+        self, client: int, tag: str, frames: Iterable[Frame], options: TaskOptions
+    ) -> list[str]:
+        """`request` for each of these frames, in one pass; gives the ids."""
+        first = number = self._next_id
+        tasks = self.tasks
+        plain = tasks.plain(options)
+        ids: list[str] = []
+        items: list[Task | _Note] = []
+        size = 0
+        for frame in frames:
+            task_id = f"{tag}_{number}"
+            if len(frame) == 1 and type(frame[0]) is bytes:
+                note = (task_id, number, client, tag, frame[0], plain)
+                tasks.note(note)
+                items.append(note)
+                size += len(frame[0])
+            else:
+                task = Task(task_id, number, client, tag, frame, options)
+                tasks[task_id] = task
+                items.append(task)
+                size += task.size
+            ids.append(task_id)
+            number += 1
+        self._next_id = number
+        self.parameter_bytes += size
+        self._counts[State.WAITING][tag] += number - first
+        self._client(client).outstanding[tag] += number - first
+        self._lines.join_all(items, client, tag, options.priority)
+        return ids
 
     def park(self, number: int, tag: str, identity: bytes, options: TaskOptions) -> Task:
         """A task that an earlier run has requested, as its journal says.
@@ -450,10 +536,32 @@ class TaskQueue:
 
     def peek(self, tags: Collection[str]) -> Task | None:
         """The task that `hand_out` would hand to a slave with these tags, or None."""
-        while (task := self._lines.first(tags)) is not None:
-            if task.state is State.WAITING:
+        task: Task | None
+        while (item := self._lines.first(tags)) is not None:
+            if isinstance(item, Task):
+                task, client, tag = item, item.client, item.tag
+            else:
+                task, client, tag = self.tasks.get(item[0]), item[2], item[3]
+            if task is not None and task.state is State.WAITING:
                 return task
-            self._lines.leave(task.client, task.tag)  # finished or cancelled while it stood in line
+            self._lines.leave(client, tag)  # finished or cancelled while it stood in line
+        return None
+
+    def _first_waiting(self, line: deque[Any]) -> Task | None:
+        """As `peek`, of a line with nothing to be compared with."""
+        tasks, waiting = self.tasks, State.WAITING
+        find: Callable[..., Any] = dict.get
+        while line:
+            item = line[1]
+            if type(item) is tuple:
+                if find(tasks, item[0]) is item:
+                    return tasks.task(item)
+                item = tasks.get(item[0])
+            if item is not None and item.state is waiting:
+                task: Task = item
+                return task
+            line.popleft()
+            line.popleft()
         return None
 
     def hand_out(self, process: int, tags: Collection[str]) -> Assignment | None:
@@ -477,25 +585,34 @@ class TaskQueue:
         held = self._held.get(process)
         if held is None:
             held = self._held[process] = _Held()
+        holds = held.tasks
         run: list[Assignment] = []
         size = task.size
+        alone = lines.only_line(tag)
         while True:
-            lines.serve(task.client, tag)
+            if alone is None:
+                lines.serve(task.client, tag)
+            else:
+                alone.popleft()
+                alone.popleft()
             task.state = running
             task.attempt += 1
             task.started = False
             task.holder = process
-            held.tasks[task.id] = task
-            run.append(Assignment(task.id, tag, task.attempt, task.frame, task.options.timeout))
+            task_id = task.id
+            holds[task_id] = task
+            run.append(Assignment(task_id, tag, task.attempt, task.frame, task.options.timeout))
             if len(run) >= count:
                 break
-            following = self.peek(tags)
+            following = self.peek(tags) if alone is None else self._first_waiting(alone)
             if following is None or following.tag != tag:
                 break
             task = following
             size += task.size
             if size > limit_bytes:
                 break
+        if alone is not None and not alone:
+            lines.emptied(first.client, tag)
         self._counts[State.WAITING][tag] -= len(run)
         self._counts[running][tag] += len(run)
         held.by_tag[tag] = held.by_tag.get(tag, 0) + len(run)
@@ -596,14 +713,14 @@ class TaskQueue:
         """
         plain: list[tuple[Task, Completion]] = []
         others: list[tuple[Effect, Completion]] = []
-        tasks, clients = self.tasks, self._clients
+        find, tasks, clients = dict.get, self.tasks, self._clients
         held = self._held.get(process)
         freed: dict[str, int] = {}  # by tag
         for done in batch:
-            task = tasks.get(done.task_id)
+            task = find(tasks, done.task_id)  # as it is: a note is for `complete`
             if (
                 done.outcome != _RESULT
-                or task is None
+                or type(task) is not Task
                 or task.state is not State.RUNNING
                 or task.holder != process
                 or task.attempt != done.attempt
@@ -729,25 +846,38 @@ class TaskQueue:
 
     def deliver(self, client: int, tag: str | None = None) -> Delivery | None:
         """The client takes its oldest finished task, of that tag if given; None: there is none."""
+        got = self.deliver_all(client, tag, 1)
+        return got[0] if got else None
+
+    def deliver_all(
+        self, client: int, tag: str | None, limit: int, limit_bytes: int = 0
+    ) -> list[Delivery]:
+        """The client takes so many finished tasks at most, oldest first, of that tag if given.
+
+        No more once their frames have `limit_bytes` together.
+        """
+        got: list[Delivery] = []
         mine = self._clients.get(client)
         if mine is None:
-            return None
-        task = mine.finished.take(tag)
-        if task is None:
-            return None
-        state = task.state
-        delivered = TRANSITIONS[state, Event.DELIVER]
-        tag = task.tag
-        self._counts[state][tag] -= 1
-        task.state = delivered  # forgotten, so it is counted nowhere
-        del self.tasks[task.id]
-        mine.outstanding[tag] -= 1
-        self.delivered += 1
-        frame = task.frame
-        if frame is not AT_REST:
-            self.result_bytes -= task.size
-            task.frame = AT_REST  # who still has the task, to let it rest, finds that done
-        return Delivery(task.id, tag, task.outcome, frame, task.detail)
+            return got
+        take, tasks, outstanding = mine.finished.take, self.tasks, mine.outstanding
+        size = 0
+        while (task := take(tag)) is not None:
+            state, of_tag = task.state, task.tag
+            self._counts[state][of_tag] -= 1
+            task.state = TRANSITIONS[state, Event.DELIVER]  # forgotten: it is counted nowhere
+            del tasks[task.id]
+            outstanding[of_tag] -= 1
+            frame = task.frame
+            if frame is not AT_REST:
+                self.result_bytes -= task.size
+                size += task.size
+                task.frame = AT_REST  # who still has the task, to let it rest, finds that done
+            got.append(Delivery(task.id, of_tag, task.outcome, frame, task.detail))
+            if len(got) >= limit or size >= limit_bytes > 0:
+                break
+        self.delivered += len(got)
+        return got
 
     def rest(self, task: Task) -> None:
         """Forget a task's frame: it is kept elsewhere, or not needed any more."""

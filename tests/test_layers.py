@@ -20,9 +20,9 @@ LAYERS = {
     "pairing scaling",
     2: "manager desk room outbox waiters watchdog journal ledger stores.*",
     3: "engines folder.* transports.* launchers.* naming keyfile pipe slavecode tables memory "
-    "shared functions connectionfile board calls identities runfolder",
+    "shared lending globalstate functions connectionfile board calls identities runfolder",
     4: "guest pump worker workerprocess uplink supervisor slave master service folderservice "
-    "attached callcore executor client",
+    "lanes attached attachment ways callcore executor client",
     5: "jobs cli arguments starting stopping allocation commands.* __init__ __main__",
 }
 

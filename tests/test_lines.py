@@ -82,6 +82,35 @@ def test_a_priority_may_come_back_after_its_line_was_empty() -> None:
     assert drain(lines, ("a",), {3: "a", 4: "a"}) == [3, 4]
 
 
+def test_many_stand_in_line_in_their_order() -> None:
+    lines = WaitingLines[int]()
+    lines.join(0, "a", 0)
+    lines.join_all([1, 2], "b", 0)
+    lines.join(3, "a", 0)
+    assert drain(lines, TAGS, {0: "a", 1: "b", 2: "b", 3: "a"}) == [0, 1, 2, 3]
+    assert not lines
+
+
+def test_a_line_of_its_own_can_be_emptied_from_outside() -> None:
+    lines = WaitingLines[int]()
+    lines.join_all([1, 2], "a", 0)
+    lines.join_all([3], "a", 1)
+    urgent = lines.only_line("a")
+    assert urgent is not None
+    assert urgent[1] == 3
+    urgent.clear()
+    lines.emptied("a")
+    assert lines.first("a") == 1
+    lines.join(4, "b", 0)
+    assert lines.only_line("a") is None  # what is of another tag may come first
+    lines.leave("b")
+    left = lines.only_line("a")
+    assert left is not None
+    left.clear()
+    lines.emptied("a")
+    assert not lines
+
+
 joins = st.tuples(st.sampled_from(["join", "head"]), st.sampled_from(TAGS), st.integers(-2, 2))
 takes = st.tuples(st.just("take"), st.lists(st.sampled_from(TAGS), unique=True), st.just(0))
 

@@ -156,7 +156,7 @@ def test_the_load_adapts_to_the_duration(
     manager: TaskManager, duration_s: float, least: int, most: int
 ) -> None:
     slave = join(manager)
-    manager.addTaskRequests("sqrt", [X] * 2000)
+    manager.addTaskRequests("sqrt", [X] * (2 * MAX_IN_HAND))
     (first,) = take(manager, slave)
     give(manager, slave, first, duration_s=duration_s)
     assert least <= len(take(manager, slave)) <= most

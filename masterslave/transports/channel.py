@@ -20,7 +20,7 @@ Between processes of one host large pieces are lent (see `shared`), and only the
 
 | record       | data                                                                     |
 |--------------|--------------------------------------------------------------------------|
-| offer        | ``MSLO``, and what `shared.Peer` says; before an announcement or message |
+| offer        | ``MSLO``, and what `lending.Peer` says; before an announcement or message |
 | announcement | ``MSLS``, then an entry for each piece: where it is, or that it follows  |
 
 What was lent is held until the other side's next message is there: by then it has opened it.
@@ -42,6 +42,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from masterslave.errors import AuthenticationError, SettingsError
+from masterslave.lending import ENTRY_BYTES, OFFER, Peer
 from masterslave.pieces import PIECE_BYTES
 from masterslave.proofs import (
     GREETING,
@@ -58,7 +59,7 @@ from masterslave.proofs import (
     signers,
 )
 from masterslave.records import Piece
-from masterslave.shared import ENTRY_BYTES, OFFER, Name, Peer, available
+from masterslave.shared import Name, available
 
 #: A record is one Pyro message, of which Pyro itself allows 1 GiB.
 MAX_RECORD_BYTES = 1 << 30
