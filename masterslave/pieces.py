@@ -53,12 +53,12 @@ def lift(value: Any) -> tuple[Any, list[Place], list[Piece]]:
     """
     places: list[Place] = []
     pieces: list[Piece] = []
-    if not _has_large(value):
+    if not has_large(value):
         return value, places, pieces
     return _lift(value, [], places, pieces), places, pieces
 
 
-def _has_large(value: Any) -> bool:
+def has_large(value: Any) -> bool:
     """Whether there is something to lift: a quick look, for messages by the thousand have none."""
     for item in value.values() if isinstance(value, dict) else value:
         kind = type(item)
@@ -74,7 +74,7 @@ def _has_large(value: Any) -> bool:
             if kind is list and len(item) == 1 and type(item[0]) is bytes:  # a frame, as most are
                 if len(item[0]) >= LIFT_BYTES:
                     return True
-            elif item and _has_large(item):
+            elif item and has_large(item):
                 return True
         elif isinstance(item, (bytearray, memoryview)) and len(item) >= LIFT_BYTES:
             return True

@@ -1,10 +1,11 @@
 """Who waits in the task manager, woken one by one and only for what concerns them.
 
 A `threading.Condition` for all would wake a herd for each task; here each waiting thread has its
-own. While its slave may take tasks, it stands in the line of each tag that the slave handles, and a
-task wakes the one that has stood there longest. While it may not, it waits beside the lines, for
-orders only, so that tasks do not wake the busy. All methods are called with the task manager's
-lock held.
+own. While its slave may take tasks, it stands in the line of each tag that the slave handles. A
+task wakes the one that came last, as that slave has in its caches what a task needs; who stands
+there for long is idle, and may be about to leave for that. While a slave may take nothing it waits
+beside the lines, for orders only, so that tasks do not wake the busy. All methods are called with
+the task manager's lock held.
 
 Waking a thread takes longer than a tiny task does. So a call whose connection can be answered from
 any thread waits without one (`Parked`): whoever has something for it answers it, when it lets go
@@ -101,7 +102,7 @@ class Parked(Waiter):
 
 
 class Waiters:
-    """Those who wait, by tag, longest waiting first."""
+    """Those who wait, by tag, in the order in which they came."""
 
     def __init__(self) -> None:
         self._by_tag: dict[str, OrderedDict[Waiter, None]] = {}
@@ -134,7 +135,7 @@ class Waiters:
         """Wake one waiter that handles `tag`, if there is one; it leaves all its lines."""
         line = self._by_tag.get(tag)
         if line:
-            waiter = next(iter(line))
+            waiter = next(reversed(line))
             waiter.called_for = tag
             self.rouse(waiter)
 

@@ -257,6 +257,7 @@ class SealedSocket:
         self._incoming = incoming
         self._types = types
         self._ahead = b""  # received, and not verified
+        self._poll: select.poll | None = None  # for `wait`
         self._record = memoryview(b"")  # verified, not yet taken by Pyro
         self._attached: Sequence[Piece] = ()
         self._pieces: list[Piece] = []  # verified, of the message that came last
@@ -363,9 +364,10 @@ class SealedSocket:
         """Wait until something has come, the end included; false when the time is over."""
         if self._ahead:
             return True
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        return bool(poll.poll(1000 * max(0.0, timeout_s)))
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._sock, select.POLLIN)
+        return bool(self._poll.poll(1000 * max(0.0, timeout_s)))
 
     def has_exchange(self) -> bool:
         """Whether `next_exchange` will not wait. Takes in what has come, without waiting.
@@ -386,6 +388,9 @@ class SealedSocket:
         """The next message; the pieces before it are put aside."""
         self._pieces = []
         data = self._verified()
+        if data is not None and data[: len(EXCHANGE)] == EXCHANGE:
+            self._held = ()
+            return data
         if data is not None and data[: len(OFFER)] == OFFER:
             self._hear(data)
             data = self._verified()
@@ -451,36 +456,45 @@ class SealedSocket:
 
     def _verified(self, announced: int | None = None) -> Piece | None:
         """The data of the next record, of the announced length if one was; None at the end."""
-        header = self._receive(RECORD_HEADER.size, may_end=True)
-        if not header:
-            return None
-        length, mac = RECORD_HEADER.unpack(header)
+        ahead = self._ahead
+        if len(ahead) < RECORD_HEADER.size:
+            ahead = self._fill(RECORD_HEADER.size, may_end=True)
+            if not ahead:
+                return None
+        length, mac = RECORD_HEADER.unpack_from(ahead)
         if length > MAX_RECORD_BYTES:
             raise ChannelError(f"a message of {length} bytes is too long")
         if announced is not None and length != announced:
             raise ChannelError(f"a piece of {length} bytes is not the announced one")
-        data = self._receive(length)
+        data: Piece
+        end = RECORD_HEADER.size + length
+        if length >= _JOIN_BYTES:
+            self._ahead = ahead[end:]
+            data = _receive(self._sock, length, first=ahead[RECORD_HEADER.size : end])
+        else:
+            if len(ahead) < end:
+                ahead = self._fill(end)
+            data, self._ahead = ahead[RECORD_HEADER.size : end], ahead[end:]
         try:
             self._incoming.verify(mac, data)
         except AuthenticationError as error:
             raise ChannelError(str(error)) from error
         return data
 
-    def _receive(self, size: int, *, may_end: bool = False) -> Piece:
-        """The next bytes; of small records more are received than asked for."""
+    def _fill(self, size: int, *, may_end: bool = False) -> bytes:
+        """Receive until at least so many bytes are there; gives what is there.
+
+        b"" if the peer has closed and `may_end`.
+        """
         ahead = self._ahead
-        if size >= _JOIN_BYTES:
-            self._ahead = ahead[size:]
-            return _receive(self._sock, size, first=ahead[:size])
         while len(ahead) < size:
             data = self._sock.recv(_CHUNK_BYTES)
             if not data:
                 if may_end and not ahead:
                     return b""
                 raise ChannelEnded(_ENDED_EARLY)
-            ahead = ahead + data if ahead else data
-        self._ahead = ahead[size:]
-        return ahead[:size]
+            ahead = self._ahead = ahead + data if ahead else data
+        return ahead
 
     def close(self) -> None:
         """Close the connection, and let go of what was to be sent or had come."""
