@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from masterslave.attempts import Attempt, FailureLog, own_story
 from masterslave.entries import (
+    TINY_BYTES,
     Cancelled,
     Dropped,
     Ended,
@@ -23,6 +24,8 @@ from masterslave.entries import (
     Joined,
     Left,
     Requested,
+    Requests,
+    Results,
     Setback,
     Stored,
     identity,
@@ -122,6 +125,30 @@ class Ledger:
 
     # --- what happens -----------------------------------------------------------------------
 
+    def knows(self) -> bool:
+        """Whether a request may take the place of one of an earlier run."""
+        return bool(self._queue.parked())
+
+    def request_all(
+        self, client: int, tag: str, frames: Sequence[Frame], options: TaskOptions
+    ) -> list[str] | None:
+        """A client states tiny new tasks; gives their ids.
+
+        None: nothing has happened, each is to be looked at by itself (see `request`).
+        """
+        queue = self._queue
+        if options.origin is not None or queue.parked():
+            return None
+        data: list[Any] = [frame[0] for frame in frames if _is_tiny(frame)]
+        size = sum(map(len, data))
+        in_memory = queue.parameter_bytes + queue.result_bytes + size
+        if not data or len(data) < len(frames) or in_memory > self._memory_bytes:
+            return None
+        first = queue.next_number
+        ids = queue.request_all(client, tag, frames, options)
+        self._journal.add(Requests(first, tag, options, data), size)
+        return ids
+
     def request(
         self, client: int, tag: str, frame: Frame, options: TaskOptions, name: bytes
     ) -> Task:
@@ -169,8 +196,25 @@ class Ledger:
 
     def finished(self, tasks: Iterable[tuple[Task, Completion]], process: int) -> None:
         """Results have come in; as `settled`."""
-        now, add, ends = time.time(), self._journal.add, self._ends
-        for task, done in tasks:
+        now, add = time.time(), self._journal.add
+        tasks = list(tasks)
+        queue = self._queue
+        if queue.parameter_bytes + queue.result_bytes > self._memory_bytes:
+            others = tasks  # they are to rest
+        else:
+            tiny: list[Any] = []
+            others = []
+            size = 0
+            for pair in tasks:
+                task, done = pair
+                if _is_tiny(task.frame) and not task.detail:
+                    tiny.append((task.ticket, done.attempt, done.duration_s, task.frame[0]))
+                    size += task.size
+                else:
+                    others.append(pair)
+            if tiny:
+                add(Results(process, now, tiny), size)
+        for task, done in others:
             add(
                 Ended(
                     task.ticket, done.attempt, process, task.outcome, done.duration_s, task.detail,
@@ -178,8 +222,10 @@ class Ledger:
                 ),
                 task.size,
             )  # fmt: skip
-            ends[task.id] = self._journal.added
             self._weigh(task)
+        added = self._journal.added
+        for task, _ in tasks:
+            self._ends[task.id] = added
 
     def cancelled(self, task_id: str) -> None:
         """A client has taken a task back."""
@@ -275,6 +321,10 @@ class Ledger:
         except JournalError as error:
             text = f"{type(error).__name__}: the result cannot be read: {error}"
             return delivery._replace(outcome=Outcome.EXCEPTION.value, frame=[], detail=text)
+
+
+def _is_tiny(frame: Frame) -> bool:
+    return len(frame) == 1 and type(frame[0]) is bytes and len(frame[0]) <= TINY_BYTES
 
 
 def names(tag: str, frames: Iterable[Frame], options: TaskOptions) -> list[bytes]:

@@ -365,6 +365,11 @@ class TaskQueue:
             self._owned.setdefault(options.origin[0], deque()).append((identity, task))
         return task
 
+    @property
+    def next_number(self) -> int:
+        """Of the next task that is requested."""
+        return self._next_id
+
     def number_used(self, number: int) -> None:
         """An earlier run has given that number to a task that is forgotten."""
         self._next_id = max(self._next_id, number + 1)
