@@ -127,7 +127,7 @@ class Ledger:
 
     def knows(self) -> bool:
         """Whether a request may take the place of one of an earlier run."""
-        return bool(self._queue.parked())
+        return self._queue.has_parked()
 
     def request_all(
         self, client: int, tag: str, frames: Sequence[Frame], options: TaskOptions
@@ -137,12 +137,16 @@ class Ledger:
         None: nothing has happened, each is to be looked at by itself (see `request`).
         """
         queue = self._queue
-        if options.origin is not None or queue.parked():
+        if options.origin is not None or queue.has_parked() or not frames:
             return None
-        data: list[Any] = [frame[0] for frame in frames if _is_tiny(frame)]
-        size = sum(map(len, data))
-        in_memory = queue.parameter_bytes + queue.result_bytes + size
-        if not data or len(data) < len(frames) or in_memory > self._memory_bytes:
+        data: list[Any] = []
+        size = 0
+        for frame in frames:
+            if len(frame) != 1 or type(frame[0]) is not bytes or len(frame[0]) > TINY_BYTES:
+                return None
+            data.append(frame[0])
+            size += len(frame[0])
+        if queue.parameter_bytes + queue.result_bytes + size > self._memory_bytes:
             return None
         first = queue.next_number
         ids = queue.request_all(client, tag, frames, options)
@@ -207,8 +211,14 @@ class Ledger:
             size = 0
             for pair in tasks:
                 task, done = pair
-                if _is_tiny(task.frame) and not task.detail:
-                    tiny.append((task.ticket, done.attempt, done.duration_s, task.frame[0]))
+                frame = task.frame
+                if (
+                    len(frame) == 1
+                    and type(frame[0]) is bytes
+                    and len(frame[0]) <= TINY_BYTES
+                    and not task.detail
+                ):
+                    tiny.append((task.ticket, done.attempt, done.duration_s, frame[0]))
                     size += task.size
                 else:
                     others.append(pair)
@@ -321,10 +331,6 @@ class Ledger:
         except JournalError as error:
             text = f"{type(error).__name__}: the result cannot be read: {error}"
             return delivery._replace(outcome=Outcome.EXCEPTION.value, frame=[], detail=text)
-
-
-def _is_tiny(frame: Frame) -> bool:
-    return len(frame) == 1 and type(frame[0]) is bytes and len(frame[0]) <= TINY_BYTES
 
 
 def names(tag: str, frames: Iterable[Frame], options: TaskOptions) -> list[bytes]:

@@ -681,7 +681,7 @@ class TaskManager(ClientDesk):
         else:
             together = books.request_all(process_id, tag, frames, options)
         if together is not None:
-            for _ in together:
+            for _ in together if self._slaves_wait else ():
                 if not self._slaves_wait:
                     break
                 self._slaves_wait.wake(tag)

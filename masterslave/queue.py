@@ -956,6 +956,10 @@ class TaskQueue:
         """How many tasks of earlier runs this run has not requested."""
         return self._counts[State.PARKED].total()
 
+    def has_parked(self) -> bool:
+        """Whether there may be tasks of earlier runs that this run has not requested."""
+        return bool(self._parked or self._owned)
+
     def waiting_tags(self) -> Iterator[str]:
         """The tags that have waiting tasks."""
         return iter(self._counts[State.WAITING] + self._counts[State.DEFERRED])

@@ -70,8 +70,14 @@ class Gathered:
         columns = self._tasks.get((tag, options))
         if columns is None:
             columns = self._tasks[tag, options] = ([], [], [])
-        columns[0].extend(range(first, first + len(data)))
-        columns[1].extend(range(seq, seq + len(data)))
+        count = len(data)
+        if count == 1:  # requested one by one
+            columns[0].append(first)
+            columns[1].append(seq)
+            columns[2].append(data[0])
+            return
+        columns[0].extend(range(first, first + count))
+        columns[1].extend(range(seq, seq + count))
         columns[2].extend(data)
 
     def add_results(

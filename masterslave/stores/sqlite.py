@@ -276,17 +276,21 @@ class SqliteStore:
         The numbers are larger than those of entries of their kind that are here. One that stands
         for many has the first of their `seq`.
         """
-        last = self._last_seq()
+        end = self._last_seq()
         rows: dict[str, list[_Row]] = {}
         tiny = Gathered()
         for seq, entry in numbered:
+            last = seq
             if type(entry) is Requests:
                 options = _options_text(entry.options)
                 tiny.add_tasks(seq, entry.tag, options, entry.first, entry.data)
+                last += len(entry.data) - 1
             elif type(entry) is Results:
                 tiny.add_results(seq, entry.process, entry.at, entry.ends)
+                last += len(entry.ends) - 1
             else:
                 _WRITERS[type(entry)](self, rows, seq, entry)
+            end = max(end, last)
         for place, body in tiny.pages():
             mac = self._mac(("page", *place, body))
             rows.setdefault("add_page", []).append((*place, body, mac))
@@ -295,7 +299,6 @@ class SqliteStore:
         with self._translated(), self._transaction():
             for name in statements:
                 self._db.executemany(_queries()[name], rows[name])
-            end = max([last, *(seq + count_of(entry) - 1 for seq, entry in numbered)])
             self._strike(rows.get("remove_task", ()), end)
             gone = [entry.number for _, entry in numbered if isinstance(entry, Forgotten)]
             if "add_forgotten" in rows:
