@@ -38,6 +38,7 @@ from masterslave.queue import Event, State, Task
 from masterslave.records import AT_REST, Completion, Outcome, ProcessInfo, TaskOptions
 from masterslave.settings import Settings
 from masterslave.stores.memory import MemoryStore
+from masterslave.waiters import Monitor
 
 #: What the client asks for: parameter -> options. Limits are low, so that few faults reach them.
 WANTED = {
@@ -104,7 +105,7 @@ class Job:
         settings = Settings(key_file=Path("unused"), memory_bytes=self.memory_bytes)
         journal = Journal(self.disk)
         self.manager = TaskManager("job", settings, clock=self.clock, journal=journal)
-        share(self.manager, self.manager._slaves_wait, journal)
+        share(self.manager, self.manager._lock, journal)
         if self.quick:  # as if many such tasks had been run
             self.manager._scheduler.pace.record("t", 0.0)
         self.queue = self.manager._queue
@@ -545,7 +546,9 @@ def text(frame: Any) -> str:
 
 #: What all states have in common, in place of copies: nothing runs beside anything else here.
 _SHARED = {id(value): value for value in (AT_REST, *State, *Event, *Outcome, *WANTED.values())}
-_SHARED_TYPES = (type(threading.Lock()), threading.Condition, Settings, type(lambda: None))
+_SHARED_TYPES = (
+    type(threading.Lock()), Monitor, threading.Condition, Settings, type(lambda: None)
+)  # fmt: skip
 
 
 def share(*owners: object) -> None:

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import pytest
 from conftest import PATIENCE_S, wait_until
 
-from masterslave.waiters import Waiter, Waiters
+from masterslave.waiters import Monitor, Waiter, Waiters
 
 
 class Room:
     """Waiters, and threads that wait in it."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.waiters = Waiters(self.lock)
+        self.lock = Monitor()
+        self.waiters = Waiters()
         self.woken: list[str] = []
         self.threads: list[threading.Thread] = []
         self.known: dict[str, Waiter] = {}
