@@ -340,7 +340,9 @@ class TaskManager(ClientDesk):
         if options is not DEFAULT_OPTIONS:
             checked = TaskOptions(*options).checked()
         books = self._ledger
-        names = ledger.names(tag, frames, checked) if books is not None else []
+        names: list[bytes] = []
+        if books is not None and books.knows():  # else nobody asks for them, and it takes time
+            names = ledger.names(tag, frames, checked)
         self._room.take(sum(map(frame_bytes, frames)))
         with self._lock:
             if self._terminated:
@@ -707,19 +709,25 @@ class TaskManager(ClientDesk):
         options: TaskOptions,
         names: Sequence[bytes],
     ) -> list[str]:
-        """Put tasks into the queue; `names`: their identities, where there is a journal."""
-        ids: list[str] = []
+        """Put tasks into the queue; `names`: their identities, where those are known already."""
         books = self._ledger
+        together: list[str] | None
         if books is None:
-            ids = self._queue.request_all(process_id, tag, frames, options)
-            for _ in ids:
+            together = self._queue.request_all(process_id, tag, frames, options)
+        else:
+            together = books.request_all(process_id, tag, frames, options)
+        if together is not None:
+            for _ in together if self._slaves_wait else ():
                 if not self._slaves_wait:
                     break
                 self._slaves_wait.wake(tag)
             if self._outbox.is_read:
-                for task_id in ids:
+                for task_id in together:
                     self._outbox.note("task_requested", task_id, tag)
-            return ids
+            return together
+        assert books is not None
+        ids: list[str] = []
+        names = names or ledger.names(tag, frames, options)
         for index, frame in enumerate(frames):
             task = books.request(process_id, tag, frame, options, names[index])
             ids.append(task.id)

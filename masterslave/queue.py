@@ -365,6 +365,11 @@ class TaskQueue:
             self._owned.setdefault(options.origin[0], deque()).append((identity, task))
         return task
 
+    @property
+    def next_number(self) -> int:
+        """Of the next task that is requested."""
+        return self._next_id
+
     def number_used(self, number: int) -> None:
         """An earlier run has given that number to a task that is forgotten."""
         self._next_id = max(self._next_id, number + 1)
@@ -950,6 +955,10 @@ class TaskQueue:
     def parked(self) -> int:
         """How many tasks of earlier runs this run has not requested."""
         return self._counts[State.PARKED].total()
+
+    def has_parked(self) -> bool:
+        """Whether there may be tasks of earlier runs that this run has not requested."""
+        return bool(self._parked or self._owned)
 
     def waiting_tags(self) -> Iterator[str]:
         """The tags that have waiting tasks."""

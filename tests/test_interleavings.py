@@ -29,7 +29,7 @@ import pytest
 from managing import Clock
 from test_queue import check_books
 
-from masterslave.entries import Entry, HandedOut, Setback
+from masterslave.entries import Entry, HandedOut, Setback, Written
 from masterslave.errors import JournalError, JournalFull
 from masterslave.journal import Journal
 from masterslave.ledger import Ledger
@@ -75,7 +75,7 @@ class Disk(MemoryStore):
         super().__init__()
         self.full = False
 
-    def write(self, entries: Sequence[Entry]) -> None:
+    def write(self, entries: Sequence[Written]) -> None:
         if self.full:
             raise JournalFull("the disk is full")
         super().write(entries)
@@ -525,13 +525,17 @@ def entries_key(entries: Sequence[Entry] | deque[Entry], name: dict[int, str]) -
 
 def line(manager: TaskManager) -> list[Task]:
     """All that stands in line, what has ended meanwhile as well."""
-    return [
-        task
+    items = [
+        item
         for share in manager._queue._lines._waiting.values()
         for tag_line in share.lines._lines.values()
         for queue in tag_line.by_priority.values()
-        for task in list(queue)[1::2]
+        for item in list(queue)[1::2]
     ]
+    tasks = manager._queue.tasks
+    notes = {item[0]: tasks.get(item[0]) for item in items if not isinstance(item, Task)}
+    found = [item if isinstance(item, Task) else notes[item[0]] for item in items]
+    return [task for task in found if task is not None]
 
 
 def text(frame: Any) -> str:
