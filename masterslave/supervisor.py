@@ -66,6 +66,10 @@ _TELL_STARTED_S = 0.05
 #: less surely known to have died of it. Smaller: the supervisor takes time from its workers.
 _MEMORY_LOOK_S = 0.1
 
+#: Tasks that take less are waited for, so long, before anything else. Larger: the supervisor wakes
+#: up once more for tasks that take longer. Smaller: the rest of what it has to do holds them up.
+_TINY_S = 0.0005
+
 #: Between two looks for dead workers where the system does not tell of them by itself.
 _POLL_S = 0.02
 
@@ -195,22 +199,37 @@ class Supervisor:
     def _loop(self) -> None:
         while not self._ending:
             now = time.monotonic()
-            self._carry_out(self._dispatch.tick(now))
-            self._disturb(now)
-            self._tell(now)
-            self._look_at_memory(now)
-            self._look_at_lifetime(now)
-            self._look_at_idleness(now)
-            self._look_at_uplink(now)
-            if self._dispatch.draining and not self._dispatch.busy():
-                self._ending = "drained"
-                return
-            for key, mask in self._selector.select(self._wait_s(now)):
+            actions = self._dispatch.tick(now)
+            self._carry_out(actions)
+            if self._dispatch.completions or not self._are_tiny(actions):
+                self._disturb(now)
+                self._tell(now)
+                self._look_at_memory(now)
+                self._look_at_lifetime(now)
+                self._look_at_idleness(now)
+                self._look_at_uplink(now)
+                if self._dispatch.draining and not self._dispatch.busy():
+                    self._ending = "drained"
+                    return
+                wait_s = self._wait_s(now)
+            else:  # before all that was looked at, they have run
+                wait_s = _TINY_S
+            for key, mask in self._selector.select(wait_s):
                 key.data(mask)
             self._look_at_boards()
             self._read_inbox()
             self._look_at_signals()
             self._reap()
+
+    def _are_tiny(self, actions: list[Action]) -> bool:
+        """Whether these tasks, and nothing else, were given to workers, and will have run soon."""
+        return (
+            bool(actions)
+            and self._disturbance is None
+            and all(
+                isinstance(a, Send) and self._dispatch.usual_s(a.tasks) < _TINY_S for a in actions
+            )
+        )
 
     def _finish(self) -> None:
         """Leave in order: results first, then the workers."""
@@ -493,7 +512,7 @@ class Supervisor:
             completions = self._disturbance.hold_back(completions, now, none=everything)
         started = self._dispatch.newly_started(now - (0.0 if everything else _TELL_STARTED_S))
         idle = not self._dispatch.busy()
-        room, low = self._dispatch.room(now), self._dispatch.runs_low()
+        room, low = self._dispatch.room(now), self._dispatch.runs_low(now)
         self._uplink.hand_in(completions, started, room=room, idle=idle, low=low or everything)
 
     def _look_at_uplink(self, now: float) -> None:
@@ -538,7 +557,8 @@ class Supervisor:
         if self._inbox:
             waits.append(0.0)
         if self._dispatch.has_lines():
-            waits.append(LOOKED_AT_S)
+            few = self._dispatch.longest_s() > LOOKED_AT_S  # end between two looks
+            waits.append(LOOKED_AT_S / 2 if few else LOOKED_AT_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _wake(self) -> None:
