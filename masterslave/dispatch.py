@@ -247,7 +247,7 @@ class Dispatch:
                 actions.append(self._recall(number, state))
         if not self.draining:
             actions += self._feed(now)
-        if self.draining or self.stalled(now):
+        if self.backlog and (self.draining or self.stalled(now)):
             self._give_back_backlog()
         return actions
 
@@ -320,10 +320,13 @@ class Dispatch:
 
     def newly_started(self, before: float) -> list[str]:
         """Tasks that workers began before that time and whose start has not been told yet."""
-        running = [w for w in self._workers.values() if w.line and w.busy_since <= before]
-        started = [w.line[0].task_id for w in running]
-        fresh = [task_id for task_id in started if task_id not in self._announced]
-        self._announced.update(fresh)
+        fresh: list[str] = []
+        for worker in self._workers.values():
+            if worker.line and worker.busy_since <= before:
+                task_id = worker.line[0].task_id
+                if task_id not in self._announced:
+                    self._announced.add(task_id)
+                    fresh.append(task_id)
         return fresh
 
     def next_deadline(self, now: float, tell_s: float) -> float | None:

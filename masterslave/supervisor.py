@@ -126,6 +126,7 @@ class Supervisor:
         self._workers: dict[int, WorkerProcess] = {}
         self._next_worker = 0
         self._ended: set[WorkerProcess] = set()  # reported dead, not yet buried
+        self._is_blind = False  # whether the system does not report deaths by itself
         self._failed_starts = 0
         self._tags: list[str] | None = None
         self._inbox: deque[News] = deque()
@@ -267,6 +268,7 @@ class Supervisor:
         share = self._settings.shared_memory
         worker = WorkerProcess(number, self._label, self._record, self._memory, share=share)
         self._workers[number] = worker
+        self._is_blind = worker.exit_descriptor is None
         self._watch(worker)
 
     def _watch(self, worker: WorkerProcess) -> None:
@@ -342,6 +344,8 @@ class Supervisor:
             self._uplink.announce([*tags, CALL_TAG], period_s)
 
     def _reap(self) -> None:
+        if not self._ended and not self._is_blind:
+            return
         suspects, self._ended = self._ended, set()
         suspects.update(w for w in self._workers.values() if w.exit_descriptor is None)
         for worker in suspects:
@@ -549,7 +553,7 @@ class Supervisor:
             waits.append(max(0.0, self._lifetime.drain_at - now))
         if self._idleness is not None and not self._dispatch.draining:
             waits.append(self._idleness.wait_s(now))
-        if any(worker.exit_descriptor is None for worker in self._workers.values()):
+        if self._is_blind:
             waits.append(_POLL_S)
         if self._memory is not None and self._dispatch.busy():
             waits.append(max(0.0, self._memory_look_at - now))
