@@ -12,7 +12,7 @@ import logging
 import secrets
 import signal
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,10 @@ _FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut | TaskL
 
 #: How many requests `requestTasks` pickles before it hands them over. Larger: slaves start later.
 _REQUEST_BATCH = 200
+
+#: Results that are taken from the task manager at once when so many are there. Larger: nothing is
+#: gained. Smaller: the task manager's lock is taken for a few, and slaves wait for it.
+_RESULT_BATCH = 64
 
 #: Parameters of a task beyond this size bring a warning. Larger: programs that send the same array
 #: with every task are slow and do not learn why. Smaller: a warning where there is nothing to gain.
@@ -171,6 +175,10 @@ class MasterProcess:
         self._has_journal = journal is not None or given.folder is not None
         self._owns_results = not self._has_journal
         self._large_tags: set[str] = set()  # whose large parameters have been remarked on
+        # Results that were taken and not retrieved yet, of any tag, oldest first.
+        self._taken: deque[Delivery] = deque()
+        self._waiting_calls = 0  # that wait in the task manager for a result
+        self._taking = threading.Lock()  # of both
         self._lock = threading.Lock()
         self._slaves = LocalSlaves()
         self._down = False
@@ -337,12 +345,15 @@ class MasterProcess:
         ids: list[str] = []
         frames = []
         for parameters in parameter_tuples:
-            if isinstance(parameters, (str, bytes)) or not isinstance(parameters, Iterable):
-                raise SettingsError(
-                    f"requestTasks: each item must be a tuple of parameters, not "
-                    f"{payload.describe(parameters)}; for one parameter write (x,)"
-                )
-            frames.append(self._encode(tag, tuple(parameters)))
+            if type(parameters) is not tuple:
+                if isinstance(parameters, (str, bytes)) or not isinstance(parameters, Iterable):
+                    raise SettingsError(
+                        f"requestTasks: each item must be a tuple of parameters, not "
+                        f"{payload.describe(parameters)}; for one parameter write (x,)"
+                    )
+                frames.append(self._encode(tag, tuple(parameters)))
+            else:
+                frames.append(self._encode(tag, parameters))
             if len(frames) >= _REQUEST_BATCH:
                 ids += self.task_manager.addTaskRequests(tag, frames, self.process_id, options)
                 frames = []
@@ -361,13 +372,12 @@ class MasterProcess:
         """
         _check_wait(tag, timeout)
         try:
-            got = self.task_manager.getResults(self.process_id, tag, 1, timeout)
+            delivery = self._next_delivery(tag, timeout)
         except TaskManagerTermination:
             return None, None, None
-        if not got:
+        if delivery is None:
             what = f"of tag {tag!r} " if tag is not None else ""
             raise ResultTimeout(f"no result {what}within {timeout:g} s")
-        delivery = got[0]
         return delivery.task_id, delivery.tag, self._value(delivery)
 
     def results(
@@ -385,15 +395,47 @@ class MasterProcess:
     def _results(self, tag: str | None, timeout: float | None) -> Iterator[tuple[str, str, Any]]:
         while True:
             try:
-                # One at a time, so that a failure, or leaving the loop, loses no other result.
-                got = self.task_manager.getResults(self.process_id, tag, 1, timeout, True)
+                delivery = self._next_delivery(tag, timeout, while_outstanding=True)
             except TaskManagerTermination:
                 return
-            if not got:
+            if delivery is None:
                 if self.task_manager.outstandingTasks(self.process_id, tag):
                     raise ResultTimeout(f"no result within {timeout:g} s")
                 return
-            yield got[0].task_id, got[0].tag, self._value(got[0])
+            yield delivery.task_id, delivery.tag, self._value(delivery)
+
+    def _next_delivery(
+        self, tag: str | None, timeout: float | None, *, while_outstanding: bool = False
+    ) -> Delivery | None:
+        """The oldest finished task; waits, answers and raises as `TaskManager.getResults`.
+
+        Many are taken at once, and kept for whoever comes next: a failure, or leaving a loop, loses
+        none. While another thread waits in the task manager, each takes one at a time, or what that
+        thread waits for might lie here.
+        """
+        manager = self.task_manager
+        with self._taking:
+            kept = self._taken
+            if kept:
+                if tag is None:
+                    return kept.popleft()
+                for place, one in enumerate(kept):
+                    if one.tag == tag:
+                        del kept[place]
+                        return one
+            if not self._waiting_calls and isinstance(manager, TaskManager):
+                got = manager.getResults(self.process_id, tag, _RESULT_BATCH, 0.0)
+                if got:
+                    kept.extend(got)  # behind those of other tags, which are older
+                    del kept[len(kept) - len(got)]
+                    return got[0]
+            self._waiting_calls += 1
+        try:
+            got = manager.getResults(self.process_id, tag, 1, timeout, while_outstanding)
+        finally:
+            with self._taking:
+                self._waiting_calls -= 1
+        return got[0] if got else None
 
     def cancelTask(self, task_id: str) -> bool:
         """Take a task back; true if it had not finished, and then it gives no result.
@@ -480,6 +522,8 @@ class MasterProcess:
             frame = self._codec.encode(parameters, "parameters")
         except PayloadError as error:
             raise PayloadError(f"the parameters of a task {tag!r}: {error}") from error.__cause__
+        if len(frame) == 1 and len(frame[0]) <= _LARGE_PARAMETERS_BYTES:
+            return frame  # most
         size = frame_bytes(frame)
         if size > _LARGE_PARAMETERS_BYTES and tag not in self._large_tags:
             self._large_tags.add(tag)
