@@ -15,6 +15,34 @@ from typing import Any, Generic, Protocol, TypeVar
 Item = TypeVar("Item")
 
 
+class Several(Generic[Item]):
+    """Items that stand in line as one, since they came one after the other."""
+
+    __slots__ = ()
+
+    def head(self) -> Item:
+        """The one whose turn it is."""
+        raise NotImplementedError
+
+    def pass_on(self) -> bool:
+        """That one stands in line no more; true if it was the last."""
+        raise NotImplementedError
+
+
+def head_of(queue: deque[Any]) -> Any:
+    """The item whose turn it is, in a line that is not empty."""
+    head = queue[1]
+    return head.head() if isinstance(head, Several) else head
+
+
+def pass_on(queue: deque[Any]) -> None:
+    """The item whose turn it was stands there no more."""
+    head = queue[1]
+    if not isinstance(head, Several) or head.pass_on():
+        queue.popleft()
+        queue.popleft()
+
+
 class _Line(Generic[Item]):
     """One tag's items, by priority."""
 
@@ -51,15 +79,10 @@ class WaitingLines(Generic[Item]):
         queue.append(self._last)
         queue.append(item)
 
-    def join_all(self, items: Iterable[Item], tag: str, priority: int) -> None:
-        """Stand at the end of the line, in this order; there is at least one."""
-        line = self._lines.get(tag) or self._line(tag)
-        append, rank = line.queue(priority).append, self._last
-        for item in items:
-            rank += 1
-            append(rank)
-            append(item)
-        self._last = rank
+    def join_several(self, several: Several[Item], tag: str, priority: int) -> None:
+        """They stand at the end of the line, with one place for all."""
+        self._last += 1
+        self._line(tag).queue(priority).extend((self._last, several))
 
     def join_at_head(self, item: Item, tag: str, priority: int) -> None:
         """Stand before all others of that tag and priority."""
@@ -72,10 +95,10 @@ class WaitingLines(Generic[Item]):
         if not lines:
             return None
         best: tuple[int, int] | None = None
-        winner: Item | None = None
+        winner: deque[Any] | None = None
         if len(lines) == 1:  # nothing is to be compared
             ((tag, only),) = lines.items()
-            return only.by_priority[only.priorities[-1]][1] if tag in tags else None
+            return head_of(only.by_priority[only.priorities[-1]]) if tag in tags else None
         for tag in tags:
             line = lines.get(tag)
             if line is None:
@@ -85,8 +108,8 @@ class WaitingLines(Generic[Item]):
             rank = (-priority, queue[0])
             if best is None or rank < best:
                 best = rank
-                winner = queue[1]
-        return winner
+                winner = queue
+        return None if winner is None else head_of(winner)
 
     def highest(self, tags: Collection[str]) -> int | None:
         """The priority of what `first` gives; None when there is nothing."""
@@ -100,15 +123,15 @@ class WaitingLines(Generic[Item]):
         """The first item of that tag leaves the line."""
         line = self._lines[tag]
         queue = line.by_priority[line.priorities[-1]]
-        queue.popleft()
-        queue.popleft()
+        pass_on(queue)
         if not queue:
             self.emptied(tag)
 
     def only_line(self, tag: str) -> deque[Any] | None:
         """The items of highest priority, a rank before each, if none is of another tag.
 
-        Who takes items from it himself says so by `emptied` when none is left.
+        Who takes items from it himself, by `head_of` and `pass_on`, says so by `emptied` when none
+        is left.
         """
         if len(self._lines) > 1:
             return None
@@ -154,8 +177,13 @@ class _Fifo(Generic[Result]):
     def add(self, item: Result) -> None:
         self._items.append(item)
 
+    def add_all(self, items: Iterable[Result]) -> None:
+        self._items.extend(items)
+
     def take(self) -> Result | None:
         items, is_taken = self._items, self._is_taken
+        if not self._taken:  # nearly always
+            return items.popleft() if items else None
         while items:
             item = items.popleft()
             if not is_taken(item):
@@ -191,6 +219,14 @@ class FinishedLine(Generic[Result]):
         self._all.add(item)
         if self._by_tag and item.tag in self._by_tag:
             self._by_tag[item.tag].add(item)
+
+    def add_all(self, items: Collection[Result]) -> None:
+        """Items arrive, in this order."""
+        if self._by_tag:
+            for item in items:
+                self.add(item)
+        else:
+            self._all.add_all(items)
 
     def take(self, tag: str | None) -> Result | None:
         """The oldest item, of that tag if given; None when there is none."""

@@ -32,15 +32,15 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
 from masterslave.errors import IllegalTransition, UnknownTask
-from masterslave.lines import FinishedLine
+from masterslave.lines import FinishedLine, head_of, pass_on
+from masterslave.notes import TINY_BYTES, Tasks
 from masterslave.records import (
     AT_REST,
-    DEFAULT_OPTIONS,
     LOST,
     Assignment,
     Completion,
@@ -193,60 +193,6 @@ class Task:
         self.detail = ""  # remote traceback or the story of all attempts
 
 
-#: A task that nothing has happened to since its request: id, ticket, client, tag, the only piece of
-#: its parameters, options. A tuple of plain values, which the garbage collector leaves alone once
-#: it has seen it, so that a million of them in line cost no time.
-_Note = tuple[str, int, int, str, bytes, tuple[Any, ...]]
-
-
-class _Tasks(dict[str, Task]):
-    """Tasks by id; those that are only noted become a `Task` when somebody looks at them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._options = DEFAULT_OPTIONS  # those of the note that became a task last
-        self._plain: tuple[Any, ...] = tuple(DEFAULT_OPTIONS)
-
-    def plain(self, options: TaskOptions) -> tuple[Any, ...]:
-        """Options as a note has them: one object for equal ones, as long as they do not change."""
-        if options is not self._options and options != self._options:
-            self._options, self._plain = options, tuple(options)
-        return self._plain
-
-    def note(self, note: _Note) -> None:
-        """Keep a task that was requested."""
-        kept: Any = note
-        self[note[0]] = kept
-
-    def task(self, note: _Note) -> Task:
-        """The task of a note that is kept here, from now on in its place."""
-        task_id, ticket, client, tag, data, plain = note
-        if plain is not self._plain:
-            self._options, self._plain = TaskOptions._make(plain), plain
-        task = Task(task_id, ticket, client, tag, [data], self._options)
-        self[task_id] = task
-        return task
-
-    def __getitem__(self, task_id: str) -> Task:
-        found: Any = super().__getitem__(task_id)
-        task: Task = self.task(found) if type(found) is tuple else found
-        return task
-
-    def get(self, task_id: str, default: None = None) -> Task | None:  # type: ignore[override]
-        """As that of any dictionary."""
-        found: Any = super().get(task_id)
-        task: Task | None = self.task(found) if type(found) is tuple else found
-        return task
-
-    def values(self) -> list[Task]:  # type: ignore[override]
-        """All of them, in the order of their requests."""
-        return [self[task_id] for task_id in list(self)]
-
-    def items(self) -> list[tuple[str, Task]]:  # type: ignore[override]
-        """All of them with their ids."""
-        return [(task_id, self[task_id]) for task_id in list(self)]
-
-
 class Effect(NamedTuple):
     """What a completion or a loss came to, for the shell to act upon."""
 
@@ -284,7 +230,7 @@ class TaskQueue:
     """All tasks that were requested and not yet delivered. Not thread-safe: the shell locks."""
 
     def __init__(self) -> None:
-        self.tasks = _Tasks()
+        self.tasks = Tasks[Task](Task)
         self.dropped = 0  # late or doubled completions that changed nothing
         self.delivered = 0
         self.cancelled = 0
@@ -292,7 +238,7 @@ class TaskQueue:
         self.result_bytes = 0  # in memory, of tasks that have
         self._parked: dict[bytes, deque[Task]] = {}  # identity -> tasks in order of request
         self._owned: dict[str, deque[tuple[bytes, Task]]] = {}  # client's token -> identity, task
-        self._lines: SharedLines[Task | _Note] = SharedLines()
+        self._lines = SharedLines[Task]()
         self._deferred: list[tuple[float, int, Task]] = []  # a heap: due time, ticket, task
         self._held: dict[int, _Held] = {}  # by process id
         # Of each lost process: tasks that count it as a crash, with attempt and story.
@@ -321,31 +267,32 @@ class TaskQueue:
     ) -> list[str]:
         """`request` for each of these frames, in one pass; gives the ids."""
         first = number = self._next_id
-        tasks = self.tasks
-        plain = tasks.plain(options)
-        ids: list[str] = []
-        items: list[Task | _Note] = []
+        tiny: list[bytes] = []
         size = 0
         for frame in frames:
-            task_id = f"{tag}_{number}"
-            if len(frame) == 1 and type(frame[0]) is bytes:
-                note = (task_id, number, client, tag, frame[0], plain)
-                tasks.note(note)
-                items.append(note)
+            if len(frame) == 1 and type(frame[0]) is bytes and len(frame[0]) <= TINY_BYTES:
+                tiny.append(frame[0])
                 size += len(frame[0])
             else:
-                task = Task(task_id, number, client, tag, frame, options)
-                tasks[task_id] = task
-                items.append(task)
+                self._note(client, tag, options, number - len(tiny), tiny)
+                tiny = []
+                task = Task(f"{tag}_{number}", number, client, tag, frame, options)
+                self.tasks[task.id] = task
+                self._lines.join(task, client, tag, options.priority)
                 size += task.size
-            ids.append(task_id)
             number += 1
+        self._note(client, tag, options, number - len(tiny), tiny)
         self._next_id = number
         self.parameter_bytes += size
         self._counts[State.WAITING][tag] += number - first
         self._client(client).outstanding[tag] += number - first
-        self._lines.join_all(items, client, tag, options.priority)
-        return ids
+        return [f"{tag}_{one}" for one in range(first, number)]
+
+    def _note(
+        self, client: int, tag: str, options: TaskOptions, number: int, data: list[bytes]
+    ) -> None:
+        for block in self.tasks.note(client, tag, options, number, data):
+            self._lines.join_several(block, client, tag, options.priority)
 
     def park(self, number: int, tag: str, identity: bytes, options: TaskOptions) -> Task:
         """A task that an earlier run has requested, as its journal says.
@@ -533,6 +480,7 @@ class TaskQueue:
                 finished.append(task)
         self._clients.pop(client, None)
         self._lines.forget(client)
+        self.tasks.forget(client)
         return cancelled, finished
 
     def weigh(self, client: int, weight: float) -> None:
@@ -541,32 +489,19 @@ class TaskQueue:
 
     def peek(self, tags: Collection[str]) -> Task | None:
         """The task that `hand_out` would hand to a slave with these tags, or None."""
-        task: Task | None
-        while (item := self._lines.first(tags)) is not None:
-            if isinstance(item, Task):
-                task, client, tag = item, item.client, item.tag
-            else:
-                task, client, tag = self.tasks.get(item[0]), item[2], item[3]
-            if task is not None and task.state is State.WAITING:
+        while (task := self._lines.first(tags)) is not None:
+            if task.state is State.WAITING:
                 return task
-            self._lines.leave(client, tag)  # finished or cancelled while it stood in line
+            self._lines.leave(task.client, task.tag)  # finished or cancelled while it stood in line
         return None
 
     def _first_waiting(self, line: deque[Any]) -> Task | None:
         """As `peek`, of a line with nothing to be compared with."""
-        tasks, waiting = self.tasks, State.WAITING
-        find: Callable[..., Any] = dict.get
         while line:
-            item = line[1]
-            if type(item) is tuple:
-                if find(tasks, item[0]) is item:
-                    return tasks.task(item)
-                item = tasks.get(item[0])
-            if item is not None and item.state is waiting:
-                task: Task = item
+            task: Task = head_of(line)
+            if task.state is State.WAITING:
                 return task
-            line.popleft()
-            line.popleft()
+            pass_on(line)
         return None
 
     def hand_out(self, process: int, tags: Collection[str]) -> Assignment | None:
@@ -598,8 +533,7 @@ class TaskQueue:
             if alone is None:
                 lines.serve(task.client, tag)
             else:
-                alone.popleft()
-                alone.popleft()
+                pass_on(alone)
             task.state = running
             task.attempt += 1
             task.started = False
@@ -721,33 +655,50 @@ class TaskQueue:
         find, tasks, clients = dict.get, self.tasks, self._clients
         held = self._held.get(process)
         freed: dict[str, int] = {}  # by tag
+        finished: list[Task] = []  # of one client, not in its line yet
+        client = _NOBODY
+        result = State.RESULT
+        lighter = heavier = 0  # parameters and results, in bytes
         for done in batch:
-            task = find(tasks, done.task_id)  # as it is: a note is for `complete`
+            task = find(tasks, done.task_id)  # what is only noted was not handed out
             if (
                 done.outcome != _RESULT
-                or type(task) is not Task
+                or task is None
                 or task.state is not State.RUNNING
                 or task.holder != process
                 or task.attempt != done.attempt
                 or task.former is not None
                 or held is None
             ):
+                if finished:  # results come in this order
+                    clients[client].finished.add_all(finished)
+                    finished = []
                 others.append((self.complete(process, done, now), done))
                 held = self._held.get(process)
                 continue
+            if task.client != client:
+                if finished:
+                    clients[client].finished.add_all(finished)
+                    finished = []
+                client = task.client
             del held.tasks[task.id]
             task.holder = None
             if task.frame is not AT_REST:
-                self.parameter_bytes -= task.size
+                lighter += task.size
             task.frame = frame = done.frame
-            task.size = size = frame_bytes(frame)
-            self.result_bytes += size
+            task.size = size = len(frame[0]) if len(frame) == 1 else frame_bytes(frame)
+            heavier += size
             task.detail = done.detail
-            task.state = State.RESULT
+            task.state = result
             task.outcome = _RESULT
-            freed[task.tag] = freed.get(task.tag, 0) + 1
-            clients[task.client].finished.add(task)
+            tag = task.tag
+            freed[tag] = freed.get(tag, 0) + 1
+            finished.append(task)
             plain.append((task, done))
+        if finished:
+            clients[client].finished.add_all(finished)
+        self.parameter_bytes -= lighter
+        self.result_bytes += heavier
         for tag, count in freed.items():
             self._counts[State.RUNNING][tag] -= count
             self._counts[State.RESULT][tag] += count
@@ -865,22 +816,25 @@ class TaskQueue:
         mine = self._clients.get(client)
         if mine is None:
             return got
-        take, tasks, outstanding = mine.finished.take, self.tasks, mine.outstanding
+        take, tasks = mine.finished.take, self.tasks
+        given: dict[tuple[State, str], int] = {}  # by state and tag
         size = 0
         while (task := take(tag)) is not None:
-            state, of_tag = task.state, task.tag
-            self._counts[state][of_tag] -= 1
-            task.state = TRANSITIONS[state, Event.DELIVER]  # forgotten: it is counted nowhere
-            del tasks[task.id]
-            outstanding[of_tag] -= 1
-            frame = task.frame
+            what = task.state, task.tag
+            given[what] = given.get(what, 0) + 1
+            task.state = TRANSITIONS[task.state, Event.DELIVER]
+            task_id, frame = task.id, task.frame
+            del tasks[task_id]
             if frame is not AT_REST:
-                self.result_bytes -= task.size
                 size += task.size
                 task.frame = AT_REST  # who still has the task, to let it rest, finds that done
-            got.append(Delivery(task.id, of_tag, task.outcome, frame, task.detail))
+            got.append(Delivery(task_id, what[1], task.outcome, frame, task.detail))
             if len(got) >= limit or size >= limit_bytes > 0:
                 break
+        for (state, of_tag), count in given.items():  # forgotten: they are counted nowhere
+            self._counts[state][of_tag] -= count
+            mine.outstanding[of_tag] -= count
+        self.result_bytes -= size
         self.delivered += len(got)
         return got
 

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import Any, Generic, TypeVar
 
-from masterslave.lines import WaitingLines
+from masterslave.lines import Several, WaitingLines
 
 Item = TypeVar("Item")
 
@@ -65,14 +65,12 @@ class SharedLines(Generic[Item]):
             self._has_priorities = True
         share.lines.join(item, tag, priority)
 
-    def join_all(self, items: Collection[Item], client: int, tag: str, priority: int) -> None:
-        """Stand at the end of the client's line, in this order."""
-        if not items:
-            return
+    def join_several(self, several: Several[Item], client: int, tag: str, priority: int) -> None:
+        """They stand at the end of the client's line, with one place for all."""
         share = self._waiting.get(client) or self._comes(client)
         if priority:
             self._has_priorities = True
-        share.lines.join_all(items, tag, priority)
+        share.lines.join_several(several, tag, priority)
 
     def join_at_head(self, item: Item, client: int, tag: str, priority: int) -> None:
         """Stand before all others of that client, tag and priority."""

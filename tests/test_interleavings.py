@@ -34,6 +34,7 @@ from masterslave.errors import JournalError, JournalFull
 from masterslave.journal import Journal
 from masterslave.ledger import Ledger
 from masterslave.manager import TaskManager
+from masterslave.notes import Block
 from masterslave.queue import Event, State, Task
 from masterslave.records import AT_REST, Completion, Outcome, ProcessInfo, TaskOptions
 from masterslave.settings import Settings
@@ -525,6 +526,7 @@ def entries_key(entries: Sequence[Entry] | deque[Entry], name: dict[int, str]) -
 
 def line(manager: TaskManager) -> list[Task]:
     """All that stands in line, what has ended meanwhile as well."""
+    manager._queue.tasks.values()  # none is only noted
     items = [
         item
         for share in manager._queue._lines._waiting.values()
@@ -532,10 +534,15 @@ def line(manager: TaskManager) -> list[Task]:
         for queue in tag_line.by_priority.values()
         for item in list(queue)[1::2]
     ]
-    tasks = manager._queue.tasks
-    notes = {item[0]: tasks.get(item[0]) for item in items if not isinstance(item, Task)}
-    found = [item if isinstance(item, Task) else notes[item[0]] for item in items]
-    return [task for task in found if task is not None]
+    return [
+        task
+        for item in items
+        for task in (
+            [item.taken[place] for place in sorted(item.taken)]
+            if isinstance(item, Block)
+            else [item]
+        )
+    ]
 
 
 def text(frame: Any) -> str:
