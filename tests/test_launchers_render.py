@@ -172,13 +172,22 @@ def test_hosts_that_are_none(hosts: object) -> None:
 
 
 @pytest.mark.parametrize("kind", ["docker", "podman"])
-def test_containers_hand_signals_on(kind: str) -> None:
+def test_containers_have_the_addresses_and_process_ids_of_their_host(kind: str) -> None:
     container = Container(kind, "work:1", ("--gpus", "all"), ("/shared", "/a:/b:ro"))
-    assert process_command(JOB._replace(container=container, directory="/w")) == [
-        kind, "run", "--rm", "--init", "--network", "host", "--workdir", "/w",
-        "--volume", "/w:/w", "--volume", "/shared:/shared", "--volume", "/a:/b:ro",
-        "--env", "WORD=it's $HOME", "--gpus", "all", "work:1", *JOB.command,
+    words = process_command(JOB._replace(container=container, directory="/w"))
+    assert words[:2] == ["sh", "-c"]
+    assert words[3:5] == ["sh", "demo"]
+    words = words[5:]
+    assert words[:13] == [
+        kind, "run", "--rm", "--network", "host", "--pid", "host", "--workdir", "/w",
+        "--volume", "/w:/w", "--volume", "/shared:/shared",
     ]  # fmt: skip
+    assert words[13:15] == ["--volume", "/a:/b:ro"]
+    end = ["--env", "WORD=it's $HOME", "--gpus", "all", "work:1", *JOB.command]
+    assert words[-len(end) :] == end
+    told = words[15 : -len(end)]
+    assert told[::2] == ["--env"] * (len(told) // 2)
+    assert {"MASTERSLAVE_JOB_ID", "SLURM_JOB_ID", "SLURM_JOB_END_TIME"} < set(told[1::2])
 
 
 def test_apptainer() -> None:

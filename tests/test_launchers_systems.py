@@ -115,7 +115,7 @@ def test_ids_that_nobody_knows(place: Place) -> None:
     place.launcher.cancel([])
 
 
-@pytest.mark.parametrize("name", ["ssh", "sge", "slurm"])
+@pytest.mark.parametrize("name", ["ssh", "sge", "slurm", "docker"])
 def test_a_system_whose_daemons_were_killed_is_started_again(systems: Systems, name: str) -> None:
     """So a session that was killed is in nobody's way."""
     systems.start(name)

@@ -64,6 +64,7 @@ class PsijLauncher(Launcher):
         resources = psij.ResourceSpecV1(process_count=1, cpu_cores_per_process=job.cpus or 1)
         if job.memory_bytes is not None:
             resources.memory = job.memory_bytes
+        environment = {"MASTERSLAVE_JOB_ID": "", **job.environment}  # not that of our own job
         os.makedirs(job.log_folder, exist_ok=True)
         ids: list[str] = []
         try:
@@ -71,7 +72,7 @@ class PsijLauncher(Launcher):
                 log = os.path.join(job.log_folder, f"{safe_name(job.name)}.{os.getpid()}.{i}")
                 spec = psij.JobSpec(
                     executable=command[0], arguments=list(command[1:]), directory=job.directory,
-                    environment=dict(job.environment), resources=resources, attributes=attributes,
+                    environment=environment, resources=resources, attributes=attributes,
                     stdout_path=f"{log}.log", stderr_path=f"{log}.err",
                 )  # fmt: skip
                 one = psij.Job(spec)

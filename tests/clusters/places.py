@@ -78,13 +78,19 @@ def make_ssh(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) ->
     return Place(launcher("ssh", hosts=hosts, options=options, kill_after_s=PATIENCE_S), world)
 
 
-def make_podman(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
-    for name, value in systems.start("podman").items():
-        monkeypatch.setenv(name, value)
-    mounts = (f"{ROOT}:{ROOT}:ro", *([] if SITE.startswith(f"{ROOT}/") else [f"{SITE}:{SITE}:ro"]))
-    container = Container("podman", "work:1", mounts=mounts)
-    local = launcher("local", kill_after_s=PATIENCE_S)
-    return Place(local, world, python="python3", container=container)
+#: What containers see of this machine, so that their Python finds the library.
+MOUNTS = (f"{ROOT}:{ROOT}:ro", *([] if SITE.startswith(f"{ROOT}/") else [f"{SITE}:{SITE}:ro"]))
+
+
+def contained(kind: str) -> Callable[..., Place]:
+    def make(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
+        for name, value in systems.start(kind).items():
+            monkeypatch.setenv(name, value)
+        container = Container(kind, "work:1", mounts=MOUNTS)
+        local = launcher("local", kill_after_s=PATIENCE_S)
+        return Place(local, world, python="python3", container=container)
+
+    return make
 
 
 def batch(name: str, system: str = "", **settings: object) -> Callable[..., Place]:
@@ -142,7 +148,8 @@ def make_htcondor(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatc
 PLACES: dict[str, Callable[..., Place]] = {
     "local": make_local,
     "ssh": make_ssh,
-    "podman": make_podman,
+    "docker": contained("docker"),
+    "podman": contained("podman"),
     "slurm": batch("slurm"),
     "sge": batch("sge"),
     "pbs": batch("pbs", dialect="torque", arrays=False),

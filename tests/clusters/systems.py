@@ -1,4 +1,4 @@
-"""Real batch systems, sshd and podman on this machine, started by the scripts beside this module.
+"""Real batch systems, sshd, docker and podman, started here by the scripts beside this module.
 
 Each test process has its own, in a folder named after that process, on free ports. A process that
 was killed leaves its systems behind: whoever comes next ends them by what they have recorded.
@@ -33,7 +33,8 @@ NEEDS = {
     "sge": ("sge_qmaster", "sge_execd", "qconf"),
     "ssh": ("/usr/sbin/sshd", "ssh", "ssh-keygen"),
     "slurm-cut": ("slurmctld", "slurmd", "munged", "sbatch", "ip", "nsenter"),
-    "podman": ("podman", "runc", "/usr/libexec/podman/catatonit"),
+    "docker": ("docker", "dockerd", "containerd", "runc"),
+    "podman": ("podman", "runc"),
     "condor": ("debootstrap",),
     "pbs": ("slurmctld", "slurmd", "munged", "sbatch", "dpkg"),
 }
@@ -135,7 +136,7 @@ class Systems:
                 self._end(path)
 
     def _end(self, path: Path) -> None:
-        for name in ("slurm", "slurm-cut", "sge", "ssh", "podman"):
+        for name in ("slurm", "slurm-cut", "sge", "ssh", "docker", "podman"):
             if (path / name).exists():
                 kind = name.partition("-")[0]
                 variables = {**self._clean, f"{kind.upper()}_TEST_DIR": str(path / name)}
