@@ -243,7 +243,7 @@ def _connect(options: argparse.Namespace, settings: Settings, label: str) -> Any
 
 def _show(options: argparse.Namespace, settings: Settings) -> int:
     if options.folder is not None:
-        from masterslave.folder.session import read_status
+        from masterslave.folder.links import read_status
 
         status = read_status(options.folder, load_key(settings.key_file))
     else:

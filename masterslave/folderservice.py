@@ -18,6 +18,7 @@ from masterslave.keyfile import load_key
 from masterslave.manager import TaskManager
 from masterslave.service import Service, open_journal
 from masterslave.settings import Settings
+from masterslave.slavecode import FAILOVER_NAME
 
 if TYPE_CHECKING:
     from masterslave.journal import Journal
@@ -44,6 +45,9 @@ class FolderService(Service):
         self._fraction = straggler_fraction
         self._place = Place(path, load_key(settings.key_file), make=True)
         self._own_journal = self._place.at("journal")
+        if network:
+            data = options.get("data") or {}
+            options["data"] = {**data, FAILOVER_NAME: self._place.path}
         self._enter(label)
         try:
             super().__init__(label, settings, journal=journal or self._own_journal, **options)

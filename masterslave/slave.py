@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -52,13 +53,16 @@ class SlaveProcess:
         label: str,
         master_host: str | None = None,
         watchdog_period: float | None = DEFAULT_WATCHDOG_PERIOD,
+        *,
+        folder: str | os.PathLike[str] | None = None,
     ) -> None:
         """`label`: of the task manager to work for.
 
         `master_host`: ``host`` or ``host:port`` of the master, port 7766 by default; None asks the
         Pyro name server. `watchdog_period`: seconds between the slave's signs of life, of which
         four may be missing; None promises none, and a slave that is cut off without its connection
-        closing cannot be recognised as dead.
+        closing cannot be recognised as dead. `folder`: shared with the master, used when the
+        network does not lead to it; None: the one that the master names once it is reached.
         """
         check_label(label)
         check_watchdog_period(watchdog_period)
@@ -69,6 +73,7 @@ class SlaveProcess:
         self.label = label
         self.master_host = master_host
         self.watchdog_period = watchdog_period
+        self.folder = folder_path(folder)
 
     def terminationTest(self) -> bool:
         """Override: true ends the slave after its current task. Called after each task."""
@@ -87,7 +92,7 @@ class SlaveProcess:
         if record is None:
             handlers = None if namespace is None else worker.handlers_in(namespace)
             record = slavecode.object_record((self, handlers))
-        run_slave(self.label, self.master_host, record=record)
+        run_slave(self.label, self.master_host, record=record, folder=self.folder)
 
     def _work(self, namespace: Mapping[str, Any] | None) -> None:
         """Become the loop of this worker process; does not return."""
@@ -113,11 +118,25 @@ def check_watchdog_period(period_s: float | None) -> None:
         )
 
 
-def startSlaveProcess(label: str | None = None, master_host: str | None = None) -> None:
+def folder_path(folder: Any) -> str | None:
+    """A slave's argument of that name, as a path. Raises `SettingsError`."""
+    if folder is None:
+        return None
+    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
+        raise SettingsError(f"folder={folder!r}: must be a directory's path")
+    return os.path.abspath(os.fsdecode(folder))
+
+
+def startSlaveProcess(
+    label: str | None = None,
+    master_host: str | None = None,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+) -> None:
     """Work for a master with the functions named ``do_<tag>`` of the calling script. Blocks.
 
     The last line of a slave script. `label` may be left out when the script was started by
-    ``task_manager slave LABEL``. `master_host`: as for `SlaveProcess`. Raises as
+    ``task_manager slave LABEL``. `master_host`, `folder`: as for `SlaveProcess`. Raises as
     `SlaveProcess.start` does, and `SlaveError` when the label is missing.
     """
     active = worker.active()
@@ -130,7 +149,7 @@ def startSlaveProcess(label: str | None = None, master_host: str | None = None) 
     namespace = None if active is None else active.namespace
     if namespace is None:
         namespace = vars(sys.modules["__main__"])
-    SlaveProcess(label, master_host).start(namespace)
+    SlaveProcess(label, master_host, folder=folder).start(namespace)
 
 
 def start_loaded(loaded: Any) -> None:
@@ -189,7 +208,7 @@ def run_slave(
     if label is None:
         _work_in_folder(
             folder, key, wait, workers, chosen, record,
-            memory=memory, lifetime_s=lifetime_s, idle_s=idle_s,
+            idle_s, memory=memory, lifetime_s=lifetime_s,
         )  # fmt: skip
         return
     known = label
@@ -218,7 +237,7 @@ def run_slave(
             link.share_memory()
         return link
 
-    way = connect if folder is None else _with_failover(connect, folder, key, known)
+    way = _with_failover(connect, folder, key, known)
 
     def work() -> None:
         look()
@@ -245,19 +264,32 @@ def run_slave(
 
 
 def _with_failover(
-    connect: Callable[[], Link], folder: str, key: bytes, label: str
+    connect: Callable[[], Link], folder: str | None, key: bytes, label: str
 ) -> Callable[[], Link]:
-    """By the network, or where that does not lead to the master, by the folder."""
-    from masterslave.folder.session import FolderConnector
+    """By the network, or where that does not lead to the master, by the folder.
 
-    met = FolderConnector(folder, key, label)
+    None: by the one that the master names when it is first reached, if it names one.
+    """
+    asked = folder is not None
+    met: Callable[[], Link] | None = None
 
     def either() -> Link:
+        nonlocal folder, asked, met
         try:
-            return connect()
+            link = connect()
+            if not asked:
+                with contextlib.suppress(KeyError):  # most masters have none
+                    folder = str(link.call("retrieveData", slavecode.FAILOVER_NAME))
+                asked = True
+            return link
         except AuthenticationError:
             raise
         except ConnectionFailed as error:
+            if folder is None:
+                raise
+            from masterslave.folder.links import FolderConnector  # few slaves need it
+
+            met = met or FolderConnector(folder, key, label)
             try:
                 link = met()
             except ConnectionFailed as other:
@@ -275,12 +307,13 @@ def _work_in_folder(
     workers: int,
     settings: Settings,
     record: slavecode.Record | None,
+    idle_s: float | None,
     *,
     lifetime_s: float | None,
     **options: Any,
 ) -> None:
     """Be a slave of whichever master is at work in a folder. Blocks; raises as `run_slave`."""
-    from masterslave.folder.session import FolderConnector
+    from masterslave.folder.links import FolderConnector
     from masterslave.supervisor import Supervisor
 
     if folder is None:
@@ -293,11 +326,21 @@ def _work_in_folder(
         except ConnectionFailed:
             if not wait:
                 raise
+            if idle_s is not None and time.monotonic() - began > idle_s:
+                log.warning("no master in %s s in folder %s: leaving", f"{idle_s:g}", folder)
+                return
             time.sleep(_WAIT_STEP_S)
     again = True
     while again:
         left_s = None if lifetime_s is None else lifetime_s - (time.monotonic() - began)
         supervisor = Supervisor(
-            met.label, met, workers, settings, record, lifetime_s=left_s, **options
+            met.label,
+            met,
+            workers,
+            settings,
+            record,
+            lifetime_s=left_s,
+            idle_s=idle_s,
+            **options,
         )
         again = supervisor.run()

@@ -32,6 +32,9 @@ DATA_NAME = SLAVE_CODE
 #: What slaves load where there is none of that name; a served task manager has it.
 DEFAULT_NAME = "slave_code_default"
 
+#: Name of the data item that tells slaves of the folder to use when the network fails them.
+FAILOVER_NAME = "failover_folder"
+
 Record = dict[str, Any]
 
 

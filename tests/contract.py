@@ -48,12 +48,12 @@ DIFFERENCES: dict[str, tuple[str, str, str]] = {
         "one for all threads",
     ),
     "priorities": (
-        "among all that wait; in a folder, among those that are not laid out yet",
+        "among all that wait",
         "among those that the executor has not got yet",
         "among those that the executor has not got yet",
     ),
     "a value of the global state": (
-        "sent once per slave; in a folder, kept by its workers after it was deleted",
+        "sent once per slave",
         "sent once per worker process, or a few times when several lack it",
         "one for all threads",
     ),
@@ -78,8 +78,6 @@ DIFFERENCES: dict[str, tuple[str, str, str]] = {
 WITHOUT = {
     "crash": {"threads"},
     "kill": {"threads", "processes"},
-    "forget": {"folder"},
-    "order": {"folder"},
 }
 
 

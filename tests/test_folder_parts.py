@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from masterslave.folder import names, seal
+from masterslave.folder import bundles, names, seal
 from masterslave.folder.files import Files, Stamp
 from masterslave.folder.pauses import SETTLED_S, Pause, Watch
+from masterslave.records import Assignment
 
 KEY = b"k" * 32
 
 
 @pytest.mark.parametrize("tag", ["square", "a.b/c d", "é", "x" * 300, "with_under_2.3", "lock-"])
 @pytest.mark.parametrize("count", [1, 32])
-def test_what_a_name_says_is_read_again(tag: str, count: int) -> None:
-    bundle = names.bundle_name(f"{tag}_17", tag, 2, count)
+@pytest.mark.parametrize("priority", [0, 5, -(2**63)])
+def test_what_a_name_says_is_read_again(tag: str, count: int, priority: int) -> None:
+    bundle = names.bundle_name(f"{tag}_17", tag, 2, count, priority)
     owner = names.owner_name("node-3.site.org", 4711)
     for end, kind, whose in (
         ("in", "in", ""), ("out", "out", ""),
@@ -25,12 +27,13 @@ def test_what_a_name_says_is_read_again(tag: str, count: int) -> None:
     ):  # fmt: skip
         name = f"{bundle}.{end}"
         assert len(name.encode()) < 255
-        assert names.parse(name) == (bundle, names.tag_text(tag), kind, whose)
+        assert names.parse(name) == (bundle, names.tag_text(tag), kind, whose, priority, 17)
 
 
 def test_names_are_for_people() -> None:
     assert names.bundle_name("square_17", "square", 1, 1) == "square_17.1"
     assert names.bundle_name("square_17", "square", 1, 32) == "square_17.1+31"
+    assert names.bundle_name("square_17", "square", 1, 1, 5) == "square_17.1p5"
     assert names.owner_name("node3", 4711) == "node3-4711"
 
 
@@ -129,3 +132,38 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         files.create(str(tmp_path / "f"), [b"other"])
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_bundles_hold_half_a_second_of_work_and_less_towards_the_end() -> None:
+    assert bundles.bundle_size(None, 1000, 1) == 1  # nobody knows yet
+    assert bundles.bundle_size(0.1, 1000, 1) == 5
+    assert bundles.bundle_size(0.0, 10_000, 1) == bundles.BUNDLE_TASKS
+    assert bundles.bundle_size(3.0, 1000, 1) == 1
+    assert bundles.bundle_size(0.001, 100, 50) == 1  # each worker gets some
+    assert bundles.bundle_size(0.001, 100, 0) == 50
+
+
+@pytest.mark.parametrize("workers", [0, 1, 50, 100_000])
+@pytest.mark.parametrize("tags", [0, 1, 20, 5000])
+def test_what_lies_in_the_folder_is_bounded(workers: int, tags: int) -> None:
+    ahead = bundles.bundles_ahead(workers, tags)
+    assert ahead >= 1
+    assert ahead * min(tags, bundles.MOST) <= bundles.MOST
+    if workers <= 50 and tags == 1:
+        assert ahead == max(bundles.AT_LEAST, bundles.AHEAD * workers)
+
+
+def test_a_bundle_has_one_tag_and_one_priority_and_the_most_urgent_comes_first() -> None:
+    tasks = [
+        Assignment(f"{tag}_{n}", tag, 1, [], None)
+        for n, tag in enumerate(["a", "b", "a", "a", "b", "a"])
+    ]
+    sizes = {"a": 2, "b": 10}
+    made = bundles.split(tasks, {"a_3": 7, "b_4": -1}, lambda tag, count: sizes[tag])
+    assert [(priority, [task.task_id for task in line]) for priority, line in made] == [
+        (7, ["a_3"]),
+        (0, ["a_0", "a_2"]),
+        (0, ["a_5"]),
+        (0, ["b_1"]),
+        (-1, ["b_4"]),
+    ]

@@ -12,29 +12,22 @@ import logging
 import threading
 import time
 from collections import Counter
-from itertools import islice
+from collections.abc import Iterable
 from typing import Any
 
 from masterslave.errors import JournalError
 from masterslave.folder import names
+from masterslave.folder.bundles import MOST, bundle_size, bundles_ahead, split
+from masterslave.folder.enrolled import Enrolled
+from masterslave.folder.orders import Orders
 from masterslave.folder.passing import PassingManager
 from masterslave.folder.pauses import Pause, Watch
-from masterslave.folder.place import BEAT_S, Place, Who
+from masterslave.folder.place import BEAT_S, Place
 from masterslave.folder.seal import Refused
 from masterslave.pace import Pace
 from masterslave.records import Assignment, Completion, Outcome, ProcessInfo, as_completion
 
 log = logging.getLogger(__name__)
-
-#: Work in one bundle, in seconds. Larger: results come late. Smaller: more files per task.
-BUNDLE_S = 0.5
-
-#: Tasks in one bundle at most. Larger: more is run again when a slave is lost.
-BUNDLE_TASKS = 256
-
-#: Bundles laid out for each worker, and at least. Larger: a task of high priority waits behind
-#: more. Smaller: slaves find nothing while the master sleeps.
-AHEAD, AT_LEAST = 2, 8
 
 #: A bundle is taken for lost when no file of it has been seen for so long.
 _VANISHED_S = 5.0
@@ -47,21 +40,6 @@ _WAIT_S = 0.5  # longest sleep of the publisher while enough is laid out
 _LOOK_AT_SLAVES_S = 0.25  # between two looks for slaves that come, go or have died
 _STATUS_S = 2.0
 _TROUBLE_S = 1.0  # before what could not be written is tried again
-
-
-class _Slave:
-    """A slave that has a file in the folder."""
-
-    def __init__(self, head: dict[str, Any]) -> None:
-        self.who = Who.of(head["who"])
-        self.period_s: float | None = head["period_s"]
-        self.workers: int = head["info"][3]
-        self.tags: list[str] | None = head["tags"]
-        self.registration: str = head["registration"]
-        self.id = -1
-        self.mtime_ns = 0
-        self.look_at = 0.0
-        self.told = ""  # its failure that was reported
 
 
 class Clerk:
@@ -77,6 +55,7 @@ class Clerk:
         self._fraction = straggler_fraction
         self._ended: Counter[str] = Counter()  # tag -> tasks that have come to an end here
         self._taken_at: dict[str, float] = {}  # bundle -> when it was seen to be taken
+        self._cancelled: set[str] = set()  # tasks that nobody wants, in bundles that lie there
         self._repeated: set[str] = set()  # tasks that are run a second time
         self._place = place
         self._manager = manager
@@ -87,11 +66,11 @@ class Clerk:
         self._bundles: dict[str, dict[tuple[str, int], Assignment]] = {}
         self._owners: dict[str, str] = {}  # bundle -> who has taken it
         self._missing: dict[str, float] = {}  # bundle -> since when no file of it is seen
-        self._slaves: dict[str, _Slave] = {}
+        self._slaves: dict[str, Enrolled] = {}
         self._pace = Pace()
         self._watch, self._slaves_watch = Watch(), Watch()
         self._data: dict[str, Any] = {}
-        self._orders: dict[str, Any] = {"run": place.owner, "seq": 0, "end": False, "to": []}
+        self._data_changes = 0  # items that were deleted or replaced
         self._status: Any = None
         manager.open_shelf(f"folder {place.path}")
         for name in place.files.list(place.at("tasks")).names:
@@ -99,7 +78,7 @@ class Clerk:
             if entry is not None and entry.kind == "in":  # to be asked for again
                 place.files.remove(place.at("tasks", name))
         place.files.remove(place.at("stop"))
-        self._write_orders()
+        self._orders = Orders(place)
         self._sync_data()
         self._look_at_slaves()
         self._collect(time.monotonic())
@@ -113,10 +92,9 @@ class Clerk:
 
     def announce_end(self) -> None:
         """Tell all slaves, those to come as well, that the job is over."""
-        self._orders["end"] = True
         try:
-            self._place.write(self._orders["run"], "stop")
-            self._write_orders()
+            self._place.write(self._place.owner, "stop")
+            self._orders.end()
         except OSError as error:
             log.error("the end of the job cannot be written into the folder: %s", error)
 
@@ -132,6 +110,7 @@ class Clerk:
                 entry = names.parse(name)
                 if folder != "tasks" or (entry is not None and entry.kind in ("in", "lock")):
                     self._place.files.remove(self._place.at(folder, name))
+        log.info("%s", self._place.files.story())
 
     # --- laying out -------------------------------------------------------------------------
 
@@ -151,14 +130,15 @@ class Clerk:
                 continue
             if notices.get("terminate"):
                 return
-            by_tag: dict[str, list[Assignment]] = {}
-            for task in tasks:
-                by_tag.setdefault(task.tag, []).append(task)
-            for tag, line in by_tag.items():
-                rest = iter(line)
-                size = self._bundle_size(tag, len(line))
-                while bundle := list(islice(rest, size)):
-                    self._lay_out(bundle)
+            self._withdraw(notices.get("stop", ()))
+            waiting = self._manager.numberOfTasks()[0]
+            priorities = self._manager.priorities(task.task_id for task in tasks)
+
+            def size_of(tag: str, here: int, waiting: dict[str, int] = waiting) -> int:
+                return self._bundle_size(tag, here + waiting.get(tag, 0))
+
+            for priority, bundle in split(tasks, priorities, size_of):
+                self._lay_out(bundle, priority)
 
     def _workers(self) -> int:
         return sum(slave.workers for slave in list(self._slaves.values()))
@@ -171,32 +151,31 @@ class Clerk:
             if not tags:
                 self._stopping.wait(0.02)
                 return 0
+        if len(self._bundles) - len(self._owners) >= MOST:
+            self._manager.lay_out(())
+            return 0
         there = Counter(self._manager.laid_out())
-        bundles = max(AT_LEAST, AHEAD * self._workers())
+        bundles = bundles_ahead(self._workers(), len(tags))
         missing = {tag: bundles * self._bundle_size(tag, 1 << 30) - there[tag] for tag in tags}
         lines = {tag for tag, count in missing.items() if count > 0}
         self._manager.lay_out(lines)
         return sum(there.values()) + sum(missing[tag] for tag in lines) if lines else 0
 
     def _bundle_size(self, tag: str, waiting: int) -> int:
-        estimate_s = self._pace.estimate_s(tag)
-        if estimate_s is None:
-            return 1
-        fair = -(-waiting // (AHEAD * max(1, self._workers())))
-        return max(1, min(BUNDLE_TASKS, fair, int(BUNDLE_S / max(estimate_s, 1e-6))))
+        return bundle_size(self._pace.estimate_s(tag), waiting, self._workers())
 
-    def _lay_out(self, tasks: list[Assignment]) -> None:
+    def _lay_out(self, tasks: list[Assignment], priority: int = 0) -> None:
         first = tasks[0]
-        bundle = names.bundle_name(first.task_id, first.tag, first.attempt, len(tasks))
+        bundle = names.bundle_name(first.task_id, first.tag, first.attempt, len(tasks), priority)
         with self._lock:
             self._bundles[bundle] = {(task.task_id, task.attempt): task for task in tasks}
-        head = {
+        head: dict[str, Any] = {
             "estimate_s": self._pace.estimate_s(first.tag),
             "tasks": [[t.task_id, t.tag, t.attempt, t.timeout] for t in tasks],
         }
         while not self._stopping.is_set():
             try:
-                self._sync_data()
+                head["data"] = [self._place.owner, self._sync_data()]
                 frames = (task.frame for task in tasks)
                 self._place.write(head, "tasks", f"{bundle}.in", frames=frames)
                 return
@@ -207,10 +186,28 @@ class Clerk:
                 )  # fmt: skip
                 self._stopping.wait(_TROUBLE_S)
 
-    def _sync_data(self) -> None:
-        """Data items are there before the tasks that need them."""
-        items = self._manager.data_items()
+    def _withdraw(self, task_ids: Iterable[str]) -> None:
+        """What lies there and was cancelled is taken away, or else stopped when a slave has it."""
+        self._cancelled.update(task_ids)
+        if not self._cancelled:
+            return
         with self._lock:
+            lying = [one for one in self._bundles.items() if one[0] not in self._owners]
+        for bundle, tasks in lying:
+            unwanted = {task_id for task_id, _ in list(tasks)}
+            file = self._place.at("tasks", f"{bundle}.in")
+            if unwanted <= self._cancelled and self._place.files.remove(file):
+                self._cancelled -= unwanted
+                with self._lock:
+                    self._bundles.pop(bundle, None)
+
+    def _sync_data(self) -> int:
+        """Data items are there before the tasks that need them; gives how often one was changed.
+
+        Each bundle says that number: a slave to which it is news looks at what it has read.
+        """
+        with self._lock:
+            items = self._manager.data_items()
             for name, value in items.items():
                 if self._data.get(name) is not value:
                     file = names.data_text(name)
@@ -218,10 +215,13 @@ class Clerk:
                         self._place.write(None, "data", file, frames=[value])
                     else:
                         self._place.write(value, "data", file)
+                    self._data_changes += name in self._data
                     self._data[name] = value
             for name in [name for name in self._data if name not in items]:
                 self._place.files.remove(self._place.at("data", names.data_text(name)))
+                self._data_changes += 1
                 del self._data[name]
+            return self._data_changes
 
     # --- taking in --------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class Clerk:
                     beat_at = now + BEAT_S
                     files.touch(place.at("master"))
                 if now >= slaves_at:
-                    slaves_at = now + (0.05 if self._orders["end"] else _LOOK_AT_SLAVES_S)
+                    slaves_at = now + (0.05 if self._orders.has_ended else _LOOK_AT_SLAVES_S)
                     self._look_at_slaves()
                     self._sync_data()
                     if self._fraction:
@@ -296,6 +296,10 @@ class Clerk:
         self._owners[entry.bundle] = entry.owner
         self._taken_at[entry.bundle] = time.monotonic()
         self._manager.pass_on(slave.id, list(tasks))
+        unwanted = [task_id for task_id, _ in tasks if task_id in self._cancelled]
+        if unwanted:
+            self._orders.tell(entry.owner, {"stop": unwanted})
+            self._cancelled.difference_update(unwanted)
         return True
 
     def _repeat_late(self, now: float) -> None:
@@ -317,7 +321,9 @@ class Clerk:
                     log.info("%s takes long and is laid out once more", task.task_id)
                     self._repeated.add(task.task_id)
                     idle -= 1
-                    self._lay_out([again])
+                    self._lay_out(
+                        [again], self._manager.priorities([task.task_id]).get(task.task_id, 0)
+                    )
 
     def _take_in(self, name: str, entry: names.Entry) -> bool:
         """Hand in what a file brings; whether it is on record, so that the file may go."""
@@ -341,7 +347,7 @@ class Clerk:
         if slave is not None and entry.bundle not in self._owners:
             self._manager.pass_on(process_id, list(tasks))
         _, notices = self._manager.exchange(process_id, done, (), 0)
-        self._order(owner, notices)
+        self._orders.tell(owner, notices)
         for one in done:
             task = tasks.pop((one.task_id, one.attempt), None)
             if one.outcome != Outcome.RETURNED.value and task is not None:
@@ -404,7 +410,7 @@ class Clerk:
                     slave.mtime_ns = file.mtime_ns
                     self._heard(owner, slave)
 
-    def _heard(self, owner: str, slave: _Slave) -> None:
+    def _heard(self, owner: str, slave: Enrolled) -> None:
         if slave.id in self._manager.activeProcesses():
             self._manager.ping(slave.id)
         else:  # it was taken for dead, and is not
@@ -413,7 +419,7 @@ class Clerk:
     def _enrol(self, owner: str, *, again: bool = False) -> None:
         try:
             head = self._place.read("slaves", owner)[0]
-            slave = _Slave(head)
+            slave = Enrolled(head)
         except FileNotFoundError:
             return
         except (Refused, ValueError, KeyError, TypeError, IndexError) as error:
@@ -433,7 +439,7 @@ class Clerk:
             self._manager.announceSlave(slave.id)
             self._manager.exchange(slave.id, (), (), 0)
             if obsolete:
-                self._order(owner, {"outdated": [list(one) for one in obsolete]})
+                self._orders.tell(owner, {"outdated": [list(one) for one in obsolete]})
         if slave.tags is not None and (known is None or known.tags is None or again):
             self._manager.announceTags(slave.id, slave.tags)
         if head["failure"] and head["failure"] != slave.told:
@@ -480,21 +486,10 @@ class Clerk:
 
     # --- telling ----------------------------------------------------------------------------
 
-    def _order(self, owner: str, notices: dict[str, Any]) -> None:
-        theirs = ("terminate", "register")  # each slave sees to that by itself here
-        kept = {name: value for name, value in notices.items() if name not in theirs}
-        if kept:
-            self._orders["seq"] += 1
-            self._orders["to"].append([self._orders["seq"], owner, kept])
-            del self._orders["to"][:-200]
-            self._write_orders()
-
     def _tell(self) -> None:
         for owner, slave in list(self._slaves.items()):
-            self._order(owner, self._manager.notices_for(slave.id))
-
-    def _write_orders(self) -> None:
-        self._place.write(self._orders, "orders")
+            self._orders.tell(owner, self._manager.notices_for(slave.id))
+        self._withdraw(self._manager.notices_for(self._manager.shelf).get("stop", ()))
 
     def _write_status(self) -> None:
         status = self._manager.status()

@@ -51,6 +51,11 @@ class Files:
         self._owner = owner
         self._numbers = count()
 
+    def story(self) -> str:
+        """What was done, in words: read by people, and by the benchmark of folders."""
+        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.counts.items()))
+        return f"operations on files of the folder: {kinds}"
+
     def _begin(self, kind: str, path: str) -> None:
         self.before(kind, path)
         self.counts[kind] += 1

@@ -4,6 +4,7 @@
 
     tasks/square_17.1.in                 task square_17, its first attempt, waits
     tasks/square_17.1+31.in              a bundle: it and 31 more tasks of its tag
+    tasks/square_17.1p5.in               it has priority 5 (p-5: -5)
     tasks/square_17.1.lock-node3-4711    process 4711 on node3 runs it
     tasks/square_17.1.out                it has ended
     tasks/square_17.1+31.part2-node3-4711  some of the bundle have ended
@@ -23,7 +24,7 @@ _PLAIN = frozenset(string.ascii_letters + string.digits + "-_")
 _LONGEST = 64  # of a part of a name; the whole may have 255 bytes
 
 _ENTRY = re.compile(
-    r"(?P<bundle>(?P<tag>[\w%~-]+)_\d+\.\d+(?:\+\d+)?)"
+    r"(?P<bundle>(?P<tag>[\w%~-]+)_(?P<number>\d+)\.\d+(?:\+\d+)?(?:p(?P<priority>-?\d+))?)"
     r"\.(?:(?P<kind>in|out)|(?P<owned>lock|part\d+)-(?P<owner>[\w%~.-]+-\d+))",
     re.ASCII,
 )
@@ -36,6 +37,8 @@ class Entry(NamedTuple):
     tag: str  # as `tag_text` gives it
     kind: str  # "in", "lock", "out" or "part"
     owner: str  # of a lock or part: "node3-4711"; else empty
+    priority: int
+    number: int  # of its first task
 
 
 def _text(value: str, also: str = "") -> str:
@@ -65,11 +68,12 @@ def owner_name(host: str, pid: int) -> str:
     return f"{_text(host, '.')}-{pid}"
 
 
-def bundle_name(task_id: str, tag: str, attempt: int, count: int) -> str:
+def bundle_name(task_id: str, tag: str, attempt: int, count: int, priority: int = 0) -> str:
     """The name of a bundle of `count` tasks, of which this attempt is the first."""
     number = task_id.rpartition("_")[2]
     more = f"+{count - 1}" if count > 1 else ""
-    return f"{tag_text(tag)}_{number}.{attempt}{more}"
+    urgent = f"p{priority}" if priority else ""
+    return f"{tag_text(tag)}_{number}.{attempt}{more}{urgent}"
 
 
 def parse(name: str) -> Entry | None:
@@ -78,4 +82,7 @@ def parse(name: str) -> Entry | None:
     if found is None:
         return None
     kind = found["kind"] or found["owned"].rstrip(string.digits)
-    return Entry(found["bundle"], found["tag"], kind, found["owner"] or "")
+    return Entry(
+        found["bundle"], found["tag"], kind, found["owner"] or "",
+        int(found["priority"] or 0), int(found["number"]),
+    )  # fmt: skip

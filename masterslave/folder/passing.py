@@ -60,6 +60,12 @@ class PassingManager(TaskManager):
         tasks = self._put_on_record(self._ledger, shelf, [task], {})
         return tasks[0] if tasks else None
 
+    def priorities(self, task_ids: Iterable[str]) -> dict[str, int]:
+        """The priority of each of these tasks that has one other than 0."""
+        with self._lock:
+            found = ((task_id, self._queue.tasks.get(task_id)) for task_id in task_ids)
+            return {i: t.options.priority for i, t in found if t is not None and t.options.priority}
+
     def find_process(self, token: str) -> int | None:
         """The slave with that token, present or lost."""
         with self._lock:

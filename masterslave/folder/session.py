@@ -25,7 +25,7 @@ from masterslave.errors import ConnectionFailed, DataNotFound
 from masterslave.folder import names
 from masterslave.folder.files import Stamp
 from masterslave.folder.pauses import Pause, Watch
-from masterslave.folder.place import SILENT_S, Place, Who, lives
+from masterslave.folder.place import SILENT_S, Place
 from masterslave.folder.seal import Refused
 from masterslave.pace import HORIZON_S, Pace
 from masterslave.records import NO_TIME_LEFT, Assignment, Completion, Outcome, as_completion
@@ -40,8 +40,12 @@ _FLUSH_S = 1.0
 #: is noticed later. Smaller: more operations while nothing happens.
 _ORDERS_S = 0.5
 
+#: A slave that has had no task for so long looks more seldom. Larger: idle slaves cost the file
+#: server a dozen operations per second for longer. Smaller: a task after a pause is picked up late.
+_IDLE_S = 600.0
+
 _MASTER_S = 2.0  # between two looks whether the master lives, of a slave with nothing to do
-_CANDIDATES_S = 1.0  # for so long a listing is used
+_CANDIDATES_S = 0.1  # for so long a listing is used; then there may be something more urgent
 _FIRST_FEW = 8  # one of so many is taken, so that not all slaves want the same
 _TROUBLE_S = 1.0  # before what could not be written is tried again
 
@@ -67,6 +71,7 @@ class Session:
         self._too_long: set[str] = set()
         self._room = 0
         self._turn = 0  # number of the last call that waits
+        self._waiting = 0  # calls that wait at present
         self._pool: deque[Assignment] = deque()
         self._held: dict[tuple[str, int], float] = {}  # given out -> expected seconds
         self._of_task: dict[tuple[str, int], _Bundle] = {}
@@ -75,11 +80,13 @@ class Session:
         self._pace = Pace()
         self._parts = 0
         self._watch = Watch()
-        self._pause = Pause(0.01, 0.08, 0.5)
-        self._candidates: list[str] = []
+        self._pause = Pause(0.01, 0.08, 0.5, _IDLE_S)
+        self._candidates: list[names.Entry] = []  # the most urgent first
         self._listed_at = 0.0
         self._orders_at = self._master_at = self._beat_at = self._retry_at = 0.0
         self._orders_watch = Watch()
+        self._data_read: dict[str, Stamp] = {}  # data item -> its file as it was read
+        self._data_seen: Any = None  # what the last bundle said of changes of data items
         self._orders_seen: tuple[str, int] = ("", 0)
         self._master_stamp: Stamp | None = None
         self._master_seen_at = time.monotonic()
@@ -137,11 +144,17 @@ class Session:
                 if not self._write_out(bundle):
                     raise ConnectionFailed("the last results could not be written into the folder")
         self._place.files.remove(self._place.at("slaves", self._place.owner))
+        log.info("%s", self._place.files.story())
 
     def retrieveData(self, name: str) -> Any:
         """See `TaskManager`."""
+        file = names.data_text(name)
         try:
-            head, frames = self._place.read("data", names.data_text(name))
+            stamp = self._place.files.look(self._place.at("data", file))  # before it is read
+            head, frames = self._place.read("data", file)
+            if stamp is not None:
+                with self._cond:
+                    self._data_read[name] = stamp
         except FileNotFoundError:
             raise DataNotFound(f"no data item {name!r}: never stored, or deleted") from None
         except (Refused, OSError) as error:
@@ -166,7 +179,25 @@ class Session:
             with self._io:
                 for bundle in complete:
                     self._write_or_keep(bundle)
+        if not self._head:  # the network failed its slave, and the other thread registers it
+            return [[], {"register": True}]
         deadline = time.monotonic() + timeout
+        if not timeout:
+            # The other thread, which waits here as a rule, may still be held up by the network.
+            with self._io:
+                if self._waiting:
+                    self._beat(time.monotonic())
+                else:
+                    self._step()
+        with self._cond:
+            self._waiting += timeout > 0
+        try:
+            return self._wait(deadline, turn)
+        finally:
+            with self._cond:
+                self._waiting -= timeout > 0
+
+    def _wait(self, deadline: float, turn: int) -> list[Any]:
         while True:
             with self._cond:
                 tasks = self._give()
@@ -339,6 +370,7 @@ class Session:
             self._place.refuse(error, "orders")
             return
         self._orders_watch.listed(stamp, now)
+        changed = self._changed_data()
         run, seen = self._orders_seen
         if run != orders["run"]:
             seen = 0
@@ -351,7 +383,12 @@ class Session:
                             continue
                         kind = "stop" if name == "outdated" else name
                         items = [v[0] for v in values] if name == "outdated" else values
-                        self._notices.setdefault(kind, []).extend(items)
+                        if name == "forget":  # but what was read again since then
+                            items = [one for one in values if one not in self._data_read]
+                        if items:
+                            self._notices.setdefault(kind, []).extend(items)
+            if changed:
+                self._notices.setdefault("forget", []).extend(changed)
             self._orders_seen = (orders["run"], orders["seq"])
             if orders["end"]:
                 self._notices["terminate"] = True
@@ -393,21 +430,21 @@ class Session:
             listing = self._place.files.list(tasks_at)
             self._watch.listed(listing.stamp, now)
             self._listed_at = now
-            entries = ((names.parse(name), name) for name in listing.names)
             self._candidates = [
-                name
-                for entry, name in entries
+                entry
+                for entry in map(names.parse, listing.names)
                 if entry is not None and entry.kind == "in"
                 and entry.tag in self._tags and entry.tag not in self._too_long
             ]  # fmt: skip
-            self._candidates.sort(key=_number)
+            self._candidates.sort(key=lambda entry: (-entry.priority, entry.number, entry))
         while self._candidates:
-            pick = random.randrange(min(_FIRST_FEW, len(self._candidates)))  # noqa: S311
-            name = self._candidates.pop(pick)
-            bundle = name.removesuffix(".in")
-            lock = f"{bundle}.lock-{self._place.owner}"
-            if self._place.files.move(self._place.at("tasks", name), self._place.at("tasks", lock)):
-                return self._open(bundle, lock)
+            first = self._candidates[:_FIRST_FEW]
+            equal = [entry for entry in first if entry.priority == first[0].priority]
+            entry = self._candidates.pop(random.randrange(len(equal)))  # noqa: S311
+            lock = f"{entry.bundle}.lock-{self._place.owner}"
+            path = self._place.at("tasks", f"{entry.bundle}.in")
+            if self._place.files.move(path, self._place.at("tasks", lock)):
+                return self._open(entry.bundle, lock)
         return False
 
     def _open(self, name: str, lock: str) -> bool:
@@ -424,96 +461,32 @@ class Session:
             return True
         except FileNotFoundError:
             return True  # the master has freed it at once
+        forget: list[str] = []
+        if head["data"] != self._data_seen:
+            forget, self._data_seen = self._changed_data(), head["data"]
         attempts = {(task.task_id, task.attempt) for task in tasks}
         bundle = _Bundle(name, self._place.at("tasks", lock), attempts)
         with self._cond:
             estimate_s = head["estimate_s"]
             if estimate_s is not None and self._pace.estimate_s(tasks[0].tag) is None:
                 self._pace.record(tasks[0].tag, estimate_s)
+            if forget:  # told with, and heeded before, the first of these tasks
+                self._notices.setdefault("forget", []).extend(forget)
             self._of_task.update(dict.fromkeys(attempts, bundle))
             self._pool.extend(tasks)
         return True
 
-
-def _number(name: str) -> tuple[int, str]:
-    return int(name.rpartition("_")[2].partition(".")[0]), name
-
-
-class FolderLink:
-    """A `Link` to the task manager of a folder."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._closed = False
-
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """See `Link.call`."""
-        if self._closed:
-            raise ConnectionFailed("the link was closed")
-        if method == "announceSlave":  # its file says so
-            return None
-        return getattr(self._session, method)(*args, **kwargs)
-
-    def close(self) -> None:
-        """See `Link.close`. The slave's file stays: the master judges by its process and time."""
-        self._closed = True
-
-
-class FolderConnector:
-    """Connects a slave to the master in a folder; all its links share one `Session`."""
-
-    def __init__(self, path: str, key: bytes, label: str | None = None) -> None:
-        """`label`: of the master that must be there; None: any."""
-        self._path, self._key = path, key
-        self._label = label
-        self._lock = threading.Lock()
-        self._session: Session | None = None
-        self.label: str | None = label  # of the master that was found
-
-    def __call__(self) -> FolderLink:
-        """A link. Raises `ConnectionFailed` when no master lives there, or `SettingsError`."""
-        with self._lock:
-            if self._session is None:
-                place = Place(self._path, self._key)
-                self.label = self.find_master(place)
-                self._session = Session(place)
-            else:
-                self.find_master(self._session._place)
-            return FolderLink(self._session)
-
-    def find_master(self, place: Place) -> str:
-        """The label of the folder's living master. Raises `ConnectionFailed`."""
-        try:
-            head = place.read("master")[0]
-        except FileNotFoundError:
-            raise ConnectionFailed(
-                f"folder {place.path}: no master is at work in it; start it first, or wait with -w"
-            ) from None
-        except (Refused, OSError) as error:
-            raise ConnectionFailed(f"folder {place.path}: its file master {error}") from None
-        label: str = head["label"]
-        if self._label is not None and label != self._label:
-            raise ConnectionFailed(
-                f"folder {place.path}: is that of {label!r}, not {self._label!r}"
-            )
-        if not lives(place, Who.of(head["who"]), 2.0):
-            raise ConnectionFailed(f"folder {place.path}: the master of {label!r} has gone")
-        if not head["ready"]:
-            raise ConnectionFailed(f"folder {place.path}: the master of {label!r} has just begun")
-        return label
-
-
-def read_status(path: str, key: bytes) -> dict[str, Any]:
-    """What the master in a folder says of its job, at most some seconds old.
-
-    Raises `ConnectionFailed` when no master lives there.
-    """
-    place = Place(path, key)
-    FolderConnector(path, key).find_master(place)
-    try:
-        status: dict[str, Any] = place.read("status")[0]
-    except FileNotFoundError:
-        raise ConnectionFailed(f"folder {place.path}: its master has just begun") from None
-    except (Refused, OSError) as error:
-        raise ConnectionFailed(f"folder {place.path}: its file status {error}") from None
-    return status
+    def _changed_data(self) -> list[str]:
+        """Data items that were read, and whose files have gone or were written anew since."""
+        with self._cond:
+            known = dict(self._data_read)
+        changed = [
+            name
+            for name, stamp in known.items()
+            if self._place.files.look(self._place.at("data", names.data_text(name))) != stamp
+        ]
+        with self._cond:
+            for name in changed:
+                if self._data_read.get(name) == known[name]:
+                    del self._data_read[name]
+        return changed

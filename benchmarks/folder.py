@@ -1,0 +1,330 @@
+"""A job in a shared folder: rate, pick-up time, operations on files, and slaves that are killed.
+
+    python benchmarks/folder.py [--seed N] [--quick] [--only CASE]
+
+Each case is a job of its own, in a process of its own, first on a local disk and then below a
+`bindfs` mount of it, which stands in for a network file system: each operation goes through FUSE,
+and what it says of itself is kept by the kernel for a second. Operations are those that `files.py`
+counts, in the master and in every slave, from start to end, divided by the number of tasks. Those
+of SQLite on the journal are system calls on its files, counted by `strace` in a smaller job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sessions import environment
+
+from masterslave import MasterProcess, initializeMasterProcess
+
+CASES = ("rate", "pickup", "tiny", "0.1 s", "1 s", "journal", "kill")
+
+#: Figure -> what it is to be: at most, or where it is a rate, at least.
+TARGETS = {
+    "rate": (500.0, "at least"), "pickup": (0.1, "at most"), "tiny": (6.0, "at most"),
+    "0.1 s": (6.0, "at most"), "lost": (0, "at most"), "doubled": (0, "at most"),
+}  # fmt: skip
+
+_STORY = re.compile(r"operations on files of the folder: (.*)")
+_LEAVE_S = 30.0  # for all slaves together, when the job is over
+_LONG_S = 600.0  # no case takes so long
+
+
+# --- the slaves' side -----------------------------------------------------------------------
+
+
+def do_nothing(x: int) -> int:
+    return x
+
+
+def do_when(x: int) -> float:
+    """The time at which it began; master and slaves are on one machine here."""
+    return time.time()
+
+
+def do_sleep(x: int, seconds: float) -> int:
+    time.sleep(seconds)
+    return x
+
+
+# --- one job --------------------------------------------------------------------------------
+
+
+class Crew:
+    """Slaves of the folder, whose logs are kept beside it."""
+
+    def __init__(self, folder: str, logs: Path) -> None:
+        self._folder, self._logs = folder, logs
+        self.slaves: list[subprocess.Popen[bytes]] = []
+        self._started = 0
+
+    def start(self, count: int, workers: int) -> None:
+        for _ in range(count):
+            self._started += 1
+            command = [sys.executable, "-m", "masterslave", "slave", "--folder", self._folder]
+            with (self._logs / f"slave-{self._started}").open("wb") as log:
+                self.slaves.append(
+                    subprocess.Popen(
+                        [*command, "-w", "-v", "-n", str(workers)], stdout=log, stderr=log
+                    )
+                )
+
+    def finish(self) -> None:
+        deadline = time.monotonic() + _LEAVE_S
+        for slave in self.slaves:
+            try:
+                slave.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:  # it came too late, and waits for a master
+                slave.kill()
+                slave.wait()
+
+    def operations(self) -> Counter[str]:
+        """What all slaves that ended in order say that they have done."""
+        return sum(map(operations_in, self._logs.glob("slave-*")), Counter())
+
+
+def operations_in(log: Path) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for line in _STORY.findall(log.read_text(errors="replace")):
+        for part in line.split(", "):
+            kind, count = part.rsplit(" ", 1)
+            counts[kind] += int(count)
+    return counts
+
+
+@contextlib.contextmanager
+def job(folder: str, logs: Path, slaves: int, workers: int) -> Iterator[tuple[MasterProcess, Crew]]:
+    """A master in this process and its slaves, all of which have their workers."""
+    master = initializeMasterProcess("folder", slave_module="folder", folder=folder)
+    crew = Crew(folder, logs)
+    try:
+        crew.start(slaves, workers)
+        while sum(s["tags"] is not None for s in master.task_manager.status()["slaves"]) < slaves:
+            time.sleep(0.05)
+        yield master, crew
+    finally:
+        master.shutdown()
+        crew.finish()
+
+
+def rate(folder: str, logs: Path, chance: random.Random, quick: bool) -> dict[str, Any]:
+    count = 2000 if quick else 20_000
+    with job(folder, logs, 2, 1) as (master, _):
+        master.requestTasks("nothing", ((x,) for x in range(200)))
+        list(master.results(timeout=_LONG_S))
+        begin = time.perf_counter()
+        master.requestTasks("nothing", ((x,) for x in range(count)))
+        got = [result for _, _, result in master.results(timeout=_LONG_S)]
+        seconds = time.perf_counter() - begin
+    check(sorted(got) == list(range(count)))
+    return {"rate": count / seconds}
+
+
+def pickup(folder: str, logs: Path, chance: random.Random, quick: bool) -> dict[str, Any]:
+    """From before the request of a single task to its beginning, after pauses of random length."""
+    times = []
+    with job(folder, logs, 2, 1) as (master, _):
+        for number in range(10 if quick else 100):
+            time.sleep(chance.uniform(0.3, 2.0))
+            begin = time.time()
+            master.requestTask("when", number)
+            times.append(master.retrieveResult(timeout=_LONG_S)[2] - begin)
+    times.sort()
+    return {
+        "pickup": statistics.median(times),
+        "pickup, 95 of 100": times[int(0.95 * len(times))],
+        "pickup, worst": times[-1],
+    }
+
+
+def counted(tag: str, count: int, workers: int, *more: float) -> Callable[..., dict[str, Any]]:
+    """Operations per task of jobs of `count` tasks on two slaves."""
+
+    def case(folder: str, logs: Path, chance: random.Random, quick: bool) -> dict[str, Any]:
+        tasks = max(20, count // 10) if quick else count
+        with job(folder, logs, 2, workers) as (master, crew):
+            master.requestTasks(tag, ((x, *more) for x in range(tasks)))
+            got = [result for _, _, result in master.results(timeout=_LONG_S)]
+        check(sorted(got) == list(range(tasks)))
+        ours = master._service._place.files.counts  # type: ignore[union-attr]
+        theirs = crew.operations()
+        check(theirs["write"] > 0)
+        return {
+            "operations": (ours.total() + theirs.total()) / tasks,
+            "of the master": ours.total() / tasks,
+            "of the slaves": theirs.total() / tasks,
+        }
+
+    return case
+
+
+def kill(folder: str, logs: Path, chance: random.Random, quick: bool) -> dict[str, Any]:
+    slaves, count = (6, 400) if quick else (50, 5000)
+    every = count // (5 if quick else 40)
+    got: Counter[int] = Counter()
+    with job(folder, logs, slaves, 1) as (master, crew):
+        tasks = [(x, chance.expovariate(1 / 0.05)) for x in range(count)]
+        master.requestTasks("sleep", tasks, crash_limit=1000)
+        kills = 0
+        for number in range(count):
+            if number % every == every // 2:
+                victim = crew.slaves.pop(chance.randrange(len(crew.slaves)))
+                victim.kill()
+                victim.wait()
+                crew.start(1, 1)
+                kills += 1
+            got[master.retrieveResult(timeout=_LONG_S)[2]] += 1
+        more = sum(master.task_manager.numberOfTasks()[2].values())  # results that nobody awaits
+    return {
+        "slaves": slaves,
+        "tasks": count,
+        "kills": kills,
+        "lost": count - len(got),
+        "doubled": sum(got.values()) - len(got) + more,
+        "refused files": len(os.listdir(Path(folder, "refused"))),
+    }
+
+
+JOBS: dict[str, Callable[[str, Path, random.Random, bool], dict[str, Any]]] = {
+    "rate": rate,
+    "pickup": pickup,
+    "tiny": counted("nothing", 20_000, 1),
+    "0.1 s": counted("sleep", 1000, 4, 0.1),
+    "1 s": counted("sleep", 80, 4, 1.0),
+    "journal": counted("nothing", 5000, 1),
+    "kill": kill,
+}
+
+
+def check(good: bool) -> None:
+    if not good:
+        raise AssertionError("other results than expected")
+
+
+# --- all of them ----------------------------------------------------------------------------
+
+
+def run_case(case: str, parent: Path, seed: int, quick: bool) -> dict[str, Any]:
+    """One case in a process of its own; its folder is made in `parent`."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as home:
+        logs = Path(home, "logs")
+        logs.mkdir()
+        folder = parent / re.sub(r"\W", "", case)
+        command = [sys.executable, __file__, "--seed", str(seed), "--job", case]
+        command += ["--folder", str(folder), "--logs", str(logs), *(["--quick"] if quick else [])]
+        trace = Path(home, "trace")
+        if case == "journal":
+            files = [f"{folder}/journal{end}" for end in ("", "-wal", "-shm", "-journal")]
+            paths = [word for file in files for word in ("-P", file)]
+            command = ["strace", "-f", "-c", "-o", str(trace), *paths, *command]
+        done = subprocess.run(
+            command, env=environment(Path(home), {}), capture_output=True, text=True, check=False,
+            timeout=2 * _LONG_S,
+        )  # fmt: skip
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+            return {"failed": lines[-1]}
+        figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        if case == "journal":
+            calls = calls_in(trace.read_text())
+            tasks = 500 if quick else 5000
+            return {"calls of SQLite": calls.total() / tasks}
+        return figures
+
+
+def calls_in(summary: str) -> Counter[str]:
+    """System call -> how often, of the table that ``strace -c`` prints."""
+    rows = (line.split() for line in summary.splitlines())
+    return Counter(
+        {row[-1]: int(row[3]) for row in rows if len(row) in (5, 6) and row[3].isdigit()}
+    ) - Counter({"total": 1 << 62})
+
+
+@contextlib.contextmanager
+def mounted(source: Path, target: Path) -> Iterator[str]:
+    """`source` at `target` through FUSE; gives why that cannot be, or an empty text."""
+    if shutil.which("bindfs") is None:
+        yield "there is no bindfs here"
+        return
+    for path in (source, target):
+        path.mkdir()
+    done = subprocess.run(
+        ["bindfs", str(source), str(target)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        yield f"bindfs: {done.stderr.strip() or done.returncode}"
+        return
+    try:
+        yield ""
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+
+
+def verdict(name: str, value: float) -> str:
+    if name not in TARGETS:
+        return ""
+    target, how = TARGETS[name]
+    met = value >= target if how == "at least" else value <= target
+    return f"{how} {target:g}: {'met' if met else 'MISSED'}"
+
+
+def row(place: str, case: str, figures: dict[str, Any]) -> Iterator[str]:
+    for name, value in figures.items():
+        figure = case if name == "operations" else name
+        text = (
+            value if isinstance(value, str) else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
+        )
+        what = name if case in (name, "kill") or name.startswith(case) else f"{case}: {name}"
+        wanted = "" if isinstance(value, str) else verdict(figure, value)
+        yield f"| {place} | {what} | {text} | {wanted} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="does everything run?")
+    parser.add_argument("--only", action="append", choices=CASES, metavar="CASE")
+    parser.add_argument("--directory", help="in which the folders are made (default: of TMPDIR)")
+    parser.add_argument("--job", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--logs", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        chance = random.Random(options.seed)
+        figures = JOBS[options.job](options.folder, options.logs, chance, options.quick)
+        print(json.dumps(figures))
+        return
+    print("| where | what | figure | target |\n|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        top = Path(directory)
+        with mounted(top / "source", top / "mount") as why_not:
+            for place, parent in (("local disk", top / "local"), ("bindfs", top / "mount")):
+                if place == "bindfs" and why_not:
+                    print(f"| bindfs | skipped: {why_not} | | |", flush=True)
+                    continue
+                for case in options.only or CASES:
+                    if case == "journal" and shutil.which("strace") is None:
+                        print(f"| {place} | journal: not counted, no strace | | |", flush=True)
+                        continue
+                    figures = run_case(case, parent, options.seed, options.quick)
+                    print(*row(place, case, figures), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
