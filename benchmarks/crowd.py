@@ -17,11 +17,8 @@ import selectors
 import sys
 from typing import Any
 
-import Pyro5.protocol
-import Pyro5.serializers
 from ours import raise_file_limit
 
-from masterslave import pieces
 from masterslave.keyfile import load_key
 from masterslave.settings import Settings, split_address
 from masterslave.transports.pyro import PyroLink
@@ -29,43 +26,15 @@ from masterslave.transports.pyro import PyroLink
 DURATIONS_S = {"nothing": 0.0, "long": 1.0}
 POLL_S = 20.0
 
-_SERIALIZER = Pyro5.serializers.serializers["msgpack"]
 _AS_TOLD = -1  # as the uplink of a slave says it
-
-
-class Line(PyroLink):
-    """A link on which other things are done while the answer to a call is awaited."""
-
-    def begin(self, method: str, *args: Any) -> None:
-        """Send a call."""
-        connection = self._proxy._pyroConnection
-        data = _SERIALIZER.dumpsCall(connection.objectId, method, args, {})
-        message = Pyro5.protocol.SendingMessage(
-            Pyro5.protocol.MSG_INVOKE, 0, 0, _SERIALIZER.serializer_id, data
-        )
-        connection.send(message.data)
-
-    def end(self) -> Any:
-        """The answer, which has begun to come in."""
-        message = Pyro5.protocol.recv_stub(self._proxy._pyroConnection, [Pyro5.protocol.MSG_RESULT])
-        result = _SERIALIZER.loads(message.data)
-        if message.flags & Pyro5.protocol.FLAGS_EXCEPTION:
-            raise result
-        if parts := self._sealed.take_pieces():
-            left, places = result
-            (result,) = pieces.restore(left, places, parts)
-        return result
-
-    def fileno(self) -> int:
-        return int(self._sock.fileno())
 
 
 class Slave:
     """One of them, as the task manager sees it."""
 
     def __init__(self, number: int, address: tuple[str, int], label: str, key: bytes) -> None:
-        self.sender = Line(address, label, key, 60.0)
-        self.fetcher = Line(address, label, key, 60.0)
+        self.sender = PyroLink(address, label, key, 60.0)
+        self.fetcher = PyroLink(address, label, key, 60.0)
         info = [f"simulated slave {number}", os.getpid(), "localhost", 1, f"{number:016x}", None]
         self.id, _, self.generation = self.sender.call("registerProcess", None, info)
         self.sender.call("announceSlave", self.id)
@@ -76,11 +45,11 @@ class Slave:
 
     def _fetch(self) -> None:
         args = (self.id, [], [], _AS_TOLD, POLL_S, self.generation)
-        self.fetcher.begin("exchange", *args)
+        self.fetcher.begin_exchange(*args)
 
-    def hear(self, line: Line) -> bool:
+    def hear(self, line: PyroLink) -> bool:
         """An answer has come in; false when the job is over."""
-        tasks, notices = line.end()
+        tasks, notices = line.end_exchange()
         if notices:
             return False
         for task_id, tag, attempt, frame, _ in tasks:
@@ -92,7 +61,7 @@ class Slave:
         if self._ended and not self._sending:
             self._sending = True
             ended, self._ended = self._ended, []
-            self.sender.begin("exchange", self.id, ended, [], 1, 0.0, self.generation)
+            self.sender.begin_exchange(self.id, ended, [], 1, 0.0, self.generation)
         return True
 
 

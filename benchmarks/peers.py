@@ -40,6 +40,11 @@ ENVIRONMENT = {
     "OMPI_MCA_oob_tcp_if_include": "lo",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "OMPI_MCA_plm_rsh_agent": "false",
+    # Since version 5 Open MPI starts processes by PRRTE, which reads variables of its own. Three
+    # ranks on two cores are one more than it allows.
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "PRTE_MCA_plm_ssh_agent": "false",
     "OMP_NUM_THREADS": "1",
 }
 

@@ -1,6 +1,6 @@
 """All benchmarks, ours and the peers', by turns in one run.
 
-    python benchmarks/run.py [--rounds 5] [--quick] [--only CASE] [--output FILE]
+    python benchmarks/run.py [--rounds 5] [--quick] [--only CASE] [--peer NAME] [--output FILE]
     python benchmarks/run.py --readme
 
 In each round every system is started, measured and ended, one after the other, so that no two
@@ -103,7 +103,9 @@ def measure(options: argparse.Namespace) -> Run:
     cases = options.only or list(CASES)
     scale = _QUICK if options.quick else 1.0
     skipped = {name: why for name, peer in peers.PEERS.items() if (why := peers.missing(peer))}
-    names = [name for name in peers.PEERS if name not in skipped]
+    wanted = options.peer or list(peers.PEERS)
+    skipped = {name: why for name, why in skipped.items() if name in wanted}
+    names = [name for name in peers.PEERS if name in wanted and name not in skipped]
     for name, why in skipped.items():
         print(f"{name} is skipped: {why}", flush=True)
     figures: dict[str, dict[str, list[float]]] = {}
@@ -235,6 +237,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--only", action="append", choices=CASES, help="may be given repeatedly")
+    parser.add_argument(
+        "--peer", action="append", choices=list(peers.PEERS), metavar="NAME",
+        help="these systems only beside ours, each named as benchmarks/peers.py does",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="few tasks: does everything run?")
     parser.add_argument("--output", type=Path, default=LATEST, help="default: %(default)s")
     parser.add_argument("--log", type=Path, help="file for all that the systems print")

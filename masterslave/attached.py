@@ -32,7 +32,7 @@ from masterslave.errors import (
     UnknownProcess,
     UnknownTask,
 )
-from masterslave.keyfile import load_key
+from masterslave.lanes import RETRY_FROM_S, RETRY_TO_S, Lane
 from masterslave.lines import FinishedLine
 from masterslave.payload import own_versions
 from masterslave.records import (
@@ -45,7 +45,6 @@ from masterslave.records import (
     getMachineInfo,
 )
 from masterslave.settings import Settings
-from masterslave.slavecode import DATA_NAME
 from masterslave.transports.base import Link
 
 log = logging.getLogger(__name__)
@@ -61,9 +60,6 @@ _LOOK_S = 2.0
 
 #: Results in one parcel. Larger: more that is here and not yet wanted. Smaller: more calls.
 _PARCEL = 200
-
-#: Pause between two attempts to find the task manager again, growing from the first to the second.
-_RETRY_FROM_S, _RETRY_TO_S = 0.05, 1.0
 
 _REQUESTS, _REST = 0, 1  # lanes
 
@@ -132,7 +128,7 @@ class RemoteManager:
         except BaseException:
             self._link.close()
             raise
-        self._lanes = [_Lane(self, number) for number in (_REQUESTS, _REST)]
+        self._lanes = [Lane(self, number) for number in (_REQUESTS, _REST)]
         self._receiver = threading.Thread(target=self._receive, name="client-receiver", daemon=True)
         self._receiver.start()
 
@@ -471,7 +467,7 @@ class RemoteManager:
         """
         log.warning("lost the task manager: %s", error, extra={"action": "manager_lost"})
         deadline = time.monotonic() + self._settings.master_gone_s
-        pause_s = _RETRY_FROM_S
+        pause_s = RETRY_FROM_S
         while True:
             if self._link is not None:
                 self._link.close()
@@ -479,7 +475,7 @@ class RemoteManager:
             with self._changed:
                 if self._changed.wait_for(lambda: self._closing, pause_s):
                     return
-            pause_s = min(_RETRY_TO_S, 2 * pause_s)
+            pause_s = min(RETRY_TO_S, 2 * pause_s)
             try:
                 self._link = self._connect()
                 self._attach()
@@ -495,134 +491,3 @@ class RemoteManager:
 
     def _count(self, tag: str | None) -> int:
         return self._outstanding[tag] if tag is not None else self._outstanding.total()
-
-
-class _Lane:
-    """A connection for calls that are made one after the other, each until it is answered."""
-
-    def __init__(self, home: RemoteManager, number: int) -> None:
-        self._home = home
-        self._number = number
-        self._lock = threading.Lock()
-        self._serial = 0
-        self._pause_s = _RETRY_FROM_S
-        self._link: Link | None = None
-
-    def call(self, method: str, *args: Any) -> Any:
-        """A call that may be carried out twice without harm."""
-        with self._lock:
-            self._pause_s = _RETRY_FROM_S
-            while True:
-                _, generation = self._home.identity()
-                try:
-                    return self._connection().call(method, *args)
-                except ConnectionFailed as error:
-                    self._broke(error, generation)
-
-    def identified(self, method: str, *args: Any) -> Any:
-        """The same, with the client's identity before the arguments."""
-        with self._lock:
-            self._pause_s = _RETRY_FROM_S
-            while True:
-                process_id, generation = self._home.identity()
-                try:
-                    return self._connection().call(method, process_id, generation, *args)
-                except UnknownProcess:
-                    self._home.detached(generation)
-                except ConnectionFailed as error:
-                    self._broke(error, generation)
-
-    def once(self, method: str, note: Callable[[int, Any], None], *args: Any) -> Any:
-        """A call that is carried out once, however often it must be made.
-
-        `note`: is called with its number and its answer before anything else can happen.
-        """
-        with self._lock:
-            self._serial += 1
-            numbers = self._number, self._serial
-            self._pause_s = _RETRY_FROM_S
-            while True:
-                process_id, generation = self._home.identity()
-                try:
-                    link = self._connection()
-                    answer = link.call(method, process_id, generation, *numbers, *args)
-                except UnknownProcess:
-                    self._home.detached(generation)
-                except ConnectionFailed as error:
-                    self._broke(error, generation)
-                else:
-                    if self._home.take_note(generation, self._serial, answer, note):
-                        return answer
-
-    def close(self) -> None:
-        """Close the connection, and so end the call that uses it."""
-        link = self._link
-        if link is not None:
-            link.close()
-
-    def _connection(self) -> Link:
-        if self._link is None:
-            self._link = self._home.connect()
-        return self._link
-
-    def _broke(self, error: ConnectionFailed, generation: int) -> None:
-        log.debug("a call's connection broke: %s", error)
-        self._drop()
-        self._home.wait_for_news(generation, self._pause_s)
-        self._pause_s = min(_RETRY_TO_S, 2 * self._pause_s)
-
-    def _drop(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-
-
-class Attachment:
-    """A served task manager in the place of a `Service`: joined, not owned."""
-
-    folder = None  # shared with slaves
-    is_named = True  # slaves that are launched here may ask for it by its label
-
-    def __init__(
-        self,
-        label: str,
-        settings: Settings,
-        master_host: str | None,
-        code: Any = None,
-        weight: float = 1.0,
-    ) -> None:
-        """Join it. Raises `ConnectionFailed` when it cannot be found or reached.
-
-        `code`: what slaves are to load for this client's tasks. `SettingsError` when they work with
-        the code of another client.
-        """
-        from masterslave import naming  # every worker imports the master: it takes time to load
-
-        key = load_key(settings.key_file)
-
-        def connect() -> Link:
-            link = naming.connect(label, master_host, settings, key)
-            if settings.shared_memory:
-                link.share_memory()
-            self.address = link.address
-            return link
-
-        self.address = ""
-        self.manager = RemoteManager(label, connect, settings, weight)
-        if code is not None:
-            try:
-                self.manager.storeData(**{DATA_NAME: code})
-            except BaseException:
-                self.manager.close()
-                raise
-
-    def enter(self) -> int:
-        """Register this process as a client; gives its process id."""
-        return self.manager.process_id
-
-    def end_job(self, wait_s: float) -> None:
-        """Let go of this client's tasks; the job of others goes on."""
-        self.manager.close()
-
-    def stop(self) -> None:
-        """Nothing is left to be closed."""

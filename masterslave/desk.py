@@ -13,7 +13,6 @@ in which it may come back.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +35,7 @@ from masterslave.records import (
 )
 from masterslave.room import Room
 from masterslave.roster import Member, Roster
-from masterslave.waiters import Waiters
+from masterslave.waiters import Monitor, Waiters
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ log = logging.getLogger(__name__)
 class ClientDesk:
     """Where attached clients are served. What is declared here is made by `TaskManager`."""
 
-    _lock: threading.Lock
+    _lock: Monitor
     _clock: Callable[[], float]
     _queue: TaskQueue
     _roster: Roster

@@ -10,9 +10,14 @@ Tasks go by their number here: the task ``sqrt_7`` is number 7.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from masterslave.records import Frame, Piece, ProcessInfo, TaskOptions
+from masterslave.records import Frame, Outcome, Piece, ProcessInfo, TaskOptions
+
+#: Parameters and results up to this size are tiny, see `Requests`. Larger: more is read for one
+#: that is looked for. Smaller: more rows in a journal.
+TINY_BYTES = 4096
 
 
 class Requested(NamedTuple):
@@ -113,6 +118,51 @@ Entry = (
     | Stored
     | Dropped
 )
+
+
+class Requests(NamedTuple):
+    """Many `Requested` at once: one tag, the same options, tiny parameters, numbers that run on."""
+
+    first: int  # number
+    tag: str
+    options: TaskOptions
+    data: list[bytes]  # of each the only piece of its parameters
+
+
+class Results(NamedTuple):
+    """Many `Ended` at once: tiny results that came in one message."""
+
+    process: int
+    at: float
+    ends: list[tuple[int, int, float, bytes]]  # number, attempt, duration in s, the only piece
+
+
+#: What a store is given to write.
+Written = Entry | Requests | Results
+
+
+def count_of(entry: Written) -> int:
+    """How many entries it stands for."""
+    if type(entry) is Requests:
+        return len(entry.data)
+    return len(entry.ends) if type(entry) is Results else 1
+
+
+def singly(entries: Iterable[Written]) -> Iterator[Entry]:
+    """The same entries one by one."""
+    for entry in entries:
+        if isinstance(entry, Requests):
+            for number, data in enumerate(entry.data, entry.first):
+                name = identity(entry.tag, [data], entry.options.key)
+                yield Requested(number, entry.tag, name, entry.options, [data])
+        elif isinstance(entry, Results):
+            for number, attempt, duration_s, data in entry.ends:
+                yield Ended(
+                    number, attempt, entry.process, Outcome.RESULT.value, duration_s, "", [data],
+                    entry.at,
+                )  # fmt: skip
+        else:
+            yield entry
 
 
 def identity(tag: str, frame: Frame, key: str | None) -> bytes:

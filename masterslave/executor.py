@@ -29,9 +29,10 @@ from masterslave import payload, slavecode
 from masterslave.callcore import UNSET, Call, ClusterFuture, Core
 from masterslave.errors import SettingsError
 from masterslave.functions import MANY, ONE
-from masterslave.master import Circumstances, MasterProcess, circumstances
+from masterslave.master import MasterProcess
 from masterslave.records import DEFAULT_OPTIONS, Delivery, TaskOptions
 from masterslave.settings import Settings, check_label
+from masterslave.ways import Circumstances, circumstances
 
 T = TypeVar("T")
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from masterslave import slavecode, worker
 from masterslave.errors import SettingsError
-from masterslave.master import Circumstances, MasterProcess, circumstances, folder_way
+from masterslave.master import MasterProcess
 from masterslave.slave import DEFAULT_WATCHDOG_PERIOD, SlaveProcess, check_watchdog_period
+from masterslave.ways import Circumstances, circumstances, folder_way
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 
-from masterslave.entries import Entry
+from masterslave.entries import Entry, Written, count_of
 from masterslave.errors import JournalError
 from masterslave.records import Frame
 from masterslave.stores.base import Store
@@ -40,24 +40,26 @@ class Journal:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._using = threading.Lock()  # the store is used by one thread at a time
-        self._waiting: deque[Entry] = deque()
+        self._waiting: deque[Written] = deque()
+        self._taken = 0  # entries that went into a group, written or on its way
         self._waiting_bytes = 0
         self.added = 0  # entries so far
         self.written = 0  # ... of which the store has so many
         self.trouble = ""  # why the last attempt to write failed; empty when it did not
 
-    def add(self, entry: Entry, size: int = 0) -> None:
+    def add(self, entry: Written, size: int = 0) -> None:
         """Note something that has happened; the callers' lock keeps the order.
 
-        `size`: bytes of its frame.
+        `size`: bytes of its frame, or of its frames.
         """
         self._waiting.append(entry)
         self._waiting_bytes += size
-        self.added += 1
+        self.added += count_of(entry)
 
     def is_due(self) -> bool:
         """Whether so much waits that someone should call `sync`."""
-        return len(self._waiting) > WAITING_ENTRIES or self._waiting_bytes > WAITING_BYTES
+        waiting = self.added - self._taken
+        return waiting > WAITING_ENTRIES or self._waiting_bytes > WAITING_BYTES
 
     def sync(self) -> None:
         """Block until all that was added before this call is kept.
@@ -70,13 +72,15 @@ class Journal:
         with self._using:
             if self.written >= goal:
                 return
-            count = len(self._waiting)
-            group = [self._waiting.popleft() for _ in range(count)]
+            group = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            count = sum(map(count_of, group))
+            self._taken += count
             size, self._waiting_bytes = self._waiting_bytes, 0
             try:
                 self._store.write(group)
             except BaseException as error:
                 self._waiting.extendleft(reversed(group))
+                self._taken -= count
                 self._waiting_bytes += size
                 if not self.trouble and isinstance(error, JournalError):
                     log.error(

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from masterslave.attempts import Attempt, FailureLog, own_story
 from masterslave.entries import (
+    TINY_BYTES,
     Cancelled,
     Dropped,
     Ended,
@@ -23,6 +24,8 @@ from masterslave.entries import (
     Joined,
     Left,
     Requested,
+    Requests,
+    Results,
     Setback,
     Stored,
     identity,
@@ -122,6 +125,34 @@ class Ledger:
 
     # --- what happens -----------------------------------------------------------------------
 
+    def knows(self) -> bool:
+        """Whether a request may take the place of one of an earlier run."""
+        return self._queue.has_parked()
+
+    def request_all(
+        self, client: int, tag: str, frames: Sequence[Frame], options: TaskOptions
+    ) -> list[str] | None:
+        """A client states tiny new tasks; gives their ids.
+
+        None: nothing has happened, each is to be looked at by itself (see `request`).
+        """
+        queue = self._queue
+        if options.origin is not None or queue.has_parked() or not frames:
+            return None
+        data: list[Any] = []
+        size = 0
+        for frame in frames:
+            if len(frame) != 1 or type(frame[0]) is not bytes or len(frame[0]) > TINY_BYTES:
+                return None
+            data.append(frame[0])
+            size += len(frame[0])
+        if queue.parameter_bytes + queue.result_bytes + size > self._memory_bytes:
+            return None
+        first = queue.next_number
+        ids = queue.request_all(client, tag, frames, options)
+        self._journal.add(Requests(first, tag, options, data), size)
+        return ids
+
     def request(
         self, client: int, tag: str, frame: Frame, options: TaskOptions, name: bytes
     ) -> Task:
@@ -169,8 +200,31 @@ class Ledger:
 
     def finished(self, tasks: Iterable[tuple[Task, Completion]], process: int) -> None:
         """Results have come in; as `settled`."""
-        now, add, ends = time.time(), self._journal.add, self._ends
-        for task, done in tasks:
+        now, add = time.time(), self._journal.add
+        tasks = list(tasks)
+        queue = self._queue
+        if queue.parameter_bytes + queue.result_bytes > self._memory_bytes:
+            others = tasks  # they are to rest
+        else:
+            tiny: list[Any] = []
+            others = []
+            size = 0
+            for pair in tasks:
+                task, done = pair
+                frame = task.frame
+                if (
+                    len(frame) == 1
+                    and type(frame[0]) is bytes
+                    and len(frame[0]) <= TINY_BYTES
+                    and not task.detail
+                ):
+                    tiny.append((task.ticket, done.attempt, done.duration_s, frame[0]))
+                    size += task.size
+                else:
+                    others.append(pair)
+            if tiny:
+                add(Results(process, now, tiny), size)
+        for task, done in others:
             add(
                 Ended(
                     task.ticket, done.attempt, process, task.outcome, done.duration_s, task.detail,
@@ -178,8 +232,10 @@ class Ledger:
                 ),
                 task.size,
             )  # fmt: skip
-            ends[task.id] = self._journal.added
             self._weigh(task)
+        added = self._journal.added
+        for task, _ in tasks:
+            self._ends[task.id] = added
 
     def cancelled(self, task_id: str) -> None:
         """A client has taken a task back."""

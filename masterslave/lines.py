@@ -15,6 +15,34 @@ from typing import Any, Generic, Protocol, TypeVar
 Item = TypeVar("Item")
 
 
+class Several(Generic[Item]):
+    """Items that stand in line as one, since they came one after the other."""
+
+    __slots__ = ()
+
+    def head(self) -> Item:
+        """The one whose turn it is."""
+        raise NotImplementedError
+
+    def pass_on(self) -> bool:
+        """That one stands in line no more; true if it was the last."""
+        raise NotImplementedError
+
+
+def head_of(queue: deque[Any]) -> Any:
+    """The item whose turn it is, in a line that is not empty."""
+    head = queue[1]
+    return head.head() if isinstance(head, Several) else head
+
+
+def pass_on(queue: deque[Any]) -> None:
+    """The item whose turn it was stands there no more."""
+    head = queue[1]
+    if not isinstance(head, Several) or head.pass_on():
+        queue.popleft()
+        queue.popleft()
+
+
 class _Line(Generic[Item]):
     """One tag's items, by priority."""
 
@@ -51,6 +79,11 @@ class WaitingLines(Generic[Item]):
         queue.append(self._last)
         queue.append(item)
 
+    def join_several(self, several: Several[Item], tag: str, priority: int) -> None:
+        """They stand at the end of the line, with one place for all."""
+        self._last += 1
+        self._line(tag).queue(priority).extend((self._last, several))
+
     def join_at_head(self, item: Item, tag: str, priority: int) -> None:
         """Stand before all others of that tag and priority."""
         self._first -= 1
@@ -62,10 +95,10 @@ class WaitingLines(Generic[Item]):
         if not lines:
             return None
         best: tuple[int, int] | None = None
-        winner: Item | None = None
+        winner: deque[Any] | None = None
         if len(lines) == 1:  # nothing is to be compared
             ((tag, only),) = lines.items()
-            return only.by_priority[only.priorities[-1]][1] if tag in tags else None
+            return head_of(only.by_priority[only.priorities[-1]]) if tag in tags else None
         for tag in tags:
             line = lines.get(tag)
             if line is None:
@@ -75,8 +108,8 @@ class WaitingLines(Generic[Item]):
             rank = (-priority, queue[0])
             if best is None or rank < best:
                 best = rank
-                winner = queue[1]
-        return winner
+                winner = queue
+        return None if winner is None else head_of(winner)
 
     def highest(self, tags: Collection[str]) -> int | None:
         """The priority of what `first` gives; None when there is nothing."""
@@ -89,15 +122,28 @@ class WaitingLines(Generic[Item]):
     def leave(self, tag: str) -> None:
         """The first item of that tag leaves the line."""
         line = self._lines[tag]
-        priority = line.priorities[-1]
-        queue = line.by_priority[priority]
-        queue.popleft()
-        queue.popleft()
+        queue = line.by_priority[line.priorities[-1]]
+        pass_on(queue)
         if not queue:
-            del line.by_priority[priority]
-            line.priorities.pop()
-            if not line.priorities:
-                del self._lines[tag]
+            self.emptied(tag)
+
+    def only_line(self, tag: str) -> deque[Any] | None:
+        """The items of highest priority, a rank before each, if none is of another tag.
+
+        Who takes items from it himself, by `head_of` and `pass_on`, says so by `emptied` when none
+        is left.
+        """
+        if len(self._lines) > 1:
+            return None
+        line = self._lines[tag]
+        return line.by_priority[line.priorities[-1]]
+
+    def emptied(self, tag: str) -> None:
+        """No item of the highest priority of that tag is left."""
+        line = self._lines[tag]
+        del line.by_priority[line.priorities.pop()]
+        if not line.priorities:
+            del self._lines[tag]
 
     def _line(self, tag: str) -> _Line[Item]:
         line = self._lines.get(tag)

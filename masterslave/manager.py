@@ -58,7 +58,7 @@ from masterslave.roster import Member, Roster
 from masterslave.scheduler import Scheduler
 from masterslave.settings import Settings
 from masterslave.versions import mismatch
-from masterslave.waiters import Waiter, Waiters
+from masterslave.waiters import Monitor, Parked, Waiter, Waiters
 
 log = logging.getLogger(__name__)
 
@@ -95,15 +95,16 @@ class TaskManager(ClientDesk):
         self.label = label
         self._settings = settings or Settings.from_environment()
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = Monitor()
+        self._lock.decide = self._decide
         self._queue = TaskQueue()
         self._scheduler = Scheduler(self._queue)
-        self._slaves_wait = Waiters(self._lock)
+        self._slaves_wait = Waiters()
         self._waiter_of: dict[int, Waiter] = {}  # process id -> its exchange that waits
         self._single_calls: set[Waiter] = set()  # of `getAnyTask` and `getTaskWithTag`
         self._clients_wait: dict[int, threading.Condition] = {}
         self._client_waits: Counter[int] = Counter()  # process id -> its calls that wait
-        self._gone = threading.Condition(self._lock)  # told when a process leaves
+        self._gone = self._lock.condition()  # told when a process leaves
         # Numbers of registrations are not those of an earlier task manager with our label.
         self._roster = Roster(first_generation=secrets.randbits(48))
         self._clients = Clients(None if keep else self._settings.client_grace_s)
@@ -339,7 +340,9 @@ class TaskManager(ClientDesk):
         if options is not DEFAULT_OPTIONS:
             checked = TaskOptions(*options).checked()
         books = self._ledger
-        names = ledger.names(tag, frames, checked) if books is not None else []
+        names: list[bytes] = []
+        if books is not None and books.knows():  # else nobody asks for them, and it takes time
+            names = ledger.names(tag, frames, checked)
         self._room.take(sum(map(frame_bytes, frames)))
         with self._lock:
             if self._terminated:
@@ -374,14 +377,7 @@ class TaskManager(ClientDesk):
         deadline = None if timeout is None else self._clock() + timeout
         with self._lock:
             while True:
-                got: list[Delivery] = []
-                size = 0
-                while len(got) < limit and size < BATCH_BYTES:
-                    delivery = self._queue.deliver(process_id, tag)
-                    if delivery is None:
-                        break
-                    got.append(delivery)
-                    size += frame_bytes(delivery.frame)
+                got = self._queue.deliver_all(process_id, tag, limit, BATCH_BYTES)
                 if got:
                     break
                 if self._terminated:
@@ -467,6 +463,44 @@ class TaskManager(ClientDesk):
         With a journal, all that is answered is on record. Raises `JournalError` when that cannot be
         done: nothing is acknowledged then, and what was handed in is to be handed in again.
         """
+        answer = self._exchange(process_id, completions, started, room, timeout, generation, None)
+        assert isinstance(answer, list)
+        return answer
+
+    def exchangeOrPark(
+        self,
+        answer: Callable[[list[Any]], None],
+        process_id: int,
+        completions: Iterable[Sequence[Any]] = (),
+        started: Iterable[str] = (),
+        room: int | None = None,
+        timeout: float = 0.0,
+        generation: int | None = None,
+    ) -> list[Any] | Parked:
+        """As `exchange`, but instead of waiting it gives the call that is parked.
+
+        `answer` is called with what `exchange` would give then, from any thread; it must not block.
+        The caller ends it in time, by `endParked`. With a journal it blocks as `exchange` does.
+        """
+        parks = answer if self._ledger is None else None
+        return self._exchange(process_id, completions, started, room, timeout, generation, parks)
+
+    def endParked(self, parked: Parked) -> None:
+        """The time of a parked call is over: it is answered, if it was not yet."""
+        with self._lock:
+            parked.is_over = True
+            self._slaves_wait.rouse(parked)
+
+    def _exchange(
+        self,
+        process_id: int,
+        completions: Iterable[Sequence[Any]],
+        started: Iterable[str],
+        room: int | None,
+        timeout: float,
+        generation: int | None,
+        answer: Callable[[list[Any]], None] | None,
+    ) -> list[Any] | Parked:
         ended = [as_completion(item) for item in completions]
         if ended and self._ledger is not None:
             timeout = 0.0  # they are to be put on record, and acknowledged, at once
@@ -485,16 +519,13 @@ class TaskManager(ClientDesk):
                     member.room = max(1, member.info.workers)
                 elif room >= 0:
                     member.room = room
-                tasks = self._take(member, timeout)
+                taken = self._take(member, timeout, answer)
+                if isinstance(taken, Parked):
+                    return taken
+                tasks = taken
                 if self._ledger is not None:
                     self._ledger.handed_out(process_id, tasks)
-            notices = {}
-            if member is not None and member.generation == generation:
-                notices = member.notices()
-            if self._terminated:
-                notices["terminate"] = True
-            elif member is None or member.id not in self._roster.present:
-                notices["register"] = True
+            notices = self._notices(member, generation)
         if self._ledger is not None:
             tasks = self._put_on_record(self._ledger, member, tasks, notices)
         self._outbox.tell()
@@ -678,14 +709,27 @@ class TaskManager(ClientDesk):
         options: TaskOptions,
         names: Sequence[bytes],
     ) -> list[str]:
-        """Put tasks into the queue; `names`: their identities, where there is a journal."""
-        ids = []
+        """Put tasks into the queue; `names`: their identities, where those are known already."""
         books = self._ledger
+        together: list[str] | None
+        if books is None:
+            together = self._queue.request_all(process_id, tag, frames, options)
+        else:
+            together = books.request_all(process_id, tag, frames, options)
+        if together is not None:
+            for _ in together if self._slaves_wait else ():
+                if not self._slaves_wait:
+                    break
+                self._slaves_wait.wake(tag)
+            if self._outbox.is_read:
+                for task_id in together:
+                    self._outbox.note("task_requested", task_id, tag)
+            return together
+        assert books is not None
+        ids: list[str] = []
+        names = names or ledger.names(tag, frames, options)
         for index, frame in enumerate(frames):
-            if books is None:
-                task = self._queue.request(process_id, tag, frame, options)
-            else:
-                task = books.request(process_id, tag, frame, options, names[index])
+            task = books.request(process_id, tag, frame, options, names[index])
             ids.append(task.id)
             if task.state is State.WAITING:
                 if self._slaves_wait:
@@ -721,13 +765,34 @@ class TaskManager(ClientDesk):
         present = self._roster.present.get(member.id) is member
         return present and member.generation == generation
 
-    def _take(self, member: Member, timeout: float) -> list[Assignment]:
-        """Hand out what the slave may hold, waiting for the first task or notice if asked to."""
+    def _notices(self, member: Member | None, generation: int | None) -> dict[str, Any]:
+        """What a slave is told at the end of an exchange, once."""
+        notices = {}
+        if member is not None and member.generation == generation:
+            notices = member.notices()
+        if self._terminated:
+            notices["terminate"] = True
+        elif member is None or member.id not in self._roster.present:
+            notices["register"] = True
+        return notices
+
+    def _take(
+        self, member: Member, timeout: float, answer: Callable[[list[Any]], None] | None = None
+    ) -> list[Assignment] | Parked:
+        """Hand out what the slave may hold, waiting for the first task or notice if asked to.
+
+        `answer`: have the call parked instead.
+        """
         tasks = [] if self._terminated else self._hand_out(member)
         if tasks or timeout <= 0 or self._must_answer(member):
             self._line_up(member)  # what this call freed and did not take is the waiting one's
             return tasks
         self._rouse(member)  # an earlier call that waits would be forgotten
+        if answer is not None:
+            parked = Parked(self._lock, member.id, member.generation, answer)
+            self._waiter_of[member.id] = parked
+            self._line_up(member)
+            return parked
         waiter = self._waiter_of[member.id] = Waiter(self._lock)
         generation = member.generation
         deadline = self._clock() + timeout
@@ -745,6 +810,29 @@ class TaskManager(ClientDesk):
         del self._waiter_of[member.id]
         self._roster.liveness.heard(member.id, self._clock())
         return tasks
+
+    def _decide(self, parked: Parked) -> Callable[[], None] | None:
+        """A parked call was woken: what its answer is, if it is to be answered now."""
+        if parked.is_answered:
+            return None
+        member = self._roster.known(parked.process_id)
+        current = self._waiter_of.get(parked.process_id) is parked
+        tasks: list[Assignment] = []
+        if member is not None and current and self._is_current(member, parked.generation):
+            if not self._terminated:
+                tasks = self._hand_out(member)
+            self._pass_on(parked, tasks)
+            if not (tasks or parked.is_over or self._must_answer(member)):
+                self._line_up(member)
+                return None
+            self._roster.liveness.heard(member.id, self._clock())
+        else:
+            self._pass_on(parked, tasks)
+        if current:
+            del self._waiter_of[parked.process_id]
+        parked.is_answered = True
+        reply = [tasks, self._notices(member, parked.generation)]
+        return lambda: parked.answer(reply)
 
     def _must_answer(self, member: Member) -> bool:
         """Whether there is something to tell a slave even if there is no task for it.
@@ -897,7 +985,7 @@ class TaskManager(ClientDesk):
     def _wait_for_result(self, process_id: int, wait_s: float) -> None:
         waiting = self._clients_wait.get(process_id)
         if waiting is None:
-            waiting = self._clients_wait[process_id] = threading.Condition(self._lock)
+            waiting = self._clients_wait[process_id] = self._lock.condition()
         self._client_waits[process_id] += 1
         try:
             waiting.wait(wait_s)

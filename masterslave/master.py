@@ -8,22 +8,18 @@ which is in the same process; only slaves come over the network.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import os
 import secrets
 import signal
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from masterslave import payload, pieces, shared, slavecode
-from masterslave.attached import Attachment, RemoteManager
+from masterslave import globalstate, payload, shared, slavecode, ways
+from masterslave.attached import RemoteManager
 from masterslave.chaos import Chaos
-from masterslave.clients import MAX_WEIGHT, MIN_WEIGHT
 from masterslave.errors import (
     DataNotFound,
     PayloadError,
@@ -46,13 +42,13 @@ from masterslave.records import (
     Delivery,
     Frame,
     Outcome,
-    Piece,
     TaskOptions,
     frame_bytes,
 )
 from masterslave.service import Service
-from masterslave.settings import Settings, check_label, split_address
+from masterslave.settings import Settings, check_label
 from masterslave.units import parse_bytes, parse_duration
+from masterslave.ways import folder_way
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -70,50 +66,13 @@ _FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut | TaskL
 #: How many requests `requestTasks` pickles before it hands them over. Larger: slaves start later.
 _REQUEST_BATCH = 200
 
-#: Global state is digested in parts of this size. Larger: fewer threads take part. Smaller: more
-#: steps, each of which takes the interpreter's lock.
-_DIGEST_BYTES = 1 << 23
+#: Results that are taken from the task manager at once when so many are there. Larger: nothing is
+#: gained. Smaller: the task manager's lock is taken for a few, and slaves wait for it.
+_RESULT_BATCH = 64
 
 #: Parameters of a task beyond this size bring a warning. Larger: programs that send the same array
 #: with every task are slow and do not learn why. Smaller: a warning where there is nothing to gain.
 _LARGE_PARAMETERS_BYTES = 10_000_000
-
-
-class FolderWay(NamedTuple):
-    """A shared folder as the way between master and slaves."""
-
-    path: str | PathLike[str]
-    network: bool = False  # whether the task manager listens as well
-    straggler_fraction: float = 0.05  # when so few tasks are left, slow ones are run twice; 0: none
-
-
-class Circumstances(NamedTuple):
-    """What `runJob` and its kin know of the next master that its class's constructor need not."""
-
-    code: slavecode.Record | None = None  # what slaves load; "shared_main": it is this very script
-    folder: FolderWay | None = None  # where master and slaves meet, instead of a network or beside
-    executor: Executor | Callable[[], Executor] | None = None  # runs the handlers, no slaves
-    slave: tuple[type, float | None] | None = None  # the class itself, and its watchdog period
-    attach: bool = False  # whether a task manager that is served elsewhere is joined
-    master_host: str | None = None  # where that is
-
-
-_USUAL = Circumstances()
-_circumstances: ContextVar[Circumstances] = ContextVar("circumstances", default=_USUAL)
-
-
-@contextlib.contextmanager
-def circumstances(of_next: Circumstances) -> Iterator[None]:
-    """Within it, the next master is made under these circumstances.
-
-    A master can be reached from its constructor on, which may be a subclass's and take long: what
-    slaves ask for must be there before.
-    """
-    token = _circumstances.set(of_next)
-    try:
-        yield
-    finally:
-        _circumstances.reset(token)
 
 
 @contextlib.contextmanager
@@ -190,51 +149,36 @@ class MasterProcess:
         check_label(label)
         self.label = label
         self.settings = settings or Settings.from_environment()
-        given = _circumstances.get()
-        _circumstances.set(Circumstances())
-        code = given.code
-        attach = attach or given.attach
-        master_host = master_host or given.master_host
-        way = folder_way(folder, failover_folder, straggler_fraction) or given.folder
-        executor = given.executor if executor is None else executor
-        if way is not None and (executor is not None or attach or master_host is not None):
-            raise SettingsError("give a folder, executor= or attach=, not two of them")
-        self._service: Service | Attachment
-        if executor is not None:
-            if attach or master_host is not None:
-                raise SettingsError("give executor= or attach=, not both: nobody is joined there")
-            from masterslave.pump import ExecutorService  # few masters need it
-
-            self._service = ExecutorService(
-                label, self.settings, executor, code, given.slave,
-                observers=observers, journal=journal,
-            )  # fmt: skip
-        elif attach or master_host is not None:
-            self._service = _joined(
-                label, self.settings, code, attach, master_host, journal, weight
-            )
-        else:
-            self._service = _open_service(
-                way,
-                label,
-                self.settings,
-                use_name_server=use_name_server,
-                observers=observers,
-                journal=journal,
-                data=None if code is None else {slavecode.DATA_NAME: code},
-            )
+        way = folder_way(folder, failover_folder, straggler_fraction)
+        given = ways.taken().also(way, executor, attach, master_host)
+        self._service = ways.open_service(
+            label,
+            self.settings,
+            given,
+            use_name_server=use_name_server,
+            observers=observers,
+            journal=journal,
+            weight=weight,
+        )
         self.task_manager: TaskManager | RemoteManager = self._service.manager
         self.process_id: int = self._service.enter()
-        lends = self.settings.shared_memory and executor is None  # its pickling knows no views
+        lends = (
+            self.settings.shared_memory and given.executor is None
+        )  # its pickling knows no views
         self._memory: payload.Memory | None = shared if lends else None
+        code = given.code
         is_script = code is not None and code["shared_main"]
         self._use_script(code if is_script else slavecode.running_script(), shared=is_script)
         self._states: dict[int, list[str]] = {}  # names of each state's values
         self._state_uses: Counter[int] = Counter()  # how often each was set
         # A journal may still have to write what is delivered, and not what the program makes of it.
-        self._has_journal = journal is not None or way is not None
+        self._has_journal = journal is not None or given.folder is not None
         self._owns_results = not self._has_journal
         self._large_tags: set[str] = set()  # whose large parameters have been remarked on
+        # Results that were taken and not retrieved yet, of any tag, oldest first.
+        self._taken: deque[Delivery] = deque()
+        self._waiting_calls = 0  # that wait in the task manager for a result
+        self._taking = threading.Lock()  # of both
         self._lock = threading.Lock()
         self._slaves = LocalSlaves()
         self._down = False
@@ -401,12 +345,15 @@ class MasterProcess:
         ids: list[str] = []
         frames = []
         for parameters in parameter_tuples:
-            if isinstance(parameters, (str, bytes)) or not isinstance(parameters, Iterable):
-                raise SettingsError(
-                    f"requestTasks: each item must be a tuple of parameters, not "
-                    f"{payload.describe(parameters)}; for one parameter write (x,)"
-                )
-            frames.append(self._encode(tag, tuple(parameters)))
+            if type(parameters) is not tuple:
+                if isinstance(parameters, (str, bytes)) or not isinstance(parameters, Iterable):
+                    raise SettingsError(
+                        f"requestTasks: each item must be a tuple of parameters, not "
+                        f"{payload.describe(parameters)}; for one parameter write (x,)"
+                    )
+                frames.append(self._encode(tag, tuple(parameters)))
+            else:
+                frames.append(self._encode(tag, parameters))
             if len(frames) >= _REQUEST_BATCH:
                 ids += self.task_manager.addTaskRequests(tag, frames, self.process_id, options)
                 frames = []
@@ -425,13 +372,12 @@ class MasterProcess:
         """
         _check_wait(tag, timeout)
         try:
-            got = self.task_manager.getResults(self.process_id, tag, 1, timeout)
+            delivery = self._next_delivery(tag, timeout)
         except TaskManagerTermination:
             return None, None, None
-        if not got:
+        if delivery is None:
             what = f"of tag {tag!r} " if tag is not None else ""
             raise ResultTimeout(f"no result {what}within {timeout:g} s")
-        delivery = got[0]
         return delivery.task_id, delivery.tag, self._value(delivery)
 
     def results(
@@ -449,15 +395,47 @@ class MasterProcess:
     def _results(self, tag: str | None, timeout: float | None) -> Iterator[tuple[str, str, Any]]:
         while True:
             try:
-                # One at a time, so that a failure, or leaving the loop, loses no other result.
-                got = self.task_manager.getResults(self.process_id, tag, 1, timeout, True)
+                delivery = self._next_delivery(tag, timeout, while_outstanding=True)
             except TaskManagerTermination:
                 return
-            if not got:
+            if delivery is None:
                 if self.task_manager.outstandingTasks(self.process_id, tag):
                     raise ResultTimeout(f"no result within {timeout:g} s")
                 return
-            yield got[0].task_id, got[0].tag, self._value(got[0])
+            yield delivery.task_id, delivery.tag, self._value(delivery)
+
+    def _next_delivery(
+        self, tag: str | None, timeout: float | None, *, while_outstanding: bool = False
+    ) -> Delivery | None:
+        """The oldest finished task; waits, answers and raises as `TaskManager.getResults`.
+
+        Many are taken at once, and kept for whoever comes next: a failure, or leaving a loop, loses
+        none. While another thread waits in the task manager, each takes one at a time, or what that
+        thread waits for might lie here.
+        """
+        manager = self.task_manager
+        with self._taking:
+            kept = self._taken
+            if kept:
+                if tag is None:
+                    return kept.popleft()
+                for place, one in enumerate(kept):
+                    if one.tag == tag:
+                        del kept[place]
+                        return one
+            if not self._waiting_calls and isinstance(manager, TaskManager):
+                got = manager.getResults(self.process_id, tag, _RESULT_BATCH, 0.0)
+                if got:
+                    kept.extend(got)  # behind those of other tags, which are older
+                    del kept[len(kept) - len(got)]
+                    return got[0]
+            self._waiting_calls += 1
+        try:
+            got = manager.getResults(self.process_id, tag, 1, timeout, while_outstanding)
+        finally:
+            with self._taking:
+                self._waiting_calls -= 1
+        return got[0] if got else None
 
     def cancelTask(self, task_id: str) -> bool:
         """Take a task back; true if it had not finished, and then it gives no result.
@@ -499,8 +477,8 @@ class MasterProcess:
         slave fetches a value once. Raises `PayloadError` when a value cannot be pickled.
         """
         frames = {name: self._codec.encode(value, name) for name, value in values.items()}
-        if self._has_journal or sum(map(frame_bytes, frames.values())) < _DIGEST_BYTES:
-            state_id = _state_id(frames)
+        if self._has_journal or sum(map(frame_bytes, frames.values())) < globalstate.DIGEST_BYTES:
+            state_id = globalstate.state_id(frames)
         else:  # there is no next run to know it by its content, which takes as long as sending it
             state_id = secrets.randbits(63)
         with self._lock:
@@ -544,6 +522,8 @@ class MasterProcess:
             frame = self._codec.encode(parameters, "parameters")
         except PayloadError as error:
             raise PayloadError(f"the parameters of a task {tag!r}: {error}") from error.__cause__
+        if len(frame) == 1 and len(frame[0]) <= _LARGE_PARAMETERS_BYTES:
+            return frame  # most
         size = frame_bytes(frame)
         if size > _LARGE_PARAMETERS_BYTES and tag not in self._large_tags:
             self._large_tags.add(tag)
@@ -570,103 +550,11 @@ class MasterProcess:
         raise TaskRaisedException(delivery.task_id, delivery.tag, exception, delivery.detail)
 
 
-def folder_way(
-    folder: str | PathLike[str] | None,
-    failover_folder: str | PathLike[str] | None,
-    straggler_fraction: float,
-) -> FolderWay | None:
-    """What these arguments say of a shared folder; None: nothing. Raises `SettingsError`."""
-    if folder is not None and failover_folder is not None:
-        raise SettingsError(
-            "give folder= (no network) or failover_folder= (beside the network), not both"
-        )
-    fraction = straggler_fraction
-    if (
-        isinstance(fraction, bool)
-        or not isinstance(fraction, (int, float))
-        or not 0 <= fraction <= 1
-    ):
-        raise SettingsError(f"straggler_fraction={fraction!r}: must be a number from 0 to 1")
-    path = failover_folder if folder is None else folder
-    return None if path is None else FolderWay(path, folder is None, fraction)
-
-
-def _open_service(way: FolderWay | None, label: str, settings: Settings, **options: Any) -> Service:
-    """A task manager of this master's own. Takes and raises what `Service` does."""
-    if way is not None:
-        from masterslave.folderservice import FolderService  # few masters need it
-
-        return FolderService(label, settings, **way._asdict(), **options)
-    return Service(label, settings, **options)
-
-
 def failure_of(codec: payload.Codec, delivery: Delivery) -> BaseException:
     """Why a task failed: the handler's exception, or what stands for it."""
     if delivery.outcome == Outcome.EXCEPTION:
         return codec.decode_exception(delivery.frame, delivery.detail)
     return _FAILURES[delivery.outcome](delivery.detail)
-
-
-def _joined(
-    label: str,
-    settings: Settings,
-    code: slavecode.Record | None,
-    attach: bool,
-    master_host: str | None,
-    journal: str | PathLike[str] | None,
-    weight: float,
-) -> Attachment:
-    """A task manager that is there already."""
-    if not attach:
-        raise SettingsError(
-            f"master_host={master_host!r}: says where a task manager is to be joined; "
-            "give attach=True as well"
-        )
-    if master_host is not None:
-        if not isinstance(master_host, str):
-            raise SettingsError(f"master_host={master_host!r}: must be 'HOST' or 'HOST:PORT'")
-        split_address(master_host)
-    if journal is not None:
-        raise SettingsError(
-            f"journal={os.fspath(journal)!r}: is kept by the task manager that is joined: "
-            "task_manager serve LABEL --journal FILE"
-        )
-    if (
-        isinstance(weight, bool)
-        or not isinstance(weight, (int, float))
-        or not (MIN_WEIGHT <= weight <= MAX_WEIGHT)
-    ):
-        raise SettingsError(
-            f"weight={weight!r}: must be a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}"
-        )
-    return Attachment(label, settings, master_host, code, weight)
-
-
-def _state_id(frames: Mapping[str, Frame]) -> int:
-    """A number that is the same for the same values, and for no others.
-
-    So a task that names a state means the same in the next run of a master with a journal, and to
-    slaves that have outlived the run before.
-    """
-    digest = hashlib.sha256()
-    chunks: list[Piece] = []
-    for name, frame in sorted(frames.items()):
-        for piece in (name.encode(), *frame):
-            digest.update(len(piece).to_bytes(8, "big"))
-            chunks += pieces.cut(piece, _DIGEST_BYTES)
-    if len(chunks) > 1 + 2 * len(frames):  # large: by as many threads as there are processors
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
-            digests = list(threads.map(_digest, chunks))
-    else:
-        digests = list(map(_digest, chunks))
-    digest.update(b"".join(digests))
-    return int.from_bytes(digest.digest()[:8], "big") >> 1  # any language's signed integer holds it
-
-
-def _digest(data: Piece) -> bytes:
-    return hashlib.sha256(data).digest()
 
 
 def _check_tag(tag: Any) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 from masterslave.hooks import Observer
+from masterslave.waiters import Monitor
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 class Outbox:
     """Calls of observers that are still to be made."""
 
-    def __init__(self, lock: threading.Lock, observers: Sequence[Observer]) -> None:
+    def __init__(self, lock: Monitor, observers: Sequence[Observer]) -> None:
         self._lock = lock
         self._observers = tuple(observers)
         self.is_read = bool(observers)  # whether it is worth noting anything

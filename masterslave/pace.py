@@ -16,7 +16,7 @@ HORIZON_S = 0.02
 
 #: Tasks in hand per worker, whatever they take. Larger: more is run again when a slave is lost,
 #: and messages get long. Smaller: tasks below HORIZON_S / MAX_IN_HAND run dry between exchanges.
-MAX_IN_HAND = 512
+MAX_IN_HAND = 2048
 
 #: Weight of the newest duration in the average. Larger: one stray task upsets the pace.
 #: Smaller: a program whose tasks get longer is noticed late.

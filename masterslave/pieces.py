@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from masterslave.records import Piece
+from masterslave.records import Assignment, Completion, Delivery, Piece
 
 #: Largest piece. Larger: more temporary memory, and a longer silence on a slow network, where each
 #: piece is a sign of life. Smaller: more arrays are joined from pieces, which copies them once.
@@ -53,15 +53,18 @@ def lift(value: Any) -> tuple[Any, list[Place], list[Piece]]:
     """
     places: list[Place] = []
     pieces: list[Piece] = []
-    if not _has_large(value):
+    if not has_large(value):
         return value, places, pieces
     return _lift(value, [], places, pieces), places, pieces
 
 
-def _has_large(value: Any) -> bool:
+def has_large(value: Any) -> bool:
     """Whether there is something to lift: a quick look, for messages by the thousand have none."""
     for item in value.values() if isinstance(value, dict) else value:
         kind = type(item)
+        if kind is Completion or kind is Assignment or kind is Delivery:  # nearly all that travels
+            item = item.frame  # noqa: PLW2901 - the only part that can be large
+            kind = type(item)
         if kind is str or kind is int or kind is float:
             continue
         if kind is bytes:
@@ -71,7 +74,7 @@ def _has_large(value: Any) -> bool:
             if kind is list and len(item) == 1 and type(item[0]) is bytes:  # a frame, as most are
                 if len(item[0]) >= LIFT_BYTES:
                     return True
-            elif item and _has_large(item):
+            elif item and has_large(item):
                 return True
         elif isinstance(item, (bytearray, memoryview)) and len(item) >= LIFT_BYTES:
             return True

@@ -38,6 +38,7 @@ length, and the n-th of the descriptors that come with the message is the one to
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import select
@@ -71,8 +72,13 @@ _CHUNK_BYTES = 1 << 18
 #: receiver can have open. The system allows 253.
 _MOST_LOANS = 64
 
-_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_RIGHTS_BYTES = _MOST_LOANS * array.array("i").itemsize
+# Plain integers: combining the enumeration's members takes longer than receiving.
+_CLOSE_ON_EXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_CONTROL_CUT = int(socket.MSG_CTRUNC)
+_NOT_WAITING = int(socket.MSG_DONTWAIT)
+_RIGHTS_SPACE = 0
+if hasattr(socket, "CMSG_SPACE"):
+    _RIGHTS_SPACE = socket.CMSG_SPACE(_MOST_LOANS * array.array("i").itemsize)
 
 #: A worker that has nothing to do for so long gives unused shared memory back. Larger: it is kept
 #: from other programs. Smaller: the next results need new memory after each pause.
@@ -124,8 +130,28 @@ def _lent(part: Piece, loans: list[Loan], lend: bool) -> list[int] | None:
     return [loans.index(loan), *loan.name[1:], start, len(part)]
 
 
+def _sent_at_once(sock: socket.socket, message: list[Any]) -> _Outgoing | None:
+    """Send a message without large parts, as far as that can be done in one go.
+
+    Gives what is left of it; None: nothing. Raises `OSError`.
+    """
+    packed: bytes = msgpack.packb(message, unicode_errors="surrogatepass")
+    try:
+        sent = sock.send(packed)
+    except BlockingIOError:
+        sent = 0
+    return None if sent == len(packed) else _Outgoing.of(memoryview(packed)[sent:])
+
+
 class _Outgoing:
     """Parts of messages, of which the first of each takes descriptors along."""
+
+    @classmethod
+    def of(cls, part: memoryview) -> _Outgoing:
+        """The rest of a message."""
+        rest = cls.__new__(cls)
+        rest.descriptors, rest.parts = [], deque((part,))
+        return rest
 
     def __init__(self, message: list[Any], share: bool, *, lend: bool = False) -> None:
         self.descriptors: list[int] = []
@@ -240,11 +266,11 @@ def _receive(sock: socket.socket, reader: _Reader, flags: int = 0) -> int:
     if not _CLOSE_ON_EXEC:  # so nothing is lent
         return sock.recv_into(reader.space(), 0, flags)
     count, extra, told, _ = sock.recvmsg_into(
-        [reader.space()], socket.CMSG_SPACE(_RIGHTS_BYTES), flags | _CLOSE_ON_EXEC
+        [reader.space()], _RIGHTS_SPACE, flags | _CLOSE_ON_EXEC
     )
     for _, _, data in extra:  # of one kind only
         reader.descriptors.extend(array.array("i", data))
-    if told & socket.MSG_CTRUNC:
+    if told & _CONTROL_CUT:
         raise LoanError(errno.EMFILE, f"a loan cannot be taken: {os.strerror(errno.EMFILE)}")
     return count
 
@@ -270,8 +296,14 @@ class SupervisorEnd:
 
     def send(self, message: list[Any]) -> None:
         """Send now what fits, keep the rest for `flush`. A worker that is gone is no error here."""
-        self._unsent.append(_Outgoing(message, self._share))
-        self.flush()
+        if self._unsent or pieces.has_large(message):
+            self._unsent.append(_Outgoing(message, self._share))
+            self.flush()
+            return
+        with contextlib.suppress(OSError):  # its death is noticed by other means
+            rest = _sent_at_once(self._sock, message)
+            if rest is not None:
+                self._unsent.append(rest)
 
     def flush(self) -> None:
         """Send more of what is kept, without waiting."""
@@ -369,8 +401,16 @@ class WorkerEnd:
 
     def send(self, message: list[Any]) -> None:
         """Send a message; blocks until the supervisor has taken it. Raises `PipeClosed`."""
-        outgoing = _Outgoing(message, self.share, lend=True)
         self._sent += 1
+        try:
+            if not pieces.has_large(message):
+                outgoing = _sent_at_once(self._sock, message)
+                if outgoing is None:
+                    return
+            else:
+                outgoing = _Outgoing(message, self.share, lend=True)
+        except OSError as error:
+            raise PipeClosed from error
         try:
             while outgoing.parts:
                 try:
@@ -426,7 +466,7 @@ class WorkerEnd:
         """The messages that are there already; does not wait. Raises `PipeClosed` at the end."""
         count: int | None = None
         try:
-            count = _receive(self._sock, self._reader, socket.MSG_DONTWAIT)
+            count = _receive(self._sock, self._reader, _NOT_WAITING)
             self._messages.extend(self._reader.got(count))
         except (BlockingIOError, LoanError) as error:
             if isinstance(error, LoanError):

@@ -34,10 +34,11 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from masterslave.errors import IllegalTransition, UnknownTask
-from masterslave.lines import FinishedLine
+from masterslave.lines import FinishedLine, head_of, pass_on
+from masterslave.notes import TINY_BYTES, Tasks
 from masterslave.records import (
     AT_REST,
     LOST,
@@ -229,7 +230,7 @@ class TaskQueue:
     """All tasks that were requested and not yet delivered. Not thread-safe: the shell locks."""
 
     def __init__(self) -> None:
-        self.tasks: dict[str, Task] = {}
+        self.tasks = Tasks[Task](Task)
         self.dropped = 0  # late or doubled completions that changed nothing
         self.delivered = 0
         self.cancelled = 0
@@ -261,6 +262,38 @@ class TaskQueue:
         self._lines.join(task, client, tag, options.priority)
         return task
 
+    def request_all(
+        self, client: int, tag: str, frames: Iterable[Frame], options: TaskOptions
+    ) -> list[str]:
+        """`request` for each of these frames, in one pass; gives the ids."""
+        first = number = self._next_id
+        tiny: list[bytes] = []
+        size = 0
+        for frame in frames:
+            if len(frame) == 1 and type(frame[0]) is bytes and len(frame[0]) <= TINY_BYTES:
+                tiny.append(frame[0])
+                size += len(frame[0])
+            else:
+                self._note(client, tag, options, number - len(tiny), tiny)
+                tiny = []
+                task = Task(f"{tag}_{number}", number, client, tag, frame, options)
+                self.tasks[task.id] = task
+                self._lines.join(task, client, tag, options.priority)
+                size += task.size
+            number += 1
+        self._note(client, tag, options, number - len(tiny), tiny)
+        self._next_id = number
+        self.parameter_bytes += size
+        self._counts[State.WAITING][tag] += number - first
+        self._client(client).outstanding[tag] += number - first
+        return [f"{tag}_{one}" for one in range(first, number)]
+
+    def _note(
+        self, client: int, tag: str, options: TaskOptions, number: int, data: list[bytes]
+    ) -> None:
+        for block in self.tasks.note(client, tag, options, number, data):
+            self._lines.join_several(block, client, tag, options.priority)
+
     def park(self, number: int, tag: str, identity: bytes, options: TaskOptions) -> Task:
         """A task that an earlier run has requested, as its journal says.
 
@@ -278,6 +311,11 @@ class TaskQueue:
         else:
             self._owned.setdefault(options.origin[0], deque()).append((identity, task))
         return task
+
+    @property
+    def next_number(self) -> int:
+        """Of the next task that is requested."""
+        return self._next_id
 
     def number_used(self, number: int) -> None:
         """An earlier run has given that number to a task that is forgotten."""
@@ -442,6 +480,7 @@ class TaskQueue:
                 finished.append(task)
         self._clients.pop(client, None)
         self._lines.forget(client)
+        self.tasks.forget(client)
         return cancelled, finished
 
     def weigh(self, client: int, weight: float) -> None:
@@ -454,6 +493,15 @@ class TaskQueue:
             if task.state is State.WAITING:
                 return task
             self._lines.leave(task.client, task.tag)  # finished or cancelled while it stood in line
+        return None
+
+    def _first_waiting(self, line: deque[Any]) -> Task | None:
+        """As `peek`, of a line with nothing to be compared with."""
+        while line:
+            task: Task = head_of(line)
+            if task.state is State.WAITING:
+                return task
+            pass_on(line)
         return None
 
     def hand_out(self, process: int, tags: Collection[str]) -> Assignment | None:
@@ -477,25 +525,33 @@ class TaskQueue:
         held = self._held.get(process)
         if held is None:
             held = self._held[process] = _Held()
+        holds = held.tasks
         run: list[Assignment] = []
         size = task.size
+        alone = lines.only_line(tag)
         while True:
-            lines.serve(task.client, tag)
+            if alone is None:
+                lines.serve(task.client, tag)
+            else:
+                pass_on(alone)
             task.state = running
             task.attempt += 1
             task.started = False
             task.holder = process
-            held.tasks[task.id] = task
-            run.append(Assignment(task.id, tag, task.attempt, task.frame, task.options.timeout))
+            task_id = task.id
+            holds[task_id] = task
+            run.append(Assignment(task_id, tag, task.attempt, task.frame, task.options.timeout))
             if len(run) >= count:
                 break
-            following = self.peek(tags)
+            following = self.peek(tags) if alone is None else self._first_waiting(alone)
             if following is None or following.tag != tag:
                 break
             task = following
             size += task.size
             if size > limit_bytes:
                 break
+        if alone is not None and not alone:
+            lines.emptied(first.client, tag)
         self._counts[State.WAITING][tag] -= len(run)
         self._counts[running][tag] += len(run)
         held.by_tag[tag] = held.by_tag.get(tag, 0) + len(run)
@@ -596,11 +652,11 @@ class TaskQueue:
         """
         plain: list[tuple[Task, Completion]] = []
         others: list[tuple[Effect, Completion]] = []
-        tasks, clients = self.tasks, self._clients
+        find, tasks, clients = dict.get, self.tasks, self._clients
         held = self._held.get(process)
         freed: dict[str, int] = {}  # by tag
         for done in batch:
-            task = tasks.get(done.task_id)
+            task = find(tasks, done.task_id)  # what is only noted was not handed out
             if (
                 done.outcome != _RESULT
                 or task is None
@@ -729,25 +785,38 @@ class TaskQueue:
 
     def deliver(self, client: int, tag: str | None = None) -> Delivery | None:
         """The client takes its oldest finished task, of that tag if given; None: there is none."""
+        got = self.deliver_all(client, tag, 1)
+        return got[0] if got else None
+
+    def deliver_all(
+        self, client: int, tag: str | None, limit: int, limit_bytes: int = 0
+    ) -> list[Delivery]:
+        """The client takes so many finished tasks at most, oldest first, of that tag if given.
+
+        No more once their frames have `limit_bytes` together.
+        """
+        got: list[Delivery] = []
         mine = self._clients.get(client)
         if mine is None:
-            return None
-        task = mine.finished.take(tag)
-        if task is None:
-            return None
-        state = task.state
-        delivered = TRANSITIONS[state, Event.DELIVER]
-        tag = task.tag
-        self._counts[state][tag] -= 1
-        task.state = delivered  # forgotten, so it is counted nowhere
-        del self.tasks[task.id]
-        mine.outstanding[tag] -= 1
-        self.delivered += 1
-        frame = task.frame
-        if frame is not AT_REST:
-            self.result_bytes -= task.size
-            task.frame = AT_REST  # who still has the task, to let it rest, finds that done
-        return Delivery(task.id, tag, task.outcome, frame, task.detail)
+            return got
+        take, tasks, outstanding = mine.finished.take, self.tasks, mine.outstanding
+        size = 0
+        while (task := take(tag)) is not None:
+            state, of_tag = task.state, task.tag
+            self._counts[state][of_tag] -= 1
+            task.state = TRANSITIONS[state, Event.DELIVER]  # forgotten: it is counted nowhere
+            del tasks[task.id]
+            outstanding[of_tag] -= 1
+            frame = task.frame
+            if frame is not AT_REST:
+                self.result_bytes -= task.size
+                size += task.size
+                task.frame = AT_REST  # who still has the task, to let it rest, finds that done
+            got.append(Delivery(task.id, of_tag, task.outcome, frame, task.detail))
+            if len(got) >= limit or size >= limit_bytes > 0:
+                break
+        self.delivered += len(got)
+        return got
 
     def rest(self, task: Task) -> None:
         """Forget a task's frame: it is kept elsewhere, or not needed any more."""
@@ -820,6 +889,10 @@ class TaskQueue:
     def parked(self) -> int:
         """How many tasks of earlier runs this run has not requested."""
         return self._counts[State.PARKED].total()
+
+    def has_parked(self) -> bool:
+        """Whether there may be tasks of earlier runs that this run has not requested."""
+        return bool(self._parked or self._owned)
 
     def waiting_tags(self) -> Iterator[str]:
         """The tags that have waiting tasks."""

@@ -7,13 +7,13 @@ them aside in; with one, requests wait only while it cannot be written.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 
 from masterslave.errors import JournalError, MasterSlaveError, QueueFull
 from masterslave.ledger import Ledger
 from masterslave.queue import TaskQueue
 from masterslave.settings import Settings
+from masterslave.waiters import Monitor
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +26,14 @@ class Room:
 
     def __init__(
         self,
-        lock: threading.Lock,
+        lock: Monitor,
         queue: TaskQueue,
         ledger: Ledger | None,
         settings: Settings,
         has_ended: Callable[[], bool],
     ) -> None:
         """`has_ended`: whether the task manager takes no more requests: then nobody waits."""
-        self._found = threading.Condition(lock)
+        self._found = lock.condition()
         self._queue = queue
         self._ledger = ledger
         self._settings = settings

@@ -41,16 +41,16 @@ class Scheduler:
     def hand_out(self, member: Member, now: float) -> list[Assignment]:
         """Give a slave what it may hold: as many tasks as make up a message, or none."""
         tasks: list[Assignment] = []
-        size = 0
         tags = self.tags_for(member, now)
         queue = self._queue
         while (task := queue.peek(tags)) is not None:
             count = member.may_take(task.tag, queue.load_of(member.id), self.pace)
-            if not count or (tasks and size + task.size > BATCH_BYTES):
+            if not count:
+                break
+            size = sum(frame_bytes(assignment.frame) for assignment in tasks)
+            if tasks and size + task.size > BATCH_BYTES:
                 break  # the rest fits into the next answer
-            run = queue.hand_out_run(member.id, task, tags, count, BATCH_BYTES - size)
-            size += sum(frame_bytes(assignment.frame) for assignment in run)
-            tasks += run
+            tasks += queue.hand_out_run(member.id, task, tags, count, BATCH_BYTES - size)
         if self._stragglers:
             for assignment in tasks:
                 self._stragglers.began(assignment.task_id, assignment.tag, member.id, now)

@@ -18,10 +18,11 @@ is, O(clients).
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Collection
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from masterslave.lines import WaitingLines
+from masterslave.lines import Several, WaitingLines
 
 Item = TypeVar("Item")
 
@@ -64,6 +65,13 @@ class SharedLines(Generic[Item]):
             self._has_priorities = True
         share.lines.join(item, tag, priority)
 
+    def join_several(self, several: Several[Item], client: int, tag: str, priority: int) -> None:
+        """They stand at the end of the client's line, with one place for all."""
+        share = self._waiting.get(client) or self._comes(client)
+        if priority:
+            self._has_priorities = True
+        share.lines.join_several(several, tag, priority)
+
     def join_at_head(self, item: Item, client: int, tag: str, priority: int) -> None:
         """Stand before all others of that client, tag and priority."""
         share = self._waiting.get(client) or self._comes(client)
@@ -104,6 +112,17 @@ class SharedLines(Generic[Item]):
             heapq.heappush(self._order, self._entry(share))
         share.lines.leave(tag)
         if not share.lines:
+            self._goes(client)
+
+    def only_line(self, tag: str) -> deque[Any] | None:
+        """See `WaitingLines.only_line`; None where several clients take turns."""
+        return None if self._only is None else self._only.only_line(tag)
+
+    def emptied(self, client: int, tag: str) -> None:
+        """See `WaitingLines.emptied`."""
+        lines = self._waiting[client].lines
+        lines.emptied(tag)
+        if not lines:
             self._goes(client)
 
     def weigh(self, client: int, weight: float) -> None:

@@ -45,7 +45,7 @@ from masterslave.payload import own_versions
 from masterslave.pipe import PipeClosed
 from masterslave.records import CALL_TAG, Outcome, ProcessInfo, as_completion, getMachineInfo
 from masterslave.settings import Settings
-from masterslave.transports.base import Link
+from masterslave.transports.base import Link, PostingLink
 from masterslave.transports.disturbed import Disturbed
 from masterslave.uplink import News, Uplink
 from masterslave.workerprocess import WorkerProcess
@@ -125,6 +125,9 @@ class Supervisor:
         self._failed_starts = 0
         self._tags: list[str] | None = None
         self._inbox: deque[News] = deque()
+        self._thread = 0  # the one that `run` is in
+        self._answers_on: PostingLink | None = None  # whose answers the selector tells of
+        self._answers_from = -1  # a descriptor of our own, as the sender may close the link's
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
         self._wake_in.setblocking(False)
@@ -176,6 +179,7 @@ class Supervisor:
             self._close()
             raise
         self._selector.register(self._wake_out, selectors.EVENT_READ, self._drain_wake)
+        self._thread = threading.get_ident()
         with self._signal_handlers():
             for _ in range(self._count):
                 self._start_worker()
@@ -197,6 +201,7 @@ class Supervisor:
             self._look_at_memory(now)
             self._look_at_lifetime(now)
             self._look_at_idleness(now)
+            self._look_at_uplink(now)
             if self._dispatch.draining and not self._dispatch.busy():
                 self._ending = "drained"
                 return
@@ -229,6 +234,7 @@ class Supervisor:
         self._close()
 
     def _close(self) -> None:
+        self._leave_answers()
         self._selector.close()
         self._wake_in.close()
         self._wake_out.close()
@@ -445,9 +451,10 @@ class Supervisor:
     # --- the uplink -------------------------------------------------------------------------
 
     def _news(self, news: News) -> None:
-        """Called by the uplink's threads."""
+        """Called by the uplink's threads, or by ours in `take_answer`."""
         self._inbox.append(news)
-        self._wake()
+        if threading.get_ident() != self._thread:
+            self._wake()
 
     def _held(self) -> list[tuple[str, int]]:
         """Called by the uplink's threads. What came in but was not read yet is held, too."""
@@ -489,6 +496,28 @@ class Supervisor:
         room, low = self._dispatch.room(now), self._dispatch.runs_low()
         self._uplink.hand_in(completions, started, room=room, idle=idle, low=low or everything)
 
+    def _look_at_uplink(self, now: float) -> None:
+        """Have the selector tell of the answer to a posted call."""
+        self._uplink.look(now)
+        link = self._uplink.posted_on
+        if link is None or link is self._answers_on:
+            return
+        self._leave_answers()
+        descriptor = link.fileno()
+        if descriptor is not None:
+            self._answers_on, self._answers_from = link, os.dup(descriptor)
+            self._selector.register(self._answers_from, selectors.EVENT_READ, self._on_answer)
+
+    def _on_answer(self, mask: int) -> None:
+        if not self._uplink.take_answer():
+            self._leave_answers()
+
+    def _leave_answers(self) -> None:
+        if self._answers_on is not None:
+            self._selector.unregister(self._answers_from)
+            os.close(self._answers_from)
+            self._answers_on = None
+
     # --- waiting, signals -------------------------------------------------------------------
 
     def _wait_s(self, now: float) -> float | None:
@@ -505,6 +534,7 @@ class Supervisor:
             waits.append(_POLL_S)
         if self._memory is not None and self._dispatch.busy():
             waits.append(max(0.0, self._memory_look_at - now))
+        waits.append(self._uplink.wait_s(now))
         if self._inbox:
             waits.append(0.0)
         if self._dispatch.has_lines():

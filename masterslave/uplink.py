@@ -14,6 +14,10 @@ One call costs more than a short task, so a slave that hands in its last results
 tasks in that very call, and the fetcher rests meanwhile. When there is something else to be sent,
 the fetcher asks for tasks after all: the task manager then answers the sender's call at once.
 
+Waking a thread costs more than a short task, so the supervisor makes the sender's calls itself as
+long as they are small and nothing else is to be done: it posts them, and takes the answer when its
+selector tells that it is there. What is large, slow or goes wrong is left to the sender's thread.
+
 When the connection breaks, the sender looks for the task manager again for `master_gone_s`
 seconds, registers under its old process id, says what it holds, and hands in what was not
 acknowledged; handing in twice is harmless.
@@ -48,7 +52,7 @@ from masterslave.records import (
 )
 from masterslave.settings import Settings
 from masterslave.slavecode import DATA_NAME, DEFAULT_NAME
-from masterslave.transports.base import Link
+from masterslave.transports.base import Link, PostingLink
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +73,10 @@ _GATHER_S = 0.005
 #: Pause before handing in again what the task manager could not put on record.
 _JOURNAL_PAUSE_S = 1.0
 
+#: Results up to this size are posted by the supervisor. Larger: it stands still while they are
+#: sent. Smaller: a thread is woken for them.
+_POSTED_BYTES = 1 << 15
+
 #: Says in an exchange that there is room for as many tasks as the sender has said. Only the sender
 #: says a number: two threads that did might overtake each other.
 _AS_TOLD = -1
@@ -84,6 +92,17 @@ class News(NamedTuple):
     end: str = ""  # why the slave is to end: "terminated", or an error
     outdated: Sequence[tuple[str, int]] = ()  # task id and attempt of what others run by now
     leave: bool = False  # the slave is to finish what runs, and to leave
+
+
+class _Call(NamedTuple):
+    """One exchange of the sender's."""
+
+    completions: int  # how many of the oldest are handed in
+    started: list[str]
+    needed: list[str]
+    room: int
+    wait_s: float
+    stopping: bool
 
 
 class Uplink:
@@ -123,6 +142,13 @@ class Uplink:
         self._sender_waits = False  # whether the sender does so
         self._on_their_way = 0  # completions in the sender's call
         self._rest_until = 0.0  # of the fetcher
+        self._poster: PostingLink | None = None  # the link, if calls can be posted on it
+        self._posted: tuple[PostingLink, _Call] | None = None  # its answer is not there yet
+        self._left_to_sender = False  # that answer
+        self._mishap: tuple[_Call, Exception] | None = None  # of a posted call, for the sender
+        self._sender_rests = False  # its thread has nothing to do
+        self._look_at = 0.0  # when the fetcher is to be woken; 0: it wakes by itself
+        self._called_at = 0.0  # the sender's last call ended then
         self._tags: list[str] | None = None
         self._registration_due = False
         self._period_s: float | None = None
@@ -139,7 +165,7 @@ class Uplink:
 
         Raises `ConnectionFailed` as `connect` does.
         """
-        link = self._link = self._connect()
+        link = self._new_link()
         self.process_id, _, self._generation = link.call(
             "registerProcess", None, self._current_info()
         )
@@ -181,8 +207,67 @@ class Uplink:
             self._completions.extend(completions)
             self._started += started
             self._idle, self._low = idle, low
-            if completions or started or room != self._room:
-                self._room = room
+            changed = completions or started or room != self._room
+            self._room = room
+            link = self._may_post()
+            if link is None:
+                if changed:
+                    self._changed.notify_all()
+                return
+            call = self._next_call()
+            self._posted = link, call
+            batch = self._oldest(call.completions)
+        try:
+            self._begin(link, call, batch)
+        except Exception as error:
+            self._went_wrong(call, error)
+
+    @property
+    def posted_on(self) -> PostingLink | None:
+        """The link on which the answer to a posted call will come, None if there is none."""
+        posted = self._posted
+        return None if posted is None or self._left_to_sender else posted[0]
+
+    def take_answer(self) -> bool:
+        """Something has come on the link of a posted call; false when it is to be left alone.
+
+        To be called by the thread that hands in. Does not block. The news are delivered.
+        """
+        posted = self._posted
+        if posted is None or self._left_to_sender:
+            return False
+        link, call = posted
+        try:
+            if not link.has_answer():
+                with self._changed:
+                    self._left_to_sender = True  # it may be gigabytes
+                    self._changed.notify_all()
+                return False
+            reply = link.end_exchange()
+        except Exception as error:
+            self._went_wrong(call, error)
+            return False
+        with self._changed:
+            self._posted = None
+            self._ended(call, reply)
+            if not self._rest_until or self._due():
+                self._changed.notify_all()
+        try:
+            self._digest(reply)
+        except Exception as error:
+            self._went_wrong(call._replace(completions=0, started=[]), error)
+            return False
+        return True
+
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until `look` is to be called; None: it need not be."""
+        return max(0.0, self._look_at - now) if self._look_at else None
+
+    def look(self, now: float) -> None:
+        """Have the fetcher wait for tasks again if its rest is over: nobody else wakes it."""
+        if self._look_at and now >= self._look_at:
+            with self._changed:
+                self._look_at = 0.0
                 self._changed.notify_all()
 
     def need(self, name: str) -> None:
@@ -238,50 +323,103 @@ class Uplink:
         """One exchange; false when it was the last."""
         with self._changed:
             self._wait_until_due()
-            completions = self._batch()
-            started, self._started = self._started, []
-            needed, self._needed = list(self._needed), deque()
-            stopping = self._stopping
-            wait_s = self._sender_may_wait(completions)
-            self._sender_waits = wait_s > 0
-            self._on_their_way = len(completions)
+            posted, self._posted = self._posted, None
+            mishap, self._mishap = self._mishap, None
+            self._left_to_sender = False
+            if posted is not None:
+                call = posted[1]
+            else:
+                call = mishap[0] if mishap is not None else self._next_call()
         reply: list[Any] = [[], {}]
         try:
-            link = self._live_link()
-            if self._registration_due:
-                self._register(link)
-            for name in needed:
-                self._retrieve(link, name)
-            room = self._room_told = self._current_room()
-            reply = self._exchange(link, completions, started, room, wait_s)
+            if mishap is not None:
+                raise mishap[1]
+            reply = self._exchange_now(call) if posted is None else posted[0].end_exchange()
         except (ConnectionFailed, JournalError) as error:
             with self._changed:
-                self._started = started + self._started
-                self._needed.extendleft(reversed(needed))
+                self._started = call.started + self._started
+                self._needed.extendleft(reversed(call.needed))
+                self._ended(call, None)
+                self._changed.notify_all()
             if isinstance(error, ConnectionFailed):
                 self._lost(error)
             else:
                 log.info("the master cannot put results on record, they are kept here: %s", error)
                 time.sleep(_JOURNAL_PAUSE_S)
             return True
-        finally:
-            with self._changed:
-                self._rest_if_busy(reply[0])
-                self._sender_waits = False
-                self._on_their_way = 0
-                self._changed.notify_all()
         with self._changed:
-            for _ in completions:
-                self._completions.popleft()
+            self._ended(call, reply)
+            self._changed.notify_all()
         self._digest(reply)
-        return not (stopping and not self._completions)
+        return not (call.stopping and not self._completions)
 
-    def _sender_may_wait(self, completions: list[Completion]) -> float:
+    def _exchange_now(self, call: _Call) -> Any:
+        """Make a call, and whatever is to be done before it."""
+        link = self._live_link()
+        if self._registration_due:
+            self._register(link)
+        for name in call.needed:
+            self._retrieve(link, name)
+        room = self._room_told = self._current_room()
+        completions = self._oldest(call.completions)
+        return self._exchange(link, completions, call.started, room, call.wait_s)
+
+    # --- calls of the sender, whoever makes them --------------------------------------------
+
+    def _next_call(self) -> _Call:
+        """(Locked.) Everything that is to be sent now."""
+        count = self._batch()
+        wait_s = self._sender_may_wait(count)
+        self._sender_waits = wait_s > 0
+        self._on_their_way = count
+        started, self._started = self._started, []
+        needed, self._needed = list(self._needed), deque()
+        return _Call(count, started, needed, self._current_room(), wait_s, self._stopping)
+
+    def _ended(self, call: _Call, reply: list[Any] | None) -> None:
+        """(Locked.) A call has ended; `reply`: None when it came to nothing."""
+        self._rest_if_busy(reply[0] if reply is not None else [])
+        self._sender_waits = False
+        self._on_their_way = 0
+        self._called_at = time.monotonic()
+        if reply is not None:
+            for _ in range(call.completions):
+                self._completions.popleft()
+
+    def _may_post(self) -> PostingLink | None:
+        """(Locked.) The link for a call that the supervisor may post now, if there is any."""
+        if (
+            not self._sender_rests
+            or self._posted is not None
+            or self._mishap is not None
+            or self._needed
+            or self._stopping
+            or self._registration_due
+            or not self._due()
+        ):
+            return None
+        size = sum(frame_bytes(done.frame) for done in self._completions)
+        return self._poster if size <= _POSTED_BYTES else None
+
+    def _begin(self, link: PostingLink, call: _Call, batch: list[Completion]) -> None:
+        self._room_told = call.room
+        link.begin_exchange(
+            self.process_id, batch, call.started, call.room, call.wait_s, self._generation
+        )
+
+    def _went_wrong(self, call: _Call, error: Exception) -> None:
+        """The sender is to mend what has become of a posted call."""
+        with self._changed:
+            self._posted = None
+            self._mishap = call, error
+            self._changed.notify_all()
+
+    def _sender_may_wait(self, completions: int) -> float:
         """(Locked.) For how long the sender may wait for tasks in its call, in seconds; 0: not."""
         others = self._fetching or self._needed or self._stopping or self._registration_due
         if others or not completions or not self._idle or not self._current_room():
             return 0.0
-        return 0.0 if len(completions) < len(self._completions) else self._poll_s()
+        return 0.0 if completions < len(self._completions) else self._poll_s()
 
     def _exchange(
         self,
@@ -298,25 +436,39 @@ class Uplink:
     def _current_room(self) -> int:
         return self._room if self._wanted else 0
 
-    def _batch(self) -> list[Completion]:
-        """The oldest completions, as many as make up one message."""
+    def _batch(self) -> int:
+        """How many of the oldest completions make up one message."""
         size = 0
         for count, done in enumerate(self._completions):
             size += frame_bytes(done.frame)
             if size > BATCH_BYTES and count:
-                return list(islice(self._completions, count))
-        return list(self._completions)
+                return count
+        return len(self._completions)
+
+    def _oldest(self, count: int) -> list[Completion]:
+        return list(islice(self._completions, count))
 
     def _wait_until_due(self) -> None:
         """(Locked.) Wait for something to send, or until it is time to ping."""
-        period_s = self._period_s
-        ping_at = math.inf if period_s is None else time.monotonic() + period_s
-        while not self._due():
-            until = min(ping_at, self._gathered_at if self._has_more() else math.inf)
-            wait_s = until - time.monotonic()
-            if wait_s <= 0 and until == ping_at:
-                return
-            self._changed.wait(None if until == math.inf else max(0.0, wait_s))
+        self._called_at = time.monotonic()
+        self._sender_rests = True
+        while not self._is_needed():
+            until = math.inf
+            if self._posted is None and self._period_s is not None:
+                until = self._called_at + self._period_s
+                if time.monotonic() >= until:
+                    break
+            if self._posted is None and self._has_more():
+                until = min(until, self._gathered_at)
+            wait_s = None if until == math.inf else max(0.0, until - time.monotonic())
+            self._changed.wait(wait_s)
+        self._sender_rests = False
+
+    def _is_needed(self) -> bool:
+        """(Locked.) Whether the sender's thread has something to do."""
+        if self._posted is not None:
+            return self._stopping or self._left_to_sender
+        return self._mishap is not None or self._due()
 
     def _has_more(self) -> bool:
         """Whether there are completions that are not on their way."""
@@ -360,11 +512,19 @@ class Uplink:
     # --- losing and finding the master ------------------------------------------------------
 
     def _live_link(self) -> Link:
-        if self._link is None:
-            self._link = self._connect()
-            self._register(self._link)
+        link = self._link
+        if link is None:
+            link = self._new_link()
+            self._register(link)
             log.info("found the master again", extra={"action": "master_found"})
-        return self._link
+        return link
+
+    def _new_link(self) -> Link:
+        link = self._link = self._connect()
+        self._poster = None
+        if isinstance(link, PostingLink) and link.fileno() is not None:
+            self._poster = link
+        return link
 
     def _register(self, link: Link) -> None:
         """Register under the process id held so far, and let go of what others run by now."""
@@ -482,7 +642,7 @@ class Uplink:
     def _rest_if_busy(self, tasks: list[Any]) -> None:
         """(Locked.) An answer has come; with work for all, the next call is likely the sender's."""
         is_busy = tasks and len(tasks) >= self._room
-        self._rest_until = time.monotonic() + _REST_S if is_busy else 0.0
+        self._rest_until = self._look_at = time.monotonic() + _REST_S if is_busy else 0.0
 
     def _have_registered(self, generation: int) -> None:
         """Have the sender register again, unless it has done so since `generation`; wait for it."""

@@ -1,33 +1,110 @@
-"""Threads that wait in the task manager, woken one by one and only for what concerns them.
+"""Who waits in the task manager, woken one by one and only for what concerns them.
 
 A `threading.Condition` for all would wake a herd for each task; here each waiting thread has its
-own. While its slave may take tasks, it stands in the line of each tag that the slave handles, and a
-task wakes the one that has stood there longest. While it may not, it waits beside the lines, for
-orders only, so that tasks do not wake the busy. All methods are called with the task manager's
-lock held.
+own. While its slave may take tasks, it stands in the line of each tag that the slave handles. A
+task wakes the one that came last, as that slave has in its caches what a task needs; who stands
+there for long is idle, and may be about to leave for that. While a slave may take nothing it waits
+beside the lines, for orders only, so that tasks do not wake the busy. All methods are called with
+the task manager's lock held.
+
+Waking a thread takes longer than a tiny task does. So a call whose connection can be answered from
+any thread waits without one (`Parked`): whoever has something for it answers it, when it lets go
+of the lock (`Monitor`), so nobody who wakes need think of that.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+class Monitor:
+    """A lock, and what is still to be done for parked calls when it is let go of."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.acquire = self._lock.acquire
+        self.woken: list[Parked] = []
+        #: Called, with the lock held, for each parked call that was woken; gives what is to be
+        #: called without the lock, None for nothing.
+        self.decide: Callable[[Parked], Callable[[], None] | None] = lambda parked: None
+
+    def release(self) -> None:
+        """Let go of the lock; then answer the parked calls that were woken meanwhile."""
+        answers = []
+        try:
+            while self.woken:  # deciding may wake more
+                answer = self.decide(self.woken.pop(0))
+                if answer is not None:
+                    answers.append(answer)
+        finally:
+            self._lock.release()
+        for answer in answers:
+            answer()
+
+    def condition(self) -> threading.Condition:
+        """A new condition on this lock."""
+        lock: Any = self  # all that it needs of a lock
+        return threading.Condition(lock)
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        if self.woken:
+            self.release()
+        else:
+            self._lock.release()
 
 
 class Waiter:
     """One waiting thread."""
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, monitor: Monitor) -> None:
         self.tags: frozenset[str] = frozenset()  # in whose lines it stands
-        self.woken = threading.Condition(lock)
+        self._condition = monitor.condition()
         self.called_for: str | None = None  # tag of the task that it was woken for
+
+    def wait(self, timeout_s: float) -> None:
+        """Block, the lock released meanwhile, until woken or for `timeout_s` seconds."""
+        self._condition.wait(timeout_s)
+
+    def wake(self) -> None:
+        """It need not wait any more."""
+        self._condition.notify()
+
+
+class Parked(Waiter):
+    """One call that waits without a thread."""
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        process_id: int,
+        generation: int | None,
+        answer: Callable[[list[Any]], None],
+    ) -> None:
+        """`answer` sends the answer; called once at most, from any thread, without the lock."""
+        self.tags = frozenset()
+        self.called_for = None
+        self._monitor = monitor
+        self.process_id = process_id
+        self.generation = generation
+        self.answer = answer
+        self.is_over = False  # its time is
+        self.is_answered = False
+
+    def wake(self) -> None:
+        """See `Waiter.wake`: what comes of it is decided when the lock is released."""
+        self._monitor.woken.append(self)
 
 
 class Waiters:
-    """The waiting threads, by tag, longest waiting first."""
+    """Those who wait, by tag, in the order in which they came."""
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
+    def __init__(self) -> None:
         self._by_tag: dict[str, OrderedDict[Waiter, None]] = {}
 
     def line_up(self, waiter: Waiter, tags: Iterable[str]) -> None:
@@ -50,7 +127,7 @@ class Waiters:
     def wait(self, waiter: Waiter, timeout_s: float) -> None:
         """Block, the lock released meanwhile, until woken or for `timeout_s` seconds."""
         try:
-            waiter.woken.wait(timeout_s)
+            waiter.wait(timeout_s)
         finally:
             self.leave(waiter)
 
@@ -58,14 +135,14 @@ class Waiters:
         """Wake one waiter that handles `tag`, if there is one; it leaves all its lines."""
         line = self._by_tag.get(tag)
         if line:
-            waiter = next(iter(line))
+            waiter = next(reversed(line))
             waiter.called_for = tag
             self.rouse(waiter)
 
     def rouse(self, waiter: Waiter) -> None:
         """Wake this waiter."""
         self.leave(waiter)
-        waiter.woken.notify()
+        waiter.wake()
 
     def __bool__(self) -> bool:
         return bool(self._by_tag)

@@ -17,8 +17,12 @@ from masterslave.entries import (
     Joined,
     Left,
     Requested,
+    Requests,
+    Results,
     Setback,
+    Written,
     identity,
+    singly,
 )
 from masterslave.records import AT_REST, Frame, Outcome, ProcessInfo, TaskOptions
 from masterslave.stores.base import Store
@@ -57,7 +61,7 @@ class TryingStore(MemoryStore):
         self.most_at_once = 0
         self.closed = False
 
-    def write(self, entries: Sequence[Entry]) -> None:
+    def write(self, entries: Sequence[Written]) -> None:
         self.busy += 1
         self.most_at_once = max(self.most_at_once, self.busy)
         try:
@@ -65,7 +69,7 @@ class TryingStore(MemoryStore):
             if self.errors:
                 raise self.errors.pop()
             super().write(entries)
-            self.groups.append(list(entries))
+            self.groups.append(list(singly(entries)))
         finally:
             self.busy -= 1
 
@@ -87,10 +91,10 @@ class Kept(NamedTuple):
     highest: int = -1  # number of a task that was forgotten
 
 
-def expected(entries: list[Entry]) -> Kept:
+def expected(entries: Sequence[Written]) -> Kept:
     """What a store must give back that was given these."""
     kept = Kept({}, [], [], {})
-    for entry in entries:
+    for entry in singly(entries):
         if isinstance(entry, Joined):
             kept.processes[entry.process] = entry
         elif isinstance(entry, Left):
@@ -193,23 +197,56 @@ infos = st.builds(
 
 
 @st.composite
-def histories(draw: st.DrawFn, max_size: int = 12) -> list[list[Entry]]:
+def endings(draw: st.DrawFn, number: int, process: int) -> list[Written]:
+    """A task ends, and may be forgotten."""
+    outcome = draw(st.sampled_from(Outcome)).value
+    end = Ended(
+        number, 1, process, outcome, draw(floats), draw(texts), draw(frames), draw(floats)
+    )  # fmt: skip
+    return [end, *[Forgotten(number, outcome != Outcome.RESULT)] * draw(st.booleans())]
+
+
+@st.composite
+def grouped(draw: st.DrawFn, entries: list[Written]) -> list[list[Written]]:
+    """These entries, cut anywhere."""
+    groups: list[list[Written]] = [[]]
+    for entry in entries:
+        groups[-1].append(entry)
+        if draw(st.booleans()):
+            groups.append([])
+    return groups
+
+
+@st.composite
+def histories(draw: st.DrawFn, max_size: int = 12) -> list[list[Written]]:
     """Groups of entries, in an order that a task manager may write them in."""
-    entries: list[Entry] = []
+    entries: list[Written] = []
     live: list[int] = []
     joined: list[int] = []
     number = draw(st.sampled_from([0, 1, 1 << 40]))
     process = draw(st.sampled_from([0, 1, 1 << 40]))
     for _ in range(draw(st.integers(0, max_size))):
-        kinds = ["request", "join"] + ["hand out", "setback", "end", "cancel", "forget"] * bool(
-            live
-        )
+        kinds = ["request", "request many", "join"]
+        kinds += ["hand out", "setback", "end", "end many", "cancel", "forget"] * bool(live)
         kind = draw(st.sampled_from(kinds + ["leave", "join again"] * bool(joined)))
         if kind == "request":
             tag, frame, chosen = draw(texts), draw(frames), draw(options)
             entries.append(Requested(number, tag, identity(tag, frame, chosen.key), chosen, frame))
             live.append(number)
             number += draw(st.integers(1, 2))
+        elif kind == "request many":
+            many = draw(st.lists(st.binary(max_size=12), min_size=1, max_size=4))
+            entries.append(Requests(number, draw(texts), draw(options), many))
+            live += range(number, number + len(many))
+            number += len(many) + draw(st.integers(0, 1))
+        elif kind == "end many":
+            some = draw(st.lists(st.sampled_from(live), unique=True, min_size=1, max_size=3))
+            ends = [(one, 1, draw(floats), draw(st.binary(max_size=12))) for one in some]
+            entries.append(Results(process, draw(floats), ends))
+            live = [one for one in live if one not in some]
+            for one in some:
+                if draw(st.booleans()):
+                    entries.append(Forgotten(one, False))
         elif kind == "join":
             entries.append(Joined(process, draw(infos)))
             joined.append(process)
@@ -229,23 +266,8 @@ def histories(draw: st.DrawFn, max_size: int = 12) -> list[list[Entry]]:
                 entries.append(Setback(one, 1, process, outcome, draw(texts), draw(floats)))
                 continue
             live.remove(one)
-            if kind == "cancel":
-                entries.append(Cancelled(one))
-            elif kind == "forget":
-                entries.append(Forgotten(one, False))
+            if kind in ("cancel", "forget"):
+                entries.append(Cancelled(one) if kind == "cancel" else Forgotten(one, False))
             else:
-                outcome = draw(st.sampled_from(Outcome)).value
-                entries.append(
-                    Ended(
-                        one, 1, process, outcome, draw(floats), draw(texts), draw(frames),
-                        draw(floats),
-                    )
-                )  # fmt: skip
-                if draw(st.booleans()):
-                    entries.append(Forgotten(one, outcome != Outcome.RESULT))
-    groups: list[list[Entry]] = [[]]
-    for entry in entries:
-        groups[-1].append(entry)
-        if draw(st.booleans()):
-            groups.append([])
-    return groups
+                entries += draw(endings(one, process))
+    return draw(grouped(entries))

@@ -95,5 +95,5 @@ def leave(sock: socket.socket) -> None:
 
 
 def speak_the_next_version(sock: socket.socket) -> None:
-    sock.sendall(b"MSL\x02" + b"x" * 64)
+    sock.sendall(b"MSL\x63" + b"x" * 64)
     wait_for_end(sock)

@@ -288,6 +288,31 @@ def test_only_our_own_cases_need_no_peers(benchmarks: dict[str, ModuleType]) -> 
 # --- what the mixed case is measured by -------------------------------------------------------
 
 
+def test_mpi_starts_three_ranks_on_two_cores_for_root(
+    benchmarks: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    peers, sessions = benchmarks["peers"], benchmarks["sessions"]
+    why = peers.missing(peers.PEERS["mpi4py.futures"])
+    if why:
+        pytest.skip(f"mpi4py.futures: {why}")
+    command = peers.PEERS["mpi4py.futures"]().command()
+    script = [str(BENCHMARKS / "peers.py"), "mpi4py.futures", "empty", "--scale", "0.02"]
+    outcome = sessions.run([*command, *script], peers.ENVIRONMENT, 60, tmp_path / "log")
+    assert outcome.errors == [], (tmp_path / "log").read_text()
+    assert [figure for figure, _, _ in outcome.figures] == ["start", "empty"]
+
+
+def test_only_chosen_peers_are_run(
+    benchmarks: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = benchmarks["run"]
+    monkeypatch.setattr(benchmarks["sessions"], "adopt_orphans", lambda: None)
+    monkeypatch.setattr(
+        sys, "argv", ["run.py", "--peer", "ProcessPoolExecutor", "--only", "trip", "--rounds", "0"]
+    )
+    assert run.measure(run.arguments())["systems"] == ["ProcessPoolExecutor"]
+
+
 def test_a_greedy_scheduler_gives_each_task_to_the_first_free_worker(
     benchmarks: dict[str, ModuleType],
 ) -> None:

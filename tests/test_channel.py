@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from channels import KEY, PLAIN, Pair, message, read, sealed
+from conftest import PATIENCE_S
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from Pyro5 import config, protocol
@@ -19,6 +20,7 @@ from masterslave.proofs import (
 )
 from masterslave.transports import channel
 from masterslave.transports.channel import (
+    EXCHANGE,
     MAX_RECORD_BYTES,
     MSGPACK_ID,
     SERPENT_ID,
@@ -335,3 +337,92 @@ def test_the_system_finds_out_within_a_minute_that_a_host_has_gone() -> None:
     silence_s = options["TCP_KEEPIDLE"] + options["TCP_KEEPINTVL"] * options["TCP_KEEPCNT"]
     assert 0 < silence_s < 60
     assert 0 < options["TCP_USER_TIMEOUT"] < 60_000
+
+
+# --- exchanges ------------------------------------------------------------------------------
+
+
+def test_exchanges_and_pyros_messages_by_turns(pair: Pair) -> None:
+    client, server = sealed(pair)
+    sent = [EXCHANGE + b"one", message(b"two"), EXCHANGE + b"three" * 20_000, message(b"four")]
+    thread = threading.Thread(target=lambda: [client.sendall(one) for one in sent])
+    thread.start()
+    for one in sent:
+        got = server.next_exchange()
+        if one.startswith(EXCHANGE):
+            assert got == one
+        else:
+            assert got is None
+            assert read(server, len(one)) == one
+    thread.join()
+    client.close()
+    assert server.next_exchange() is None
+    assert server.recv(1) == b""
+
+
+def test_pyro_sees_no_exchange(pair: Pair) -> None:
+    client, server = sealed(pair)
+    client.sendall(EXCHANGE + b"x" * 60)
+    with pytest.raises(ChannelError, match="not a Pyro message"):
+        server.recv(40)
+
+
+def test_pieces_before_an_exchange(pair: Pair) -> None:
+    client, server = sealed(pair)
+    client.attach([b"p" * 100_000, b"q"])
+    thread = threading.Thread(target=client.sendall, args=(EXCHANGE + b"one",))
+    thread.start()
+    assert server.has_exchange() is False, "they are to be waited for"
+    assert server.next_exchange() == EXCHANGE + b"one"
+    assert server.take_pieces() == [b"p" * 100_000, b"q"]
+    thread.join()
+
+
+def test_whether_an_exchange_is_there_is_told_without_waiting(pair: Pair) -> None:
+    client, server = sealed(pair)
+    record = RECORD_HEADER.size
+    for end in pair:
+        end.setblocking(True)
+    assert server.has_exchange() is False
+    client.send_now(EXCHANGE + b"one")
+    client.send_now(EXCHANGE + b"two")
+    assert server.wait(PATIENCE_S)
+    assert server.has_exchange() is True
+    assert server.next_exchange() == EXCHANGE + b"one"
+    assert server.wait(0.0), "what was received already counts"
+    assert server.has_exchange() is True
+    assert server.next_exchange() == EXCHANGE + b"two"
+    assert server.wait(0.0) is False
+    header = client._outgoing.header(EXCHANGE + b"three")
+    assert len(header) == record
+    pair[0].sendall(header[:7])
+    assert server.has_exchange() is False
+    pair[0].sendall(header[7:] + EXCHANGE + b"thr")
+    assert server.has_exchange() is False
+    pair[0].sendall(b"ee")
+    assert server.has_exchange() is True
+    assert server.next_exchange() == EXCHANGE + b"three"
+    pair[0].shutdown(socket.SHUT_WR)
+    assert server.has_exchange() is True, "the end need not be waited for"
+    assert server.next_exchange() is None
+
+
+def test_an_exchange_that_is_there_is_verified(pair: Pair) -> None:
+    client, server = sealed(pair)
+    record = client._outgoing.header(EXCHANGE + b"one") + EXCHANGE + b"two"
+    pair[0].sendall(record)
+    assert server.has_exchange() is True
+    with pytest.raises(ChannelError, match="tampered"):
+        server.next_exchange()
+
+
+def test_who_does_not_read_is_not_waited_for(pair: Pair) -> None:
+    client, server = sealed(pair)
+
+    def send_for_ever() -> None:
+        while True:
+            server.send_now(EXCHANGE + b"x" * 8000)
+
+    with pytest.raises(OSError):  # BlockingIOError, or ours where a part of it was sent
+        send_for_ever()
+    assert client.next_exchange() == EXCHANGE + b"x" * 8000

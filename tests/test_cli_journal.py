@@ -382,7 +382,7 @@ JOB = """
 
     class Master(MasterProcess):
         def run(self):
-            self.requestTasks("work", [(i, bytes(400)) for i in range(60)])
+            self.requestTasks("work", [(i, bytes(5000)) for i in range(60)])
             self.requestTask("fail", retries=1)
             got = []
             for _ in range(61):

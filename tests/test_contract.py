@@ -32,10 +32,10 @@ from masterslave import (
     initializeMasterProcess,
     slavecode,
 )
-from masterslave.master import Circumstances, circumstances
 from masterslave.service import Service
 from masterslave.supervisor import Supervisor
 from masterslave.transports.memory import MemoryLink
+from masterslave.ways import Circumstances, circumstances
 
 ENOUGH_S = 60.0  # for whatever must come
 

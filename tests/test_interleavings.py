@@ -29,15 +29,17 @@ import pytest
 from managing import Clock
 from test_queue import check_books
 
-from masterslave.entries import Entry, HandedOut, Setback
+from masterslave.entries import Entry, HandedOut, Setback, Written
 from masterslave.errors import JournalError, JournalFull
 from masterslave.journal import Journal
 from masterslave.ledger import Ledger
 from masterslave.manager import TaskManager
+from masterslave.notes import Block
 from masterslave.queue import Event, State, Task
 from masterslave.records import AT_REST, Completion, Outcome, ProcessInfo, TaskOptions
 from masterslave.settings import Settings
 from masterslave.stores.memory import MemoryStore
+from masterslave.waiters import Monitor
 
 #: What the client asks for: parameter -> options. Limits are low, so that few faults reach them.
 WANTED = {
@@ -74,7 +76,7 @@ class Disk(MemoryStore):
         super().__init__()
         self.full = False
 
-    def write(self, entries: Sequence[Entry]) -> None:
+    def write(self, entries: Sequence[Written]) -> None:
         if self.full:
             raise JournalFull("the disk is full")
         super().write(entries)
@@ -104,7 +106,7 @@ class Job:
         settings = Settings(key_file=Path("unused"), memory_bytes=self.memory_bytes)
         journal = Journal(self.disk)
         self.manager = TaskManager("job", settings, clock=self.clock, journal=journal)
-        share(self.manager, self.manager._slaves_wait, journal)
+        share(self.manager, self.manager._lock, journal)
         if self.quick:  # as if many such tasks had been run
             self.manager._scheduler.pace.record("t", 0.0)
         self.queue = self.manager._queue
@@ -524,12 +526,22 @@ def entries_key(entries: Sequence[Entry] | deque[Entry], name: dict[int, str]) -
 
 def line(manager: TaskManager) -> list[Task]:
     """All that stands in line, what has ended meanwhile as well."""
-    return [
-        task
+    manager._queue.tasks.values()  # none is only noted
+    items = [
+        item
         for share in manager._queue._lines._waiting.values()
         for tag_line in share.lines._lines.values()
         for queue in tag_line.by_priority.values()
-        for task in list(queue)[1::2]
+        for item in list(queue)[1::2]
+    ]
+    return [
+        task
+        for item in items
+        for task in (
+            [item.taken[place] for place in sorted(item.taken)]
+            if isinstance(item, Block)
+            else [item]
+        )
     ]
 
 
@@ -541,7 +553,9 @@ def text(frame: Any) -> str:
 
 #: What all states have in common, in place of copies: nothing runs beside anything else here.
 _SHARED = {id(value): value for value in (AT_REST, *State, *Event, *Outcome, *WANTED.values())}
-_SHARED_TYPES = (type(threading.Lock()), threading.Condition, Settings, type(lambda: None))
+_SHARED_TYPES = (
+    type(threading.Lock()), Monitor, threading.Condition, Settings, type(lambda: None)
+)  # fmt: skip
 
 
 def share(*owners: object) -> None:

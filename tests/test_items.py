@@ -185,6 +185,7 @@ def test_a_journal_of_the_first_version_is_brought_up_to_date(tmp_path: Path) ->
     db.executescript(
         "DROP TRIGGER process_left; DROP TRIGGER process_replaced; DROP TABLE item; "
         "DROP TABLE former_process; DROP TABLE forgotten; DROP INDEX setback_number; "
+        "DROP TABLE page; DROP TABLE struck; "
         "PRAGMA user_version = 1;"
     )
     db.close()

@@ -15,14 +15,14 @@ PACKAGE = "masterslave"
 
 LAYERS = {
     0: "errors units settings records hooks entries chaos",
-    1: "queue lines liveness pace payload pieces unpicklable proofs diagnosis dispatch disturbance "
-    "lifetime flights roster stragglers scheduler attempts clients versions sharing "
+    1: "queue notes lines liveness pace payload pieces unpicklable proofs diagnosis dispatch "
+    "disturbance lifetime flights roster stragglers scheduler attempts clients versions sharing "
     "pairing scaling",
     2: "manager desk room outbox waiters watchdog journal ledger stores.*",
     3: "engines folder.* transports.* launchers.* naming keyfile pipe slavecode tables memory "
-    "shared functions connectionfile board calls identities runfolder",
+    "shared lending globalstate functions connectionfile board calls identities runfolder",
     4: "guest pump worker workerprocess uplink supervisor slave master service folderservice "
-    "attached callcore executor client",
+    "lanes attached attachment ways callcore executor client",
     5: "jobs cli arguments starting stopping allocation commands.* __init__ __main__",
 }
 
@@ -192,7 +192,11 @@ def test_no_third_party_module_is_imported_below_the_edges_but_two(tree: Tree) -
         and tree.own(imported) is None
         and imported.partition(".")[0] not in sys.stdlib_module_names
     }
-    assert third_party == {("payload", "cloudpickle"), ("stores.sqlite", "msgpack")}
+    assert third_party == {
+        ("payload", "cloudpickle"),
+        ("stores.sqlite", "msgpack"),
+        ("stores.pages", "msgpack"),
+    }
 
 
 @pytest.mark.parametrize("module", ["worker", "slave", "jobs", "manager", "master"])

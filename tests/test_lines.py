@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masterslave.lines import WaitingLines
+from masterslave.lines import Several, WaitingLines, head_of, pass_on
 
 TAGS = ("a", "b", "c")
 
@@ -80,6 +80,55 @@ def test_a_priority_may_come_back_after_its_line_was_empty() -> None:
     lines.join(3, "a", 2)
     lines.join(4, "a", 1)
     assert drain(lines, ("a",), {3: "a", 4: "a"}) == [3, 4]
+
+
+class Row(Several[int]):
+    """Some numbers, which stand in line as one."""
+
+    def __init__(self, *items: int) -> None:
+        self.items = list(items)
+
+    def head(self) -> int:
+        return self.items[0]
+
+    def pass_on(self) -> bool:
+        del self.items[0]
+        return not self.items
+
+
+def test_several_stand_in_line_in_their_order() -> None:
+    lines = WaitingLines[int]()
+    lines.join(0, "a", 0)
+    lines.join_several(Row(1, 2), "b", 0)
+    lines.join(3, "a", 0)
+    lines.join_several(Row(4, 5), "a", 1)
+    tag_of = {0: "a", 1: "b", 2: "b", 3: "a", 4: "a", 5: "a"}
+    assert drain(lines, TAGS, tag_of) == [4, 5, 0, 1, 2, 3]
+    assert not lines
+
+
+def test_a_line_of_its_own_can_be_emptied_from_outside() -> None:
+    lines = WaitingLines[int]()
+    lines.join_several(Row(1, 2), "a", 0)
+    lines.join(3, "a", 1)
+    urgent = lines.only_line("a")
+    assert urgent is not None
+    assert head_of(urgent) == 3
+    pass_on(urgent)
+    assert not urgent
+    lines.emptied("a")
+    assert lines.first("a") == 1
+    lines.join(4, "b", 0)
+    assert lines.only_line("a") is None  # what is of another tag may come first
+    lines.leave("b")
+    left = lines.only_line("a")
+    assert left is not None
+    pass_on(left)
+    assert head_of(left) == 2
+    pass_on(left)
+    assert not left
+    lines.emptied("a")
+    assert not lines
 
 
 joins = st.tuples(st.sampled_from(["join", "head"]), st.sampled_from(TAGS), st.integers(-2, 2))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import World, wait_until
+from conftest import PATIENCE_S, World, wait_until
 from mastering import failure, running_worker
 
 from masterslave import (
@@ -63,6 +63,41 @@ def test_results_includes_tasks_requested_meanwhile(served: MasterProcess) -> No
         if result < 1000:
             served.requestTask("square", result)
     assert seen == [4, 16, 256, 65536]
+
+
+def test_leaving_a_loop_loses_no_result(served: MasterProcess) -> None:
+    served.requestTasks("square", ((x,) for x in range(200)))
+    left = served.requestTask("divide", 6, 4)
+    wait_until(lambda: served.task_manager.numberOfTasks()[2].get("square", 0) == 200)
+    loop = served.results()
+    got = {next(loop)[2], next(loop)[2]}  # more of them were taken at once
+    assert served.retrieveResult("divide") == (left, "divide", 1.5)
+    got.add(served.retrieveResult("square")[2])
+    for _, _, result in served.results("square"):
+        got.add(result)
+        break
+    got.update(result for _, _, result in served.results())
+    assert got == {x * x for x in range(200)}
+    assert next(loop, None) is None
+
+
+def test_a_waiting_thread_gets_its_result_though_others_take_many(served: MasterProcess) -> None:
+    """What it waits for must not lie in what another thread has taken and left."""
+    got: list[object] = []
+    threads = [
+        threading.Thread(target=lambda: got.append(served.retrieveResult("square")[2]))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    served.requestTasks("square", ((x,) for x in range(100)))
+    loop = served.results("square")
+    first = next(loop)[2]  # and then this thread takes no more
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    rest = [result for _, _, result in served.results()]
+    assert sorted([first, *got, *rest], key=int) == [x * x for x in range(100)]
 
 
 def test_results_goes_on_after_a_failure(served: MasterProcess) -> None:

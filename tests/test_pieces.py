@@ -26,7 +26,7 @@ from masterslave.dispatch import Dispatch, Send
 from masterslave.errors import PayloadError
 from masterslave.payload import Codec
 from masterslave.pipe import SupervisorEnd, WorkerEnd, pack
-from masterslave.records import Assignment, as_assignment
+from masterslave.records import Assignment, Completion, Delivery, as_assignment
 
 PIECE = 1 << 16
 CODECS = [Codec(), Codec("script"), Codec("script", shared_main=True)]
@@ -100,6 +100,20 @@ def test_other_kinds_of_lists_and_dictionaries_are_looked_into(small: None) -> N
     left, places, parts = pieces.lift(value)
     assert left == [{"a": None, "b": 1}, ["a_0", "a", 1, [None], None]]
     assert (places, parts) == ([[[0, "a"], 1], [[1, 3, 0], 1]], [data, data])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Assignment("a_0", "a", 1, [b"pickle", b"x" * 2000], None),
+        Completion("a_0", 1, "result", [b"x" * 2000], 0.1, ""),
+        Delivery("a_0", "a", "result", [bytearray(2000)], ""),
+    ],
+)
+def test_what_travels_most_is_looked_into_by_its_frame(message: Any, small: None) -> None:
+    assert len(pieces.lift([message])[2]) == 1
+    assert pieces.lift([message._replace(frame=[b"x"])])[1:] == ([], [])
+    assert pieces.lift([message._replace(frame=[])])[1:] == ([], [])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,15 @@ import pytest
 from masterslave.errors import IllegalTransition, UnknownTask
 from masterslave.lines import WaitingLines
 from masterslave.queue import FINISHED, TRANSITIONS, Effect, Event, State, Task, TaskQueue
-from masterslave.records import AT_REST, Assignment, Completion, Delivery, Outcome, TaskOptions
+from masterslave.records import (
+    AT_REST,
+    Assignment,
+    Completion,
+    Delivery,
+    Frame,
+    Outcome,
+    TaskOptions,
+)
 from masterslave.sharing import SharedLines
 
 CLIENT, OTHER_CLIENT = 100, 101
@@ -444,3 +452,55 @@ def test_a_cancelled_task_lets_go_of_its_parameters() -> None:
     task = queue.tasks["a_1"]
     queue.cancel("a_1")
     assert task.frame == [], "its place in line may stay for long"
+
+
+# --- many in one pass -----------------------------------------------------------------------
+
+
+def test_requests_in_one_pass_are_as_requests_one_by_one() -> None:
+    frames: list[Frame] = [[b"1"], [b"2", b"large"], [bytearray(b"3")], [b"4"]]
+    options = TaskOptions(priority=2, timeout=1.5, origin=("token", 3))
+    one_by_one, many = TaskQueue(), TaskQueue()
+    ids = [one_by_one.request(CLIENT, "a", frame, options).id for frame in frames]
+    assert many.request_all(CLIENT, "a", frames, options) == ids
+    for queue in (one_by_one, many):
+        assert queue.parameter_bytes == 9
+        assert queue.outstanding(CLIENT, "a") == 4
+        assert queue.counts() == ({"a": 4}, {}, {})
+    assert [take(many) for _ in ids] == [take(one_by_one) for _ in ids]
+    assert [task.options for task in many.tasks.values()] == [options] * 4
+
+
+def test_what_was_only_noted_is_a_task_to_whoever_looks() -> None:
+    queue = TaskQueue()
+    first, second, third = queue.request_all(CLIENT, "a", [[b"x"]] * 3, TaskOptions())
+    other = queue.request_all(CLIENT, "a", [[b"y"]], TaskOptions(retries=3))[0]
+    task = queue.tasks[second]
+    assert (task.id, task.ticket, task.state, task.frame) == (second, 1, State.WAITING, [b"x"])
+    assert queue.tasks.get(second) is task
+    assert [one.id for one in queue.tasks.values()] == [first, second, third, other]
+    assert dict(queue.tasks.items())[other].options.retries == 3
+    assert queue.tasks[first].options == TaskOptions()
+    assert queue.cancel(third) == (True, [])
+    assert take_all(queue) == [first, second, other]
+    check_books(queue)
+
+
+def test_a_result_of_a_task_that_was_only_noted_is_dropped() -> None:
+    queue = TaskQueue()
+    (task_id,) = queue.request_all(CLIENT, "a", [[b"x"]], TaskOptions())
+    plain, others = queue.complete_all(SLAVE, [Completion(task_id, 1, "result", [b""], 0.1, "")])
+    assert plain == []
+    assert [effect.kind for effect, _ in others] == ["dropped"]
+    assert take(queue).task_id == task_id
+
+
+def test_many_are_delivered_up_to_a_number_and_a_size() -> None:
+    queue = queue_of(4)
+    for _ in range(4):
+        end(queue, take(queue))  # of 12 bytes each
+    assert [one.task_id for one in queue.deliver_all(CLIENT, None, 2)] == ["a_0", "a_1"]
+    assert [one.task_id for one in queue.deliver_all(CLIENT, "a", 9, 1)] == ["a_2"]
+    assert [one.task_id for one in queue.deliver_all(CLIENT, "a", 9, 100)] == ["a_3"]
+    assert queue.deliver_all(CLIENT, None, 9) == queue.deliver_all(OTHER_CLIENT, None, 9) == []
+    assert (queue.delivered, queue.result_bytes) == (4, 0)

@@ -126,6 +126,50 @@ class History(RuleBasedStateMachine):
         self.known[task.id] = _Known(client, tag, options)
         self.line.append(task.id)
 
+    @rule(
+        client=clients,
+        tag=st.sampled_from(TAGS),
+        priority=st.integers(-1, 1),
+        count=st.integers(0, 4),
+    )
+    def request_many(self, client: int, tag: str, priority: int, count: int) -> None:
+        options = TaskOptions(priority)
+        ids = self.queue.request_all(client, tag, [[b"parameters"]] * count, options)
+        assert len(ids) == count
+        for task_id in ids:
+            assert task_id not in self.known
+            self.known[task_id] = _Known(client, tag, options)
+            self.line.append(task_id)
+
+    @rule(slave=slaves, count=st.integers(1, 4))
+    def hand_out_run(self, slave: int, count: int) -> None:
+        first = self.queue.peek(TAGS)
+        if first is None:
+            assert not self.line
+            return
+        expected = sorted(self.line, key=lambda one: -self.known[one].options.priority)
+        others = [one for one in expected if self.known[one].tag != first.tag]
+        end_of_run = expected.index(others[0]) if others else len(expected)
+        run = self.queue.hand_out_run(slave, first, TAGS, count, 1 << 20)
+        ids = [assignment.task_id for assignment in run]
+        assert ids[0] == first.id
+        assert {assignment.tag for assignment in run} == {first.tag}
+        if len({self.known[one].client for one in expected}) == 1:  # else they take turns
+            urgent = sum(
+                self.known[one].options.priority == first.options.priority for one in expected
+            )
+            assert ids == expected[: len(ids)]
+            assert min(count, end_of_run, urgent) <= len(ids) <= min(count, end_of_run)
+        for assignment in run:
+            known = self.known[assignment.task_id]
+            self.line.remove(assignment.task_id)
+            self.held[slave].append(assignment.task_id)
+            known.attempt += 1
+            known.state, known.holder = State.RUNNING, slave
+            assert assignment.attempt == known.attempt
+            assert assignment.frame == [b"parameters"]
+            self.handed_out.append((slave, assignment))
+
     @rule(slave=slaves, tags=st.sampled_from([("a",), ("b", "a"), ("a", "b")]))
     def hand_out(self, slave: int, tags: tuple[str, ...]) -> None:
         mine = [task_id for task_id in self.line if self.known[task_id].tag in tags]
@@ -459,10 +503,22 @@ def test_no_event_copies_the_queue() -> None:
     assert {n: m for n, event in events(queue).items() if (m := memory(event)) > 20_000} == {}
 
 
+def test_tasks_in_line_are_nothing_to_the_garbage_collector() -> None:
+    queue = TaskQueue()
+    queue.request_all(CLIENT, "a", [[b"parameters"]], TaskOptions(priority=1))
+    gc.collect()
+    before = len(gc.get_objects())
+    ids = queue.request_all(CLIENT, "a", [[b"parameters"]] * 10_000, TaskOptions(priority=1))
+    gc.collect()
+    assert len(gc.get_objects()) - before < 200  # a block for 256 tasks
+    assert take(queue).task_id == "a_0"
+    assert queue.tasks[ids[-1]].options.priority == 1
+
+
 def test_cancelled_tasks_in_line_are_passed_over_once() -> None:
     queue = queue_of(1000)
     for i in range(999):
         queue.cancel(f"a_{i}")
     assert take(queue).task_id == "a_999"
     ask(queue)
-    assert cost(lambda: queue.hand_out(SLAVE, TAGS)) < 120
+    assert cost(lambda: queue.hand_out(SLAVE, TAGS)) < 140

@@ -50,7 +50,7 @@ def test_other_protocols_and_noise_get_no_answer(job: Job) -> None:
         b"\x16\x03\x01\x02\x00\x01",  # TLS
         b"\0" * 100,
         b"\xff" * 100_000,
-        b"MSL\x02" + b"n" * NONCE_BYTES,
+        b"MSL\x63" + b"n" * NONCE_BYTES,
         struct.pack("!Q", 4 << 30) + b"m" * 32,
         protocol.SendingMessage(protocol.MSG_CONNECT, 0, 0, 4, b"").data[:20] + b"\xff" * 20,
         *(secrets.token_bytes(200) for _ in range(20)),
@@ -79,7 +79,7 @@ def test_a_client_with_another_key_is_refused(job: Job) -> None:
         client_handshake(sock, b"o" * 32, PATIENCE_S)
     # One that skips the check of the server's proof must not get further either.
     with job.connect() as sock:
-        sock.sendall(b"MSL\x01" + b"n" * NONCE_BYTES)
+        sock.sendall(b"MSL\x02" + b"n" * NONCE_BYTES)
         assert len(receive(sock, REPLY_BYTES)) == REPLY_BYTES
         sock.sendall(b"p" * PROOF_BYTES)
         assert rest(sock) == b""
@@ -107,7 +107,7 @@ def test_a_hundred_silent_connections_hold_up_nobody(world: World) -> None:
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(job.connect()) for _ in range(100)]
         for number, sock in enumerate(silent):
-            sock.sendall((b"MSL\x01" + b"n" * NONCE_BYTES)[: number % HELLO_BYTES])
+            sock.sendall((b"MSL\x02" + b"n" * NONCE_BYTES)[: number % HELLO_BYTES])
         (slave,) = job.status()["slaves"]
         job.finish()
     assert slave["workers"] == 1

@@ -28,7 +28,7 @@ from masterslave.transports import nameserver
 
 def guess_proof(sock: socket.socket) -> None:
     receive(sock, HELLO_BYTES)
-    sock.sendall(b"MSL\x01" + b"s" * NONCE_BYTES + b"p" * PROOF_BYTES)
+    sock.sendall(b"MSL\x02" + b"s" * NONCE_BYTES + b"p" * PROOF_BYTES)
     rest(sock)
 
 

@@ -14,7 +14,7 @@ from conftest import PATIENCE_S, World, wait_until
 
 from masterslave.proofs import HELLO_BYTES, PROOF_BYTES, RECORD_HEADER, REPLY_BYTES
 from masterslave.settings import join_address, split_address
-from masterslave.transports.channel import client_handshake
+from masterslave.transports.channel import EXCHANGE, client_handshake
 
 UP, DOWN = "up", "down"  # to the task manager, from the task manager
 Tamper = Callable[[str, bytes], list[bytes]]
@@ -138,7 +138,7 @@ def twice(unit: bytes) -> list[bytes]:
 # The wire is not secret, only signed: records can be chosen by what they hold.
 REGISTRATION = (UP, [b"registerProcess"])
 TAGS = (UP, [b"announceTags"])
-RESULT_HANDED_IN = (UP, [b"exchange", b"result"])
+RESULT_HANDED_IN = (UP, [EXCHANGE, b"result"])
 TASKS_HANDED_OUT = (DOWN, [b"double_"])
 
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from conftest import PATIENCE_S, Program, World, family, wait_until
 
-from masterslave import GlobalStateValue, MasterProcess, Settings, TaskManager, shared
+from masterslave import GlobalStateValue, MasterProcess, Settings, TaskManager, lending, shared
 from masterslave.errors import ConnectionFailed
 from masterslave.settings import split_address
 from masterslave.shared import loan_of
@@ -343,8 +343,8 @@ def test_where_the_other_side_cannot_be_read_the_wire_is_used(
     def elsewhere(pid: int, name: shared.Name) -> memoryview:
         raise shared.LoanError("no such process here")
 
-    monkeypatch.setattr(shared, "borrow_from", elsewhere)
-    monkeypatch.setattr(shared.Peer, "_last_read", None)
+    monkeypatch.setattr(lending, "borrow_from", elsewhere)
+    monkeypatch.setattr(lending.Peer, "_last_read", None)
     link = hub.link()
     for _ in range(3):
         link.call("storeData", x=[b"head", DATA])
@@ -355,10 +355,10 @@ def test_where_the_other_side_cannot_be_read_the_wire_is_used(
 def test_who_tells_a_wrong_secret_is_lent_nothing(
     hub: Hub, stored: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared.Peer, "_last_read", b"x" * 32)
+    monkeypatch.setattr(lending.Peer, "_last_read", b"x" * 32)
     real = shared.borrow_from
     monkeypatch.setattr(
-        shared, "borrow_from", lambda pid, name: memoryview(bytes(b ^ 1 for b in real(pid, name)))
+        lending, "borrow_from", lambda pid, name: memoryview(bytes(b ^ 1 for b in real(pid, name)))
     )
     link = hub.link()
     for _ in range(3):
@@ -374,13 +374,13 @@ def test_a_loan_that_has_gone_is_a_lost_connection(
     link = hub.link()
     link.call("storeData", x=[b"small"])
     with monkeypatch.context() as patch:
-        entry = shared.Peer.entry
+        entry = lending.Peer.entry
 
-        def gone(self: shared.Peer, piece: Any) -> tuple[bytes, bool]:
+        def gone(self: lending.Peer, piece: Any) -> tuple[bytes, bool]:
             packed, lent = entry(self, piece)
             return (b"\0" * 6 + b"\x7f\xff" + packed[8:], lent) if lent else (packed, lent)
 
-        patch.setattr(shared.Peer, "entry", gone)
+        patch.setattr(lending.Peer, "entry", gone)
         with pytest.raises(ConnectionFailed):
             link.call("storeData", x=[b"head", DATA])
     assert hub.manager.retrieveData("x") == [b"small"]

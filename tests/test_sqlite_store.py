@@ -10,15 +10,26 @@ import random
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from conftest import World, wait_until
 from journals import INFO, KEY, Kept, ended, expected, found, requested, setback
 
-from masterslave.entries import Cancelled, Entry, Forgotten, HandedOut, Joined, Left
+from masterslave.entries import (
+    Cancelled,
+    Entry,
+    Forgotten,
+    HandedOut,
+    Joined,
+    Left,
+    Requests,
+    Results,
+    Written,
+)
 from masterslave.errors import JournalDamaged, JournalError, JournalInUse
+from masterslave.records import TaskOptions
 from masterslave.service import Service
 from masterslave.settings import Settings
 from masterslave.stores import sqlite
@@ -39,7 +50,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal"
 
 
-def make(path: Path, entries: list[Entry] = ENTRIES, key: bytes = KEY) -> None:
+def make(path: Path, entries: Sequence[Written] = ENTRIES, key: bytes = KEY) -> None:
     store = SqliteStore(path, key)
     store.write(entries)
     store.close()
@@ -229,7 +240,7 @@ def test_a_journal_of_another_key_is_refused(path: Path) -> None:
 def test_a_journal_of_a_newer_version_is_refused(path: Path) -> None:
     make(path)
     set_version(path, 9)
-    refused(path, r"newer masterslave \(version 9 of the file, this one knows 3\)")
+    refused(path, r"newer masterslave \(version 9 of the file, this one knows 4\)")
 
 
 def test_a_journal_of_another_label_is_refused(path: Path, world: World) -> None:
@@ -422,14 +433,14 @@ def version_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A masterslave whose journals have one table more."""
     folder = tmp_path / "sql"
     shutil.copytree(sqlite._SQL, folder)
-    (folder / "004-colours.sql").write_text(
+    (folder / "005-colours.sql").write_text(
         "-- A second version; the semicolon in this comment; does not matter.\n"
         "CREATE TABLE colour (name TEXT PRIMARY KEY);\n"
         "INSERT INTO colour VALUES ('red'), ('green');\n"
         "ALTER TABLE task ADD COLUMN colour TEXT REFERENCES colour;\n"
     )
     real = sqlite.migrations
-    assert len(real()) == 3
+    assert len(real()) == 4
     monkeypatch.setattr(sqlite, "migrations", lambda: real(folder))
 
 
@@ -439,10 +450,10 @@ def version(path: Path) -> int:
 
 def test_an_older_journal_is_brought_up_to_date(path: Path, request: pytest.FixtureRequest) -> None:
     make(path)
-    assert version(path) == 3
+    assert version(path) == 4
     request.getfixturevalue("version_two")
     assert read(path) == expected(ENTRIES)
-    assert version(path) == 4
+    assert version(path) == 5
     db = sqlite3.connect(path)
     assert db.execute("SELECT count(*) FROM colour").fetchone() == (2,)
     db.close()
@@ -452,7 +463,7 @@ def test_an_older_journal_is_brought_up_to_date(path: Path, request: pytest.Fixt
 
 def test_a_new_journal_is_of_the_newest_version(path: Path, version_two: None) -> None:
     make(path)
-    assert version(path) == 4
+    assert version(path) == 5
     assert read(path) == expected(ENTRIES)
 
 
@@ -472,7 +483,7 @@ def test_a_migration_that_fails_changes_nothing(
     with monkeypatch.context() as context:
         context.setattr(sqlite, "migrations", lambda: scripts)
         refused(path, "already exists")
-    assert version(path) == 3
+    assert version(path) == 4
     assert read(path) == expected(ENTRIES)
 
 
@@ -483,15 +494,19 @@ class Original:
     """A journal with everything in it: one closed in order, and one whose master was killed."""
 
     def __init__(self, folder: Path) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[Written] = []
         noise = random.Random(1)
         store = SqliteStore(folder / "open", KEY)
         store.set_note("label", "job")
         for number in range(24):
             large = 4 if number % 5 == 0 else 1  # in pieces
             frame = [b"ascii text " * 150 * large, noise.randbytes(30 * large)]
-            group: list[Entry] = [
+            tiny = [noise.randbytes(40) for _ in range(20)]
+            ends = [(100 * number + 100 + i, 1, 0.5, data) for i, data in enumerate(tiny[::2])]
+            group: list[Written] = [
                 requested(number, frame=frame),
+                Requests(100 * number + 100, "tiny", TaskOptions(), tiny),
+                Results(1, 1.5e9, ends),
                 Joined(number, INFO._replace(pid=number)),
                 HandedOut(number, ((number, 1),)),
                 setback(number, story=f"story {number}"),
@@ -601,13 +616,23 @@ def read_all(store: SqliteStore, original: Original, outcomes: set[str]) -> None
 def test_every_value_is_signed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever changes a value of any row, the database being sound, is found out."""
     monkeypatch.setattr(sqlite, "PIECE_BYTES", 100)
-    entries = [*ENTRIES, requested(2, frame=[b"a" * 150, b"b" * 150]), ended(2), ended(1)]
+    entries: list[Written] = [
+        *ENTRIES,
+        requested(2, frame=[b"a" * 150, b"b" * 150]),
+        ended(2),
+        ended(1),
+    ]
+    entries += [
+        Requests(3, "tiny", TaskOptions(), [b"x", b"y", b"z"]),
+        Results(1, 1.5, [(3, 1, 0.5, b"r")]),
+    ]
+    entries.append(Cancelled(5))
     make(path, entries)
     whole = path.read_bytes()
     written = {repr(entry) for entry in Original.all_of(expected(entries))}
     keys = {
         "note": "name", "task": "number", "process": "id", "hand_out": "seq", "setback": "seq",
-        "ending": "number", "piece": "number",
+        "ending": "number", "piece": "number", "page": "seq", "struck": "seq",
     }  # fmt: skip
     tried = set()
     for table, key in keys.items():

@@ -20,7 +20,7 @@ from journals import (
     setback,
 )
 
-from masterslave.entries import Cancelled, Entry, Forgotten, HandedOut, Joined, Left
+from masterslave.entries import Cancelled, Entry, Forgotten, HandedOut, Joined, Left, Written
 from masterslave.errors import JournalDamaged
 from masterslave.records import AT_REST, TaskOptions
 from masterslave.stores import memory, sqlite
@@ -263,7 +263,7 @@ def test_notes_are_kept_and_replaced(place: Place) -> None:
 )
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 @given(groups=histories())
-def test_any_history_comes_back(kind: str, groups: list[list[Entry]], tmp_path: Path) -> None:
+def test_any_history_comes_back(kind: str, groups: list[list[Written]], tmp_path: Path) -> None:
     path = tmp_path / kind
     for left in tmp_path.glob(f"{kind}*"):
         left.unlink()

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import pytest
 from conftest import PATIENCE_S, wait_until
 
-from masterslave.waiters import Waiter, Waiters
+from masterslave.waiters import Monitor, Waiter, Waiters
 
 
 class Room:
     """Waiters, and threads that wait in it."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.waiters = Waiters(self.lock)
+        self.lock = Monitor()
+        self.waiters = Waiters()
         self.woken: list[str] = []
         self.threads: list[threading.Thread] = []
         self.known: dict[str, Waiter] = {}
@@ -63,21 +63,21 @@ def room() -> Iterator[Room]:
         assert not thread.is_alive()
 
 
-def test_one_is_woken_at_a_time_longest_waiting_first(room: Room) -> None:
+def test_one_is_woken_at_a_time_the_last_to_come_first(room: Room) -> None:
     for name in "abc":
         room.enter(name, "sqrt")
     room.wake("sqrt")
-    room.heard("a")
+    room.heard("c")
     assert len(room.waiters) == 2
     room.wake("sqrt")
-    room.heard("a", "b")
+    room.heard("c", "b")
 
 
 def test_each_task_wakes_another_one(room: Room) -> None:
     for name in "abc":
         room.enter(name, "sqrt")
     room.wake("sqrt", "sqrt")  # before the first one has run
-    room.heard("a", "b")
+    room.heard("c", "b")
     assert len(room.waiters) == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from masterslave.entries import Entry
+from masterslave.entries import Entry, Written
 from masterslave.records import Frame
 
 #: Tasks that failed and are forgotten, but are kept to be looked at. Larger: a served task
@@ -20,7 +20,7 @@ KEPT_ROWS = 1000
 class Store(Protocol):
     """Keeps a journal's entries. Used by one thread at a time (see `journal.Journal`)."""
 
-    def write(self, entries: Sequence[Entry]) -> None:
+    def write(self, entries: Sequence[Written]) -> None:
         """Keep all of these entries, or none. Returns when they will survive this process.
 
         Raises `JournalFull` when there is no room, `JournalError` when it cannot be done at all.

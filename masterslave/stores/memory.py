@@ -17,6 +17,8 @@ from masterslave.entries import (
     Requested,
     Setback,
     Stored,
+    Written,
+    singly,
 )
 from masterslave.errors import DataNotFound, JournalDamaged
 from masterslave.records import AT_REST, Frame
@@ -38,9 +40,9 @@ class MemoryStore:
         self._forgotten: dict[int, Forgotten] = {}  # failures that are kept, oldest first
         self._highest = -1  # number that is forgotten
 
-    def write(self, entries: Sequence[Entry]) -> None:
+    def write(self, entries: Sequence[Written]) -> None:
         """See `Store.write`."""
-        for entry in entries:
+        for entry in singly(entries):
             if isinstance(entry, Joined):
                 self._processes[entry.process] = entry
             elif isinstance(entry, Left):

@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from masterslave.attempts import Attempt, own_story
-from masterslave.entries import Ended, Joined, Requested, Setback
+from masterslave.entries import Ended, Entry, Joined, Requested, Setback
 from masterslave.errors import JournalDamaged, JournalError, JournalInUse, UnknownTask
 from masterslave.records import Outcome, ProcessInfo
+from masterslave.stores.pages import TASK
 from masterslave.stores.sqlite import SqliteStore, migrations
 
 #: In the order in which a journal is made of them: slaves that have left made room for others.
@@ -224,12 +225,15 @@ class JournalReader(SqliteStore):
         """A task as it was requested. Raises `UnknownTask`, or `JournalDamaged` if it is."""
         tag, _, digits = task_id.rpartition("_")
         if digits.isdecimal() and len(digits) < 19:  # longer ones are no numbers to SQLite
+            page = self._page_with(TASK, int(digits))
             row = self._one("task", (int(digits),))
-            if row is not None:
-                request = self._parse_task(row, frames=True)[1]
-                assert isinstance(request, Requested)
-                if request.tag == tag:
-                    return request
+            found: Entry | None = None
+            if page is not None:
+                found = page.entry(int(digits))[1]
+            elif row is not None:
+                found = self._parse_task(row, frames=True)[1]
+            if isinstance(found, Requested) and found.tag == tag:
+                return found
         raise UnknownTask(f"journal {self.path}: has no task {task_id!r}")
 
     def slaves(self) -> Slaves:

@@ -43,8 +43,12 @@ from masterslave.entries import (
     Joined,
     Left,
     Requested,
+    Requests,
+    Results,
     Setback,
     Stored,
+    Written,
+    count_of,
 )
 from masterslave.errors import (
     DataNotFound,
@@ -55,6 +59,7 @@ from masterslave.errors import (
 )
 from masterslave.records import AT_REST, Frame, ProcessInfo, TaskOptions, frame_bytes
 from masterslave.stores.base import KEPT_FAILURES, KEPT_ROWS
+from masterslave.stores.pages import ENDING, TASK, Gathered, Page, Place, Struck, by_number, plain
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +71,10 @@ _MAGIC = b"SQLite format 3\0"
 #: Frames beyond this size are kept in pieces of it: one value may have 1e9 bytes at most. Larger: a
 #: copy of that size is made. Smaller: more rows for arrays.
 PIECE_BYTES = 1 << 24
+
+#: Pages that are kept when they were read. Larger: memory, some hundred KB each. Smaller: one is
+#: read again for each result that comes back from the journal, where they come in another order.
+_PAGES_AT_HAND = 8
 
 #: The note that keeps the largest number of a task that was forgotten: none is given twice.
 _HIGHEST = "highest"
@@ -126,6 +135,9 @@ class SqliteStore:
         self._guarded = guarded
         self._seq: int | None = None  # of the last entry; None: not looked up yet
         self._hand_outs: int | None = None  # rows, or a few more; None: not counted yet
+        self._struck: int | None = None  # rows, or a few more; None: not counted yet
+        self._clear_at = KEPT_ROWS  # of them, at which pages are looked through
+        self._read_pages: dict[int, Page] = {}  # by seq, used last comes last
         self._tidy_at = KEPT_ROWS  # hand-outs at which superfluous ones are looked for
         self._closed = False
         with _opening:
@@ -231,7 +243,7 @@ class SqliteStore:
         """The first note tells whether the file was signed with our key."""
         row = self._one("note", ("key",))
         if row is None:
-            if self._one("task", (0,)) is not None:
+            if self._one("task", (0,)) is not None or self._one("has_pages", ())[0]:
                 raise self._damaged("its notes are missing")
             self.set_note("key", "of the user's key file")
         elif row[1] != self._mac(("note", "key", row[0])):
@@ -244,38 +256,59 @@ class SqliteStore:
 
     # --- writing ----------------------------------------------------------------------------
 
-    def write(self, entries: Sequence[Entry]) -> None:
+    def write(self, entries: Sequence[Written]) -> None:
         """See `Store.write`."""
-        self.write_numbered(list(enumerate(entries, self._last_seq() + 1)))
+        seq = self._last_seq() + 1
+        numbered = []
+        for entry in entries:
+            numbered.append((seq, entry))
+            seq += count_of(entry)
+        self.write_numbered(numbered)
 
     def _last_seq(self) -> int:
         if self._seq is None:
             self._seq = self._one("last_seq", ())[0]
         return self._seq
 
-    def write_numbered(self, numbered: Sequence[tuple[int, Entry]]) -> None:
+    def write_numbered(self, numbered: Sequence[tuple[int, Written]]) -> None:
         """As `write`, for entries that have their `seq` already, as in the journal they come from.
 
-        The numbers are larger than those of entries of their kind that are here.
+        The numbers are larger than those of entries of their kind that are here. One that stands
+        for many has the first of their `seq`.
         """
-        last = self._last_seq()
+        end = self._last_seq()
         rows: dict[str, list[_Row]] = {}
+        tiny = Gathered()
         for seq, entry in numbered:
-            _WRITERS[type(entry)](self, rows, seq, entry)
+            last = seq
+            if type(entry) is Requests:
+                options = _options_text(entry.options)
+                tiny.add_tasks(seq, entry.tag, options, entry.first, entry.data)
+                last += len(entry.data) - 1
+            elif type(entry) is Results:
+                tiny.add_results(seq, entry.process, entry.at, entry.ends)
+                last += len(entry.ends) - 1
+            else:
+                _WRITERS[type(entry)](self, rows, seq, entry)
+            end = max(end, last)
+        for place, body in tiny.pages():
+            mac = self._mac(("page", *place, body))
+            rows.setdefault("add_page", []).append((*place, body, mac))
         # What is removed again in the very group in which it came must be there first.
         statements = sorted(rows, key=lambda name: name.startswith("remove_"))
         with self._translated(), self._transaction():
             for name in statements:
                 self._db.executemany(_queries()[name], rows[name])
+            self._strike(rows.get("remove_task", ()), end)
             gone = [entry.number for _, entry in numbered if isinstance(entry, Forgotten)]
             if "add_forgotten" in rows:
-                self._remove_oldest_failures()
+                self._remove_oldest_failures(end)
             if self._hand_outs is not None:
                 self._hand_outs += len(rows.get("add_hand_out", ()))
             if gone:
                 gone += self._tidy()
                 self._note_highest(max(gone))
-        self._seq = max([last, *(seq for seq, _ in numbered)])
+        self._seq = end
 
     def set_note(self, name: str, value: str) -> None:
         """See `Store.set_note`."""
@@ -285,7 +318,7 @@ class SqliteStore:
             )
 
     def _add_task(self, rows: dict[str, list[_Row]], seq: int, entry: Requested) -> None:
-        tag, options = _text(entry.tag), _options_text(entry.options)
+        tag, options = plain(entry.tag), _options_text(entry.options)
         values = (entry.number, seq, tag, entry.identity, options)
         blob = self._blob(rows, entry.number, "parameters", entry.frame)
         mac = self._mac(("task", *values), entry.frame)
@@ -303,7 +336,7 @@ class SqliteStore:
         rows.setdefault("add_hand_out", []).append((*values, self._mac(("hand_out", *values))))
 
     def _add_setback(self, rows: dict[str, list[_Row]], seq: int, entry: Setback) -> None:
-        story = _text(entry.story)
+        story = plain(entry.story)
         values = (
             seq, entry.number, entry.attempt, entry.process, entry.outcome, story,
             _seconds(entry.at),
@@ -311,7 +344,7 @@ class SqliteStore:
         rows.setdefault("add_setback", []).append((*values, self._mac(("setback", *values))))
 
     def _add_ending(self, rows: dict[str, list[_Row]], seq: int, entry: Ended) -> None:
-        story = _text(entry.story)
+        story = plain(entry.story)
         values = (
             entry.number, seq, entry.attempt, entry.process, entry.outcome,
             _seconds(entry.duration_s), story, _seconds(entry.at),
@@ -334,11 +367,147 @@ class SqliteStore:
             for name in _REMOVE_TASK:
                 rows.setdefault(name, []).append((entry.number,))
 
-    def _remove_oldest_failures(self) -> None:
+    def _remove_oldest_failures(self, seq: int) -> None:
         """(In a transaction.) Bound the failures that are kept though they are forgotten."""
         old = self._db.execute(_queries()["too_old"], (KEPT_FAILURES,)).fetchall()
         for name in (*_REMOVE_TASK, "remove_forgotten") if old else ():
             self._db.executemany(_queries()[name], old)
+        self._strike(old, seq)
+
+    # --- pages ------------------------------------------------------------------------------
+
+    def _strike(
+        self, numbers: Sequence[_Row], seq: int, kinds: Sequence[str] = (TASK, ENDING)
+    ) -> None:
+        """(In a transaction.) Entries of these tasks count no more, up to that `seq`."""
+        if not numbers or not self._db.execute(_queries()["has_pages"]).fetchone()[0]:
+            return
+        rows = []
+        for kind in kinds:
+            for (number,) in numbers:
+                values = (kind, number, seq)
+                rows.append((*values, self._mac(("struck", *values))))
+        self._db.executemany(_queries()["strike"], rows)
+        if self._struck is None:
+            self._struck = self._db.execute(_queries()["count_struck"]).fetchone()[0]
+        self._struck += len(rows)
+        if self._struck >= self._clear_at:
+            self._clear_pages()
+
+    def _clear_pages(self) -> None:
+        """(In a transaction.) Remove pages of which all is struck out, and what struck it out.
+
+        All are looked at when there is twice as much as the last look has left, as in `_tidy`.
+        """
+        struck = self._all_struck()
+        needed: set[tuple[str, int]] = set()
+        for place in [*self._places_of(TASK), *self._places_of(ENDING)]:
+            page = self._page(place.seq)
+            entries = zip(page.numbers, page.seqs, strict=True)
+            dead = [n for n, seq in entries if struck.get((place.kind, n), -1) >= seq]
+            if len(dead) == len(page.numbers):
+                self._db.execute(_queries()["remove_page"], (place.seq,))
+                self._read_pages.pop(place.seq, None)
+            else:
+                needed.update((place.kind, number) for number in dead)
+        idle = [key for key in struck if key not in needed]
+        self._db.executemany(_queries()["remove_struck"], idle)
+        self._struck = len(needed)
+        self._clear_at = max(KEPT_ROWS, 2 * self._struck)
+
+    def _all_struck(self) -> dict[tuple[str, int], int]:
+        """Kind and number of all that is struck out, and up to which `seq`."""
+        found = {}
+        with self._translated():
+            for row in self._db.execute(_queries()["struck"], (-1 << 63,)):
+                self._verify("struck", row)
+                one = Struck(*row[:3])
+                found[one.kind, one.number] = one.seq
+        return found
+
+    def _is_struck(self, kind: str, number: int, seq: int) -> bool:
+        row = self._one("struck_one", (kind, number))
+        if row is None:
+            return False
+        if not _same(row[1], self._mac(("struck", kind, number, row[0]))):
+            raise self._damaged(f"struck {number} is not what was written")
+        return bool(row[0] >= seq)
+
+    def _places_of(self, kind: str, problems: list[str] | None = None) -> list[Place]:
+        """Where the pages of a kind are, in the order of the smallest numbers in them."""
+        places = []
+        for row in self._rows("page", "pages", problems):
+            place = Place(*row)
+            if place.kind == kind:
+                places.append(place)
+            elif place.kind not in (TASK, ENDING):
+                text = f"page {place.seq} is not what was written"
+                if problems is None:
+                    raise self._damaged(text)
+                problems.append(str(self._damaged(text)))
+        # What is not a number there is damage, and is found when the page is read.
+        return sorted(places, key=lambda one: (isinstance(one.first, int) and one.first, one.seq))
+
+    def _page(self, seq: int) -> Page:
+        """The page of that key; those read last are at hand."""
+        page = self._read_pages.pop(seq, None)
+        if page is None:
+            row = self._there("page", seq)
+            self._verify("page", row)
+            page = Page(Place(*row[:4]), row[4], _options)
+            while len(self._read_pages) >= _PAGES_AT_HAND:
+                del self._read_pages[next(iter(self._read_pages))]
+        self._read_pages[seq] = page
+        return page
+
+    def _page_with(self, kind: str, number: int) -> Page | None:
+        """The newest page that has that entry, if it counts."""
+        with self._translated():
+            found = self._db.execute(_queries()["pages_with"], (kind, number)).fetchall()
+        damaged: int | None = None
+        for (seq,) in found:
+            try:
+                page = self._page(seq)
+            except JournalError:  # another one may have it
+                damaged = seq
+                continue
+            if number in page:
+                return None if self._is_struck(kind, number, page.seq_of(number)) else page
+        if damaged is not None and self._one(kind, (number,)) is None:
+            self._page(damaged)  # raises
+        return None
+
+    def _paged(
+        self, kind: str, problems: list[str] | None, *, frames: bool
+    ) -> Iterator[tuple[int, Entry]]:
+        """The entries of that kind that are in pages and count, by number."""
+        places = self._places_of(kind, problems)
+        if not places:
+            return
+        try:
+            struck = self._all_struck()
+        except JournalError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+            struck = {}
+
+        def pages() -> Iterator[tuple[int, Iterator[tuple[int, Requested | Ended]]]]:
+            for place in places:
+                try:
+                    page = self._page(place.seq)
+                except JournalError as error:
+                    if problems is None:
+                        raise
+                    problems.append(str(error))
+                    continue
+                yield place.first, page.entries(frames=frames)
+
+        for seq, entry in by_number(pages()):
+            if struck.get((kind, entry.number), -1) < seq:
+                yield seq, entry
+
+    # --- removing ---------------------------------------------------------------------------
 
     def _tidy(self) -> list[int]:
         """(In a transaction.) Remove hand-outs of which no task is left; gives their tasks.
@@ -351,6 +520,14 @@ class SqliteStore:
         if self._hand_outs < self._tidy_at:
             return []
         live = {number for (number,) in self._db.execute(_queries()["live"])}
+        places = self._places_of(TASK)
+        struck = self._all_struck() if places else {}
+
+        def paged(number: int) -> bool:
+            """Whether a page may have that task; those struck out it has not."""
+            within = any(place.first <= number <= place.last for place in places)
+            return within and (TASK, number) not in struck
+
         idle: list[_Row] = []
         gone: list[int] = []
         for seq, text in self._db.execute(_queries()["hand_out_tasks"]):
@@ -358,7 +535,7 @@ class SqliteStore:
                 numbers = [int(number) for number, _ in json.loads(text)]
             except (TypeError, ValueError):  # damaged: whoever reads it is to see that
                 continue
-            if live.isdisjoint(numbers):
+            if live.isdisjoint(numbers) and not any(map(paged, numbers)):
                 idle.append((seq,))
                 gone += numbers
         self._db.executemany(_queries()["remove_hand_out"], idle)
@@ -374,7 +551,7 @@ class SqliteStore:
             self.set_note(_HIGHEST, str(number))
 
     def _add_item(self, rows: dict[str, list[_Row]], seq: int, entry: Stored) -> None:
-        name, kind, frame = _text(entry.name), "frame", entry.value
+        name, kind, frame = plain(entry.name), "frame", entry.value
         if not _is_frame(frame):
             try:
                 kind, frame = "value", [msgpack.packb(entry.value, unicode_errors="surrogatepass")]
@@ -388,7 +565,7 @@ class SqliteStore:
 
     def _remove_item(self, rows: dict[str, list[_Row]], seq: int, entry: Dropped) -> None:
         for query in ("remove_item_pieces", "remove_item"):
-            rows.setdefault(query, []).append((_text(entry.name), seq))
+            rows.setdefault(query, []).append((plain(entry.name), seq))
 
     def forget_ending(self, number: int) -> None:
         """Have a finished task run again by the next run that requests it."""
@@ -396,6 +573,7 @@ class SqliteStore:
             self._db.execute(_queries()["remove_ending"], (number,))
             self._db.execute(_queries()["remove_setbacks"], (number,))
             self._db.execute(_queries()["remove_pieces"], (number, "result"))
+            self._strike([(number,)], self._last_seq(), [ENDING])
 
     def _blob(
         self, rows: dict[str, list[_Row]], number: int, kind: str, frame: Frame
@@ -441,19 +619,39 @@ class SqliteStore:
     ) -> Iterator[tuple[int, Entry]]:
         """All entries of a table with their `seq`; without `problems`, the first one is raised."""
         query, parse = _READERS[table]
+        rows = self._parsed(table, query, parse, problems, frames=frames)
+        if table not in (TASK, ENDING):
+            return rows
+        paged = self._paged(table, problems, frames=frames)
+        return heapq.merge(rows, paged, key=_number_of)
+
+    def _parsed(
+        self,
+        table: str,
+        query: str,
+        parse: Callable[[SqliteStore, _Row, bool], tuple[int, Entry]],
+        problems: list[str] | None,
+        *,
+        frames: bool,
+    ) -> Iterator[tuple[int, Entry]]:
+        for row in self._rows(table, query, problems):
+            try:
+                item = parse(self, row, frames)
+            except JournalError as error:
+                if problems is None:
+                    raise
+                problems.append(str(error))
+                continue
+            yield item
+
+    def _rows(self, table: str, query: str, problems: list[str] | None) -> Iterator[_Row]:
+        """The rows of a scan; goes on behind damage, if that is to be noted in `problems`."""
         begin: int | None = 0
         while begin is not None:
             try:
                 for row in self._db.execute(_queries()[query], (begin,)):
                     begin = row[0] + 1
-                    try:
-                        item = parse(self, row, frames)
-                    except JournalError as error:
-                        if problems is None:
-                            raise
-                        problems.append(str(error))
-                        continue
-                    yield item
+                    yield row
                 return
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if problems is None:
@@ -488,10 +686,7 @@ class SqliteStore:
     def _parse_task(self, row: _Row, frames: bool) -> tuple[int, Entry]:
         number, seq, tag, identity, options, blob, mac = row
         frame = self._verified("task", row[:5], "parameters", blob, mac)
-        known = {k: v for k, v in json.loads(options).items() if k in TaskOptions._fields}
-        if known.get("origin") is not None:
-            known["origin"] = tuple(known["origin"])
-        entry = Requested(number, tag, identity, TaskOptions(**known), frame if frames else AT_REST)
+        entry = Requested(number, tag, identity, _options(options), frame if frames else AT_REST)
         return seq, entry
 
     def _parse_process(self, row: _Row, frames: bool) -> tuple[int, Entry]:
@@ -531,17 +726,23 @@ class SqliteStore:
 
     def parameters(self, number: int) -> Frame:
         """See `Store.parameters`."""
+        page = self._page_with(TASK, number)
+        if page is not None:
+            return page.frame(number)
         row = self._there("task", number)
         return self._verified("task", row[:5], "parameters", row[5], row[6])
 
     def result(self, number: int) -> Frame:
         """See `Store.result`."""
+        page = self._page_with(ENDING, number)
+        if page is not None:
+            return page.frame(number)
         row = self._there("ending", number)
         return self._verified("ending", row[:8], "result", row[8], row[9])
 
     def item(self, name: str) -> Any:
         """See `Store.item`."""
-        row = self._one("item", (_text(name),))
+        row = self._one("item", (plain(name),))
         if row is None:
             raise DataNotFound(f"journal {self.path} has no data item {name!r}")
         return self._parse_item(row)[1].value
@@ -631,6 +832,7 @@ class SqliteStore:
             yield
             self._db.execute("COMMIT")
         except BaseException:
+            self._read_pages.clear()  # one of them may be of this transaction
             with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                 self._db.execute("ROLLBACK")
             raise
@@ -688,11 +890,6 @@ def _same(kept: Any, right: bytes) -> bool:
     return isinstance(kept, bytes) and hmac.compare_digest(kept, right)
 
 
-def _text(text: str) -> str:
-    """Text that SQLite takes: half characters, which file names may have, are written out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _seconds(number: float) -> float:
     """The number as SQLite gives it back: it has no whole, negative or undefined zeros."""
     value = float(number)
@@ -705,6 +902,21 @@ def _options_text(options: TaskOptions) -> str:
     if options.origin is None:
         del fields["origin"]  # of use to attached clients only
     return json.dumps(fields)
+
+
+@lru_cache(256)
+def _options(text: str) -> TaskOptions:
+    """The options of that text; those of later versions are left out."""
+    known = {k: v for k, v in json.loads(text).items() if k in TaskOptions._fields}
+    if known.get("origin") is not None:
+        known["origin"] = tuple(known["origin"])
+    return TaskOptions(**known)
+
+
+def _number_of(pair: tuple[int, Entry]) -> int:
+    """The number of the task that an entry with its `seq` is about."""
+    number: int = getattr(pair[1], "number", -1)
+    return number
 
 
 _WRITERS: dict[type, Callable[[SqliteStore, dict[str, list[_Row]], int, Any], None]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class Link(Protocol):
@@ -18,3 +18,23 @@ class Link(Protocol):
 
     def close(self) -> None:
         """Give the connection up. What was registered through it counts as lost."""
+
+
+@runtime_checkable
+class PostingLink(Link, Protocol):
+    """A link on which something else can be done while the answer to an exchange is awaited."""
+
+    def begin_exchange(self, *args: Any) -> None:
+        """Send a call of `exchange`. Raises `ConnectionFailed`."""
+
+    def fileno(self) -> int | None:
+        """What a selector finds readable when something of an answer has come; None: nothing."""
+
+    def has_answer(self) -> bool:
+        """Whether `end_exchange` will not block; does not block. Raises `ConnectionFailed`.
+
+        False as well when something large comes, for which it is to block.
+        """
+
+    def end_exchange(self) -> Any:
+        """The answer to the last call. Blocks until it is there; raises as `call`."""

@@ -20,10 +20,12 @@ Between processes of one host large pieces are lent (see `shared`), and only the
 
 | record       | data                                                                     |
 |--------------|--------------------------------------------------------------------------|
-| offer        | ``MSLO``, and what `shared.Peer` says; before an announcement or message |
+| offer        | ``MSLO``, and what `lending.Peer` says; before an announcement or message |
 | announcement | ``MSLS``, then an entry for each piece: where it is, or that it follows  |
 
 What was lent is held until the other side's next message is there: by then it has opened it.
+
+A message is Pyro's, or an exchange (see `exchanges`), which Pyro never sees.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import socket
 import ssl
 import struct
@@ -39,6 +42,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from masterslave.errors import AuthenticationError, SettingsError
+from masterslave.lending import ENTRY_BYTES, OFFER, Peer
 from masterslave.pieces import PIECE_BYTES
 from masterslave.proofs import (
     GREETING,
@@ -55,10 +59,13 @@ from masterslave.proofs import (
     signers,
 )
 from masterslave.records import Piece
-from masterslave.shared import ENTRY_BYTES, OFFER, Name, Peer, available
+from masterslave.shared import Name, available
 
 #: A record is one Pyro message, of which Pyro itself allows 1 GiB.
 MAX_RECORD_BYTES = 1 << 30
+
+#: Begins a message that is an exchange.
+EXCHANGE = b"MSLX"
 
 #: Begins the record that announces pieces.
 _ANNOUNCEMENT = b"MSLP"
@@ -72,6 +79,10 @@ _JOIN_BYTES = 65536
 #: Memory that is reserved because a length says so, before its record can be verified; more as its
 #: bytes arrive. Larger: a changed length costs more. Smaller: pieces would be copied as they come.
 _TRUSTED_BYTES = PIECE_BYTES
+
+#: Received at once, unless it is a large piece. Larger: more is copied once more. Smaller: more
+#: system calls.
+_CHUNK_BYTES = 32768
 
 # Pyro's message header (its protocol.py): tag 4s, version H, type B, serializer B, flags H, ...
 _PYRO_HEADER = struct.Struct("!4sHBBHHII")
@@ -245,6 +256,8 @@ class SealedSocket:
         self._outgoing = outgoing
         self._incoming = incoming
         self._types = types
+        self._ahead = b""  # received, and not verified
+        self._poll: select.poll | None = None  # for `wait`
         self._record = memoryview(b"")  # verified, not yet taken by Pyro
         self._attached: Sequence[Piece] = ()
         self._pieces: list[Piece] = []  # verified, of the message that came last
@@ -303,6 +316,17 @@ class SealedSocket:
             self._sock.sendall(header)
             self._sock.sendall(data)
 
+    def send_now(self, data: bytes) -> None:
+        """Send a small message without pieces, or raise `ChannelError` rather than wait.
+
+        For messages to a peer that waits for one, and so has taken all that came before.
+        """
+        offer = self._peer.offer() if self._peer is not None else b""
+        record = self._outgoing.header(offer) + offer if offer else b""
+        record += self._outgoing.header(data) + data
+        if self._sock.send(record, socket.MSG_DONTWAIT) < len(record):
+            raise ChannelError("the peer does not read what it waits for")
+
     def send(self, data: bytes) -> int:
         """Send all of `data`, as `sendall`; there are no partial records."""
         self.sendall(data)
@@ -314,14 +338,59 @@ class SealedSocket:
             record = self._next_record()
             if record is None:
                 return b""
-            self._record = record
+            self._record = self._checked(record)
         piece, self._record = self._record[:size], self._record[size:]
         return bytes(piece)
 
-    def _next_record(self) -> memoryview | None:
+    def next_exchange(self) -> Piece | None:
+        """The next message if it is an exchange; waits for a message.
+
+        None: it is Pyro's, and will be given by `recv`; or the connection has ended.
+        """
+        record = self._next_record()
+        if record is None:
+            return None
+        if record[: len(EXCHANGE)] == EXCHANGE:
+            return record
+        self._record = self._checked(record)
+        return None
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether a selector can tell that something comes: TLS may have it already."""
+        return not isinstance(self._sock, ssl.SSLSocket)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until something has come, the end included; false when the time is over."""
+        if self._ahead:
+            return True
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._sock, select.POLLIN)
+        return bool(self._poll.poll(1000 * max(0.0, timeout_s)))
+
+    def has_exchange(self) -> bool:
+        """Whether `next_exchange` will not wait. Takes in what has come, without waiting.
+
+        False as well when large pieces come first. Raises `OSError`.
+        """
+        if not _is_whole_exchange(self._ahead):
+            try:
+                data = self._sock.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            if not data:
+                return True  # the end
+            self._ahead += data
+        return _is_whole_exchange(self._ahead)
+
+    def _next_record(self) -> Piece | None:
         """The next message; the pieces before it are put aside."""
         self._pieces = []
         data = self._verified()
+        if data is not None and data[: len(EXCHANGE)] == EXCHANGE:
+            self._held = ()
+            return data
         if data is not None and data[: len(OFFER)] == OFFER:
             self._hear(data)
             data = self._verified()
@@ -337,13 +406,16 @@ class SealedSocket:
             data = self._verified()
             if data is None:
                 raise ChannelError("the peer closed the connection before a message's end")
-        if data is None:
-            return None
+        if data is not None:
+            self._held = ()
+        return data
+
+    def _checked(self, data: Piece) -> memoryview:
+        """What Pyro may see of a message: all of it, if it is harmless."""
         header = data[:_PYRO_HEADER_BYTES]
         size = check_message(header, MSGPACK_ID, self._types, MAX_RECORD_BYTES)
         if len(data) != _PYRO_HEADER_BYTES + size:  # a second message would pass without a look
             raise ChannelError("a record is not one whole message")
-        self._held = ()
         return memoryview(data)
 
     def _hear(self, offer: Piece) -> None:
@@ -384,20 +456,45 @@ class SealedSocket:
 
     def _verified(self, announced: int | None = None) -> Piece | None:
         """The data of the next record, of the announced length if one was; None at the end."""
-        header = _receive(self._sock, RECORD_HEADER.size, may_end=True)
-        if not header:
-            return None
-        length, mac = RECORD_HEADER.unpack(header)
+        ahead = self._ahead
+        if len(ahead) < RECORD_HEADER.size:
+            ahead = self._fill(RECORD_HEADER.size, may_end=True)
+            if not ahead:
+                return None
+        length, mac = RECORD_HEADER.unpack_from(ahead)
         if length > MAX_RECORD_BYTES:
             raise ChannelError(f"a message of {length} bytes is too long")
         if announced is not None and length != announced:
             raise ChannelError(f"a piece of {length} bytes is not the announced one")
-        data = _receive(self._sock, length)
+        data: Piece
+        end = RECORD_HEADER.size + length
+        if length >= _JOIN_BYTES:
+            self._ahead = ahead[end:]
+            data = _receive(self._sock, length, first=ahead[RECORD_HEADER.size : end])
+        else:
+            if len(ahead) < end:
+                ahead = self._fill(end)
+            data, self._ahead = ahead[RECORD_HEADER.size : end], ahead[end:]
         try:
             self._incoming.verify(mac, data)
         except AuthenticationError as error:
             raise ChannelError(str(error)) from error
         return data
+
+    def _fill(self, size: int, *, may_end: bool = False) -> bytes:
+        """Receive until at least so many bytes are there; gives what is there.
+
+        b"" if the peer has closed and `may_end`.
+        """
+        ahead = self._ahead
+        while len(ahead) < size:
+            data = self._sock.recv(_CHUNK_BYTES)
+            if not data:
+                if may_end and not ahead:
+                    return b""
+                raise ChannelEnded(_ENDED_EARLY)
+            ahead = self._ahead = ahead + data if ahead else data
+        return ahead
 
     def close(self) -> None:
         """Close the connection, and let go of what was to be sent or had come."""
@@ -452,12 +549,24 @@ class GuardedSocket:
         return getattr(self._sock, name)
 
 
+_ENDED_EARLY = "the peer closed the connection in the middle of a message"
+
+
+def _is_whole_exchange(data: bytes) -> bool:
+    """Whether these bytes begin with a whole record that, if it is genuine, is an exchange."""
+    start = RECORD_HEADER.size
+    if len(data) < start or data[start : start + len(EXCHANGE)] != EXCHANGE:
+        return False
+    return len(data) >= start + int(RECORD_HEADER.unpack_from(data)[0])
+
+
 def _receive(
-    sock: socket.socket, size: int, deadline: float | None = None, *, may_end: bool = False
+    sock: socket.socket, size: int, deadline: float | None = None, *, first: bytes = b""
 ) -> bytes:
-    """Exactly `size` bytes, before the deadline; b"" if `may_end` and the peer closed before."""
-    data = bytearray(min(size, _TRUSTED_BYTES))
-    got = 0
+    """Exactly `size` bytes, `first` at their beginning, before the deadline."""
+    data = bytearray(max(len(first), min(size, _TRUSTED_BYTES)))
+    got = len(first)
+    data[:got] = first
     while got < size:
         if got == len(data):
             data.extend(bytes(min(got, size - got)))
@@ -466,8 +575,6 @@ def _receive(
         with memoryview(data) as view:
             count = sock.recv_into(view[got:])
         if count == 0:
-            if may_end and got == 0:
-                return b""
-            raise ChannelEnded("the peer closed the connection in the middle of a message")
+            raise ChannelEnded(_ENDED_EARLY)
         got += count
     return bytes(data) if size < _JOIN_BYTES else data  # type: ignore[return-value]

@@ -2,7 +2,8 @@
 
 What is Pyro's: sockets, threads per connection, dispatch of calls, msgpack. What is added:
 `channel` below it, so that nothing unproved is decoded; a process whose connection closes is lost
-at once; errors arrive as themselves. Pyro5 is imported here, in `sockets` and in `nameserver` only.
+at once; errors arrive as themselves; and `exchanges`, the calls that make up a job, go round what
+Pyro does for a call. Pyro5 is imported here, in `sockets` and in `nameserver` only.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from masterslave.errors import (
     remote_error,
 )
 from masterslave.manager import TaskManager
+from masterslave.records import frame_bytes
 from masterslave.settings import join_address
 from masterslave.transports.channel import (
     ChannelEnded,
@@ -52,6 +54,7 @@ from masterslave.transports.channel import (
     server_handshake,
     server_tls,
 )
+from masterslave.transports.exchanges import pack, pack_error, unpack_answer, unpack_question
 from masterslave.transports.remote import REMOTE_METHODS, check_call
 from masterslave.transports.sockets import (
     accept_at_once,
@@ -62,8 +65,14 @@ from masterslave.transports.sockets import (
     what_to_check,
 )
 from masterslave.transports.strangers import Strangers, Throttle
+from masterslave.waiters import Parked
 
 log = logging.getLogger(__name__)
+
+#: Tasks up to this size are sent to a parked slave by the thread that has them for it: they fit
+#: into the buffers of a connection on which nothing is on its way. Larger: it might have to wait.
+#: Smaller: a thread is started for each message.
+_AT_ONCE_BYTES = 8192
 
 # --- errors cross as themselves -------------------------------------------------------------
 
@@ -101,6 +110,7 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
         self._connections: set[Any] = set()
         self._dropped = False
         self.share = True
+        self.exchanges: _Exchanges | None = None
         self.on_loss: Callable[[int, int], None] = lambda process_id, generation: None
         self.on_sign_of_life: Callable[[int], None] = lambda process_id: None
         self._strangers = Strangers(end)
@@ -137,7 +147,12 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
     def handleRequest(self, conn: Any) -> None:
         """Answer one call; Pyro would log the traceback of each that is not one."""
         try:
-            super().handleRequest(conn)
+            if self.exchanges is None or not self.exchanges.serve(conn.sock):
+                super().handleRequest(conn)
+        except ChannelError as error:
+            if not isinstance(error, ChannelEnded):
+                self._tell(peer_of(conn), error)
+            raise
         except Pyro5.errors.ConnectionClosedError as error:
             reason = error.__context__
             if isinstance(reason, ChannelError) and not isinstance(reason, ChannelEnded):
@@ -188,6 +203,80 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
         self._dropped = True
         for conn in list(self._connections):
             end_connection(conn.sock)
+
+
+class _Exchanges:
+    """Answers the exchanges of slaves, each in the thread of its connection.
+
+    A call that waits is parked: its thread only looks whether the connection breaks or the time is
+    over, and who has a task for the slave sends it.
+    """
+
+    def __init__(self, manager: TaskManager) -> None:
+        self._manager = manager
+
+    def serve(self, sealed: SealedSocket) -> bool:
+        """Answer the next message if it is an exchange; blocks. False: it is Pyro's, or the end.
+
+        Raises `OSError`, and anything else for what is no exchange.
+        """
+        message = sealed.next_exchange()
+        if message is None:
+            return False
+        args, label = unpack_question(message, sealed.take_pieces())
+        try:
+            if label != self._manager.label:
+                raise LabelUnknown(label)
+            check_call("exchange", args, {})
+            if sealed.can_wait:
+                answer = self._manager.exchangeOrPark(_sender(sealed), *args)
+            else:
+                answer = self._manager.exchange(*args)
+        except Exception as error:
+            sealed.attach(())
+            sealed.sendall(pack_error(error))
+            return True
+        if isinstance(answer, Parked):
+            del message
+            timeout_s = args[4]
+            del args
+            if not sealed.wait(timeout_s):
+                self._manager.endParked(answer)
+        else:
+            _send(sealed, answer)
+        return True
+
+
+def _send(sealed: SealedSocket, answer: list[Any]) -> None:
+    message, parts = pack(answer)
+    sealed.attach(parts)
+    sealed.sendall(message)
+
+
+def _sender(sealed: SealedSocket) -> Callable[[list[Any]], None]:
+    """What sends an answer to a parked call, from any thread, without waiting for the slave."""
+
+    def answer(reply: list[Any]) -> None:
+        if sum(frame_bytes(task.frame) for task in reply[0]) > _AT_ONCE_BYTES:
+            threading.Thread(
+                target=_send_large, args=(sealed, reply), name="pyro-answer", daemon=True
+            ).start()
+            return
+        try:
+            sealed.send_now(pack(reply)[0])
+        except OSError as error:  # its thread sees that, too, and what it held is run elsewhere
+            log.debug("an answer could not be sent: %s", error)
+            end_connection(sealed)
+
+    return answer
+
+
+def _send_large(sealed: SealedSocket, answer: list[Any]) -> None:
+    try:
+        _send(sealed, answer)
+    except OSError as error:
+        log.debug("an answer could not be sent: %s", error)
+        end_connection(sealed)
 
 
 def _exported(manager: TaskManager, daemon: _Daemon) -> Any:
@@ -261,6 +350,7 @@ class PyroServer:
                 "another master may be using the port (MASTERSLAVE_PORT chooses another)"
             ) from error
         self._daemon.share = share
+        self._daemon.exchanges = _Exchanges(manager)
         self._daemon.on_loss = lambda process_id, generation: manager.lostProcess(
             process_id, "its connection closed", generation
         )
@@ -351,6 +441,9 @@ class PyroLink:
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """See `Link.call`."""
+        if method == "exchange" and not kwargs:
+            self.begin_exchange(*args)
+            return self.end_exchange()
         self._proxy._pyroClaimOwnership()
         left, places, parts = pieces.lift([args, kwargs])
         self._sealed.attach(parts)
@@ -362,14 +455,61 @@ class PyroLink:
             self.close()
             raise ConnectionFailed(f"the connection to {self.address} broke: {error}") from error
         except Pyro5.errors.DaemonError as error:
-            raise LabelUnknown(
-                f"the task manager at {self.address} has another label than {self._label!r}; "
-                "check the label and the port"
-            ) from error
+            raise self._another_label() from error
         if parts := self._sealed.take_pieces():
             left, places = result
             (result,) = pieces.restore(left, places, parts)
         return result
+
+    def _another_label(self) -> LabelUnknown:
+        return LabelUnknown(
+            f"the task manager at {self.address} has another label than {self._label!r}; "
+            "check the label and the port"
+        )
+
+    def begin_exchange(self, *args: Any) -> None:
+        """Send a call of `exchange`; its answer is to be taken by `end_exchange`.
+
+        Raises `ConnectionFailed`.
+        """
+        message, parts = pack(list(args), self._label)
+        self._sealed.attach(parts)
+        try:
+            self._sealed.sendall(message)
+        except OSError as error:
+            raise self._broke(error) from error
+
+    def has_answer(self) -> bool:
+        """Whether `end_exchange` will not wait. Takes in what has come, without waiting.
+
+        False as well when something large comes: then it is to be waited for. Raises
+        `ConnectionFailed`.
+        """
+        try:
+            return self._sealed.has_exchange()
+        except OSError as error:
+            raise self._broke(error) from error
+
+    def end_exchange(self) -> Any:
+        """The answer to `begin_exchange`; waits for it. Raises as `call` does."""
+        try:
+            message = self._sealed.next_exchange()
+            if message is None:
+                raise ChannelError("the task manager has ended it")
+        except OSError as error:
+            raise self._broke(error) from error
+        try:
+            return unpack_answer(message, self._sealed.take_pieces())
+        except LabelUnknown as error:
+            raise self._another_label() from error
+
+    def _broke(self, error: OSError) -> ConnectionFailed:
+        self.close()
+        return ConnectionFailed(f"the connection to {self.address} broke: {error}")
+
+    def fileno(self) -> int | None:
+        """For a selector, which tells when there is an answer; None where none can (in TLS)."""
+        return self._sock.fileno() if self._sealed.can_wait else None
 
     def close(self) -> None:
         """See `Link.close`."""

@@ -26,6 +26,45 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 -- name: add_piece
 INSERT INTO piece (number, kind, buffer, position, bytes) VALUES (?, ?, ?, ?, ?);
 
+-- name: add_page
+INSERT INTO page (seq, kind, first, last, body, mac) VALUES (?, ?, ?, ?, ?, ?);
+
+-- Strikes an entry out, where a page may have it.
+-- name: strike
+INSERT INTO struck (kind, number, seq, mac)
+SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (
+    SELECT 1 FROM page WHERE kind = ?1 AND last >= ?2 AND first <= ?2
+)
+ON CONFLICT (kind, number) DO UPDATE SET seq = excluded.seq, mac = excluded.mac;
+
+-- name: has_pages
+SELECT EXISTS (SELECT 1 FROM page);
+
+-- name: pages
+SELECT seq, kind, first, last FROM page WHERE seq >= ? ORDER BY seq;
+
+-- name: page
+SELECT seq, kind, first, last, body, mac FROM page WHERE seq = ?;
+
+-- The newest first.
+-- name: pages_with
+SELECT seq FROM page WHERE kind = ?1 AND last >= ?2 AND first <= ?2 ORDER BY seq DESC;
+
+-- name: remove_page
+DELETE FROM page WHERE seq = ?;
+
+-- name: count_struck
+SELECT count(*) FROM struck;
+
+-- name: struck
+SELECT kind, number, seq, mac FROM struck WHERE number >= ? ORDER BY number;
+
+-- name: struck_one
+SELECT seq, mac FROM struck WHERE kind = ? AND number = ?;
+
+-- name: remove_struck
+DELETE FROM struck WHERE kind = ? AND number = ?;
+
 -- name: add_item
 INSERT INTO item (number, name, kind, value, mac) VALUES (?, ?, ?, ?, ?);
 
@@ -143,5 +182,7 @@ SELECT max(
     ifnull((SELECT max(seq) FROM hand_out), 0),
     ifnull((SELECT max(seq) FROM forgotten), 0),
     ifnull((SELECT max(seq) FROM setback), 0),
-    ifnull((SELECT max(seq) FROM ending), 0)
+    ifnull((SELECT max(seq) FROM ending), 0),
+    ifnull((SELECT max(seq) FROM struck), 0),
+    ifnull((SELECT max(seq) FROM page), 0)
 );
