@@ -273,7 +273,7 @@ def _list(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _slave(options: argparse.Namespace, settings: Settings) -> int:
-    from masterslave.slave import run_slave
+    from masterslave.slaverun import run_slave
 
     if options.chaos is not None:
         settings = replace(settings, chaos=options.chaos if str(options.chaos) else None)

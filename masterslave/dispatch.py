@@ -14,6 +14,7 @@ The shell (`supervisor.py`) tells what happened and carries out what `Dispatch` 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -246,7 +247,7 @@ class Dispatch:
                 actions.append(self._recall(number, state))
         if not self.draining:
             actions += self._feed(now)
-        if self.draining or self.stalled(now):
+        if self.backlog and (self.draining or self.stalled(now)):
             self._give_back_backlog()
         return actions
 
@@ -266,26 +267,43 @@ class Dispatch:
         usable = [w for w in self._workers.values() if w.ready and w.blame is None]
         return sum(1 for worker in usable if worker.line or not worker.unread)
 
-    def runs_low(self) -> bool:
-        """Whether workers may want tasks that are not here within `ENOUGH_S` seconds."""
-        waiting = len(self.backlog)
-        last = self.backlog[-1] if self.backlog else None
+    def runs_low(self, now: float) -> bool:
+        """Whether a worker may want a task that is not here within `ENOUGH_S` seconds."""
+        share_s = 0.0  # of what waits here, for each worker
+        if self.backlog and self._workers:
+            estimate_s = self._pace.estimate_s(self.backlog[-1].tag) or 0.0
+            share_s = len(self.backlog) * estimate_s / len(self._workers)
+        if share_s >= ENOUGH_S:
+            return False
         for worker in self._workers.values():
-            if len(worker.line) > 1:
-                waiting += len(worker.line) - 1
-                last = last or worker.line[-1]
-        if last is None:
-            return True
-        estimate_s = self._pace.estimate_s(last.tag) or 0.0
-        return waiting * estimate_s < ENOUGH_S * len(self._workers)
+            line, left_s = worker.line, share_s
+            if line:
+                left_s += max(0.0, self._estimate_s(line[0]) - (now - worker.busy_since))
+                left_s += (len(line) - 1) * self._estimate_s(line[-1])
+            if left_s < ENOUGH_S and worker.ready:
+                return True
+        return not self._workers
+
+    def _estimate_s(self, task: Assignment) -> float:
+        return self._pace.estimate_s(task.tag) or 0.0
 
     def busy(self) -> bool:
         """Whether any task is here."""
         return bool(self.backlog) or any(w.line for w in self._workers.values())
 
+    def usual_s(self, tasks: Iterable[Assignment]) -> float:
+        """How long these tasks usually take, one after the other; without end if nobody knows."""
+        known = [self._pace.estimate_s(task.tag) for task in tasks]
+        return math.inf if None in known else sum(filter(None, known))
+
     def has_lines(self) -> bool:
         """Whether a worker has more than the task that it runs."""
         return any(len(worker.line) > 1 for worker in self._workers.values())
+
+    def longest_s(self) -> float:
+        """How long the longest of the tasks usually takes that have others behind them."""
+        lines = (worker.line for worker in self._workers.values() if len(worker.line) > 1)
+        return max((self._estimate_s(line[0]) for line in lines), default=0.0)
 
     def running(self, worker: int) -> Assignment | None:
         """The task that a worker runs."""
@@ -302,10 +320,13 @@ class Dispatch:
 
     def newly_started(self, before: float) -> list[str]:
         """Tasks that workers began before that time and whose start has not been told yet."""
-        running = [w for w in self._workers.values() if w.line and w.busy_since <= before]
-        started = [w.line[0].task_id for w in running]
-        fresh = [task_id for task_id in started if task_id not in self._announced]
-        self._announced.update(fresh)
+        fresh: list[str] = []
+        for worker in self._workers.values():
+            if worker.line and worker.busy_since <= before:
+                task_id = worker.line[0].task_id
+                if task_id not in self._announced:
+                    self._announced.add(task_id)
+                    fresh.append(task_id)
         return fresh
 
     def next_deadline(self, now: float, tell_s: float) -> float | None:

@@ -177,8 +177,13 @@ class _Fifo(Generic[Result]):
     def add(self, item: Result) -> None:
         self._items.append(item)
 
+    def add_all(self, items: Iterable[Result]) -> None:
+        self._items.extend(items)
+
     def take(self) -> Result | None:
         items, is_taken = self._items, self._is_taken
+        if not self._taken:  # nearly always
+            return items.popleft() if items else None
         while items:
             item = items.popleft()
             if not is_taken(item):
@@ -214,6 +219,14 @@ class FinishedLine(Generic[Result]):
         self._all.add(item)
         if self._by_tag and item.tag in self._by_tag:
             self._by_tag[item.tag].add(item)
+
+    def add_all(self, items: Collection[Result]) -> None:
+        """Items arrive, in this order."""
+        if self._by_tag:
+            for item in items:
+                self.add(item)
+        else:
+            self._all.add_all(items)
 
     def take(self, tag: str | None) -> Result | None:
         """The oldest item, of that tag if given; None when there is none."""

@@ -63,11 +63,13 @@ class Block(Several[T]):
 
     def head(self) -> T:
         """The task whose turn it is; it may have been cancelled."""
-        return self.taken.get(self.place) or self.task(self.place)
+        task = self.taken.get(self.place) if self.taken else None
+        return self.task(self.place) if task is None else task
 
     def pass_on(self) -> bool:
         """That task stands in line no more; true if it was the last."""
-        self.taken.pop(self.place, None)
+        if self.taken:
+            self.taken.pop(self.place, None)
         self.place += 1
         if self.place < len(self.data):
             return False
@@ -76,11 +78,11 @@ class Block(Several[T]):
 
     def task(self, place: int) -> T:
         """Make an object of one that is none yet."""
-        number = self.first + place
-        task = self.tasks.make(
-            f"{self.tag}_{number}", number, self.client, self.tag, [self.data[place]], self.options
-        )
-        self.taken[place] = self.tasks[f"{self.tag}_{number}"] = task
+        number, tag = self.first + place, self.tag
+        task_id = f"{tag}_{number}"
+        tasks = self.tasks
+        task = tasks.make(task_id, number, self.client, tag, [self.data[place]], self.options)
+        self.taken[place] = tasks[task_id] = task
         return task
 
 

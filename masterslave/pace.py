@@ -14,6 +14,11 @@ from collections.abc import Mapping, Sequence
 #: host and several across a network.
 HORIZON_S = 0.02
 
+#: Usual duration up to which a slave has one more in reserve for each worker, beside the one that
+#: runs and the next one, whatever `HORIZON_S` says. Larger: as there. Smaller: on a busy machine
+#: the way to the task manager and back takes as long as one task, and many workers wait for it.
+RESERVE_S = 0.015
+
 #: Tasks in hand per worker, whatever they take. Larger: more is run again when a slave is lost,
 #: and messages get long. Smaller: tasks below HORIZON_S / MAX_IN_HAND run dry between exchanges.
 MAX_IN_HAND = 2048
@@ -59,10 +64,12 @@ class Pace:
             by_time = min(by_time, int(left_s / estimate + 1e-9))
             if estimate <= HORIZON_S and left_s > 0:  # the next one of each worker is here in time
                 by_time = max(by_time, 2 * workers - held)
+            if estimate <= RESERVE_S and left_s + RESERVE_S * workers > 0:
+                by_time = max(by_time, 3 * workers - held)
         return max(0, idle, min(by_time, MAX_IN_HAND * workers - held))
 
     def load_s(self, held: Mapping[str, int]) -> float:
         """How long so many tasks of each tag will take."""
         mean = self._mean_s.get
         # Enough not to put known work behind what nobody knows the length of.
-        return sum(count * mean(tag, HORIZON_S) for tag, count in held.items())
+        return sum(count * mean(tag, HORIZON_S + RESERVE_S) for tag, count in held.items())

@@ -655,6 +655,10 @@ class TaskQueue:
         find, tasks, clients = dict.get, self.tasks, self._clients
         held = self._held.get(process)
         freed: dict[str, int] = {}  # by tag
+        finished: list[Task] = []  # of one client, not in its line yet
+        client = _NOBODY
+        result = State.RESULT
+        lighter = heavier = 0  # parameters and results, in bytes
         for done in batch:
             task = find(tasks, done.task_id)  # what is only noted was not handed out
             if (
@@ -666,22 +670,35 @@ class TaskQueue:
                 or task.former is not None
                 or held is None
             ):
+                if finished:  # results come in this order
+                    clients[client].finished.add_all(finished)
+                    finished = []
                 others.append((self.complete(process, done, now), done))
                 held = self._held.get(process)
                 continue
+            if task.client != client:
+                if finished:
+                    clients[client].finished.add_all(finished)
+                    finished = []
+                client = task.client
             del held.tasks[task.id]
             task.holder = None
             if task.frame is not AT_REST:
-                self.parameter_bytes -= task.size
+                lighter += task.size
             task.frame = frame = done.frame
-            task.size = size = frame_bytes(frame)
-            self.result_bytes += size
+            task.size = size = len(frame[0]) if len(frame) == 1 else frame_bytes(frame)
+            heavier += size
             task.detail = done.detail
-            task.state = State.RESULT
+            task.state = result
             task.outcome = _RESULT
-            freed[task.tag] = freed.get(task.tag, 0) + 1
-            clients[task.client].finished.add(task)
+            tag = task.tag
+            freed[tag] = freed.get(tag, 0) + 1
+            finished.append(task)
             plain.append((task, done))
+        if finished:
+            clients[client].finished.add_all(finished)
+        self.parameter_bytes -= lighter
+        self.result_bytes += heavier
         for tag, count in freed.items():
             self._counts[State.RUNNING][tag] -= count
             self._counts[State.RESULT][tag] += count
@@ -799,22 +816,25 @@ class TaskQueue:
         mine = self._clients.get(client)
         if mine is None:
             return got
-        take, tasks, outstanding = mine.finished.take, self.tasks, mine.outstanding
+        take, tasks = mine.finished.take, self.tasks
+        given: dict[tuple[State, str], int] = {}  # by state and tag
         size = 0
         while (task := take(tag)) is not None:
-            state, of_tag = task.state, task.tag
-            self._counts[state][of_tag] -= 1
-            task.state = TRANSITIONS[state, Event.DELIVER]  # forgotten: it is counted nowhere
-            del tasks[task.id]
-            outstanding[of_tag] -= 1
-            frame = task.frame
+            what = task.state, task.tag
+            given[what] = given.get(what, 0) + 1
+            task.state = TRANSITIONS[task.state, Event.DELIVER]
+            task_id, frame = task.id, task.frame
+            del tasks[task_id]
             if frame is not AT_REST:
-                self.result_bytes -= task.size
                 size += task.size
                 task.frame = AT_REST  # who still has the task, to let it rest, finds that done
-            got.append(Delivery(task.id, of_tag, task.outcome, frame, task.detail))
+            got.append(Delivery(task_id, what[1], task.outcome, frame, task.detail))
             if len(got) >= limit or size >= limit_bytes > 0:
                 break
+        for (state, of_tag), count in given.items():  # forgotten: they are counted nowhere
+            self._counts[state][of_tag] -= count
+            mine.outstanding[of_tag] -= count
+        self.result_bytes -= size
         self.delivered += len(got)
         return got
 

@@ -66,6 +66,10 @@ _TELL_STARTED_S = 0.05
 #: less surely known to have died of it. Smaller: the supervisor takes time from its workers.
 _MEMORY_LOOK_S = 0.1
 
+#: Tasks that take less are waited for, so long, before anything else. Larger: the supervisor wakes
+#: up once more for tasks that take longer. Smaller: the rest of what it has to do holds them up.
+_TINY_S = 0.0005
+
 #: Between two looks for dead workers where the system does not tell of them by itself.
 _POLL_S = 0.02
 
@@ -122,6 +126,7 @@ class Supervisor:
         self._workers: dict[int, WorkerProcess] = {}
         self._next_worker = 0
         self._ended: set[WorkerProcess] = set()  # reported dead, not yet buried
+        self._is_blind = False  # whether the system does not report deaths by itself
         self._failed_starts = 0
         self._tags: list[str] | None = None
         self._inbox: deque[News] = deque()
@@ -195,22 +200,37 @@ class Supervisor:
     def _loop(self) -> None:
         while not self._ending:
             now = time.monotonic()
-            self._carry_out(self._dispatch.tick(now))
-            self._disturb(now)
-            self._tell(now)
-            self._look_at_memory(now)
-            self._look_at_lifetime(now)
-            self._look_at_idleness(now)
-            self._look_at_uplink(now)
-            if self._dispatch.draining and not self._dispatch.busy():
-                self._ending = "drained"
-                return
-            for key, mask in self._selector.select(self._wait_s(now)):
+            actions = self._dispatch.tick(now)
+            self._carry_out(actions)
+            if self._dispatch.completions or not self._are_tiny(actions):
+                self._disturb(now)
+                self._tell(now)
+                self._look_at_memory(now)
+                self._look_at_lifetime(now)
+                self._look_at_idleness(now)
+                self._look_at_uplink(now)
+                if self._dispatch.draining and not self._dispatch.busy():
+                    self._ending = "drained"
+                    return
+                wait_s = self._wait_s(now)
+            else:  # before all that was looked at, they have run
+                wait_s = _TINY_S
+            for key, mask in self._selector.select(wait_s):
                 key.data(mask)
             self._look_at_boards()
             self._read_inbox()
             self._look_at_signals()
             self._reap()
+
+    def _are_tiny(self, actions: list[Action]) -> bool:
+        """Whether these tasks, and nothing else, were given to workers, and will have run soon."""
+        return (
+            bool(actions)
+            and self._disturbance is None
+            and all(
+                isinstance(a, Send) and self._dispatch.usual_s(a.tasks) < _TINY_S for a in actions
+            )
+        )
 
     def _finish(self) -> None:
         """Leave in order: results first, then the workers."""
@@ -248,6 +268,7 @@ class Supervisor:
         share = self._settings.shared_memory
         worker = WorkerProcess(number, self._label, self._record, self._memory, share=share)
         self._workers[number] = worker
+        self._is_blind = worker.exit_descriptor is None
         self._watch(worker)
 
     def _watch(self, worker: WorkerProcess) -> None:
@@ -323,6 +344,8 @@ class Supervisor:
             self._uplink.announce([*tags, CALL_TAG], period_s)
 
     def _reap(self) -> None:
+        if not self._ended and not self._is_blind:
+            return
         suspects, self._ended = self._ended, set()
         suspects.update(w for w in self._workers.values() if w.exit_descriptor is None)
         for worker in suspects:
@@ -493,7 +516,7 @@ class Supervisor:
             completions = self._disturbance.hold_back(completions, now, none=everything)
         started = self._dispatch.newly_started(now - (0.0 if everything else _TELL_STARTED_S))
         idle = not self._dispatch.busy()
-        room, low = self._dispatch.room(now), self._dispatch.runs_low()
+        room, low = self._dispatch.room(now), self._dispatch.runs_low(now)
         self._uplink.hand_in(completions, started, room=room, idle=idle, low=low or everything)
 
     def _look_at_uplink(self, now: float) -> None:
@@ -530,7 +553,7 @@ class Supervisor:
             waits.append(max(0.0, self._lifetime.drain_at - now))
         if self._idleness is not None and not self._dispatch.draining:
             waits.append(self._idleness.wait_s(now))
-        if any(worker.exit_descriptor is None for worker in self._workers.values()):
+        if self._is_blind:
             waits.append(_POLL_S)
         if self._memory is not None and self._dispatch.busy():
             waits.append(max(0.0, self._memory_look_at - now))
@@ -538,7 +561,8 @@ class Supervisor:
         if self._inbox:
             waits.append(0.0)
         if self._dispatch.has_lines():
-            waits.append(LOOKED_AT_S)
+            few = self._dispatch.longest_s() > LOOKED_AT_S  # end between two looks
+            waits.append(LOOKED_AT_S / 2 if few else LOOKED_AT_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _wake(self) -> None:

@@ -238,16 +238,15 @@ class Uplink:
             return False
         link, call = posted
         try:
-            if not link.has_answer():
-                with self._changed:
-                    self._left_to_sender = True  # it may be gigabytes
-                    self._changed.notify_all()
-                return False
-            reply = link.end_exchange()
+            reply = link.answer_at_hand()
         except Exception as error:
             self._went_wrong(call, error)
             return False
         with self._changed:
+            if reply is None:
+                self._left_to_sender = True  # it may be gigabytes
+                self._changed.notify_all()
+                return False
             self._posted = None
             self._ended(call, reply)
             if not self._rest_until or self._due():

@@ -372,48 +372,60 @@ def test_pieces_before_an_exchange(pair: Pair) -> None:
     client.attach([b"p" * 100_000, b"q"])
     thread = threading.Thread(target=client.sendall, args=(EXCHANGE + b"one",))
     thread.start()
-    assert server.has_exchange() is False, "they are to be waited for"
+    assert server.wait(PATIENCE_S)
+    assert server.exchange_at_hand() is None, "they are to be waited for"
     assert server.next_exchange() == EXCHANGE + b"one"
     assert server.take_pieces() == [b"p" * 100_000, b"q"]
     thread.join()
 
 
-def test_whether_an_exchange_is_there_is_told_without_waiting(pair: Pair) -> None:
+def test_an_exchange_that_is_there_is_taken_without_waiting(pair: Pair) -> None:
     client, server = sealed(pair)
-    record = RECORD_HEADER.size
     for end in pair:
         end.setblocking(True)
-    assert server.has_exchange() is False
+    assert server.exchange_at_hand() is None
     client.send_now(EXCHANGE + b"one")
     client.send_now(EXCHANGE + b"two")
     assert server.wait(PATIENCE_S)
-    assert server.has_exchange() is True
-    assert server.next_exchange() == EXCHANGE + b"one"
+    assert server.exchange_at_hand() == EXCHANGE + b"one"
     assert server.wait(0.0), "what was received already counts"
-    assert server.has_exchange() is True
-    assert server.next_exchange() == EXCHANGE + b"two"
+    assert server.exchange_at_hand() == EXCHANGE + b"two"
     assert server.wait(0.0) is False
-    header = client._outgoing.header(EXCHANGE + b"three")
-    assert len(header) == record
-    pair[0].sendall(header[:7])
-    assert server.has_exchange() is False
-    pair[0].sendall(header[7:] + EXCHANGE + b"thr")
-    assert server.has_exchange() is False
-    pair[0].sendall(b"ee")
-    assert server.has_exchange() is True
-    assert server.next_exchange() == EXCHANGE + b"three"
+    record = client._outgoing.header(EXCHANGE + b"three") + EXCHANGE + b"three"
+    for start, end in ((0, 7), (7, 42), (42, len(record) - 1)):
+        pair[0].sendall(record[start:end])
+        assert server.exchange_at_hand() is None
+    pair[0].sendall(record[-1:])
+    assert server.exchange_at_hand() == EXCHANGE + b"three"
+    pair[0].sendall(record[:9])
     pair[0].shutdown(socket.SHUT_WR)
-    assert server.has_exchange() is True, "the end need not be waited for"
+    assert server.exchange_at_hand() is None
+    with pytest.raises(ChannelError, match="in the middle"):
+        server.exchange_at_hand()
+
+
+def test_the_end_instead_of_an_exchange(pair: Pair) -> None:
+    client, server = sealed(pair)
+    client.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(ChannelError, match="closed"):
+        server.exchange_at_hand()
+
+
+def test_what_is_no_exchange_is_not_taken(pair: Pair) -> None:
+    client, server = sealed(pair)
+    client.sendall(message(b"two"))
+    assert server.wait(PATIENCE_S)
+    assert server.exchange_at_hand() is None
     assert server.next_exchange() is None
+    assert read(server, len(message(b"two"))) == message(b"two")
 
 
 def test_an_exchange_that_is_there_is_verified(pair: Pair) -> None:
     client, server = sealed(pair)
     record = client._outgoing.header(EXCHANGE + b"one") + EXCHANGE + b"two"
     pair[0].sendall(record)
-    assert server.has_exchange() is True
     with pytest.raises(ChannelError, match="tampered"):
-        server.next_exchange()
+        server.exchange_at_hand()
 
 
 def test_who_does_not_read_is_not_waited_for(pair: Pair) -> None:

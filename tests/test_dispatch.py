@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from dispatching import (
     LONG_S,
@@ -106,15 +108,30 @@ def test_work_sent_ahead_is_limited_and_refilled_before_the_worker_runs_dry() ->
 
 def test_a_slave_says_whether_its_workers_may_soon_want_more() -> None:
     dispatch = slave(1, knows={"short": ENOUGH_S / 2, "tiny": TINY_S})
-    assert dispatch.runs_low()
-    dispatch.arrived(tasks("ab", "short"))
+    assert dispatch.runs_low(0.0)
+    dispatch.arrived(tasks("a", "short"))
     dispatch.tick(0.0)
-    assert dispatch.runs_low()  # one waits: half of what is enough
+    assert dispatch.runs_low(0.0)  # half of what is enough
+    dispatch.arrived(tasks("b", "short"))
+    assert not dispatch.runs_low(0.0)
+    assert dispatch.runs_low(ENOUGH_S / 4)  # the first has run for some time
     dispatch.arrived(tasks("c", "short"))
-    assert not dispatch.runs_low()
-    dispatch.finished(1, result(task("a", "short"), ENOUGH_S / 2), 0.0)
+    assert not dispatch.runs_low(ENOUGH_S)  # longer than usual: it may end at any time
+    dispatch.finished(1, result(task("a", "short"), ENOUGH_S / 2), ENOUGH_S)
+    dispatch.tick(ENOUGH_S)
+    assert not dispatch.runs_low(ENOUGH_S)
+    assert dispatch.runs_low(1.25 * ENOUGH_S)
+
+
+def test_one_worker_that_may_run_dry_is_enough() -> None:
+    dispatch = slave(1, 2, knows={"short": ENOUGH_S})
+    dispatch.arrived(tasks("abcd", "short"))
     dispatch.tick(0.0)
-    assert dispatch.runs_low()
+    assert not dispatch.runs_low(ENOUGH_S / 2)
+    dispatch.finished(2, result(task("b", "short"), ENOUGH_S), ENOUGH_S / 2)
+    dispatch.tick(ENOUGH_S / 2)
+    assert not dispatch.runs_low(ENOUGH_S / 2)
+    assert dispatch.runs_low(ENOUGH_S)
 
 
 def test_what_waits_in_the_lines_of_workers_counts(
@@ -125,13 +142,13 @@ def test_what_waits_in_the_lines_of_workers_counts(
     dispatch.arrived(tasks("abcd", "tiny"))
     dispatch.tick(0.0)
     assert waiting(dispatch) == ""
-    assert not dispatch.runs_low()
+    assert not dispatch.runs_low(0.0)
 
 
 def test_nobody_knows_how_long_tasks_of_a_new_kind_last() -> None:
     dispatch = slave(1)
     dispatch.arrived(tasks("abcdef"))
-    assert dispatch.runs_low()
+    assert dispatch.runs_low(0.0)
 
 
 def test_every_idle_worker_is_served_before_tasks_are_sent_ahead() -> None:
@@ -390,3 +407,20 @@ def test_an_interrupt_kills_what_runs_at_no_cost() -> None:
     for worker in (1, 2, 3):
         dispatch.died(worker, "killed by SIGKILL")
     assert ended(dispatch) == {"A": "returned", "B": "returned"}
+
+
+def test_how_long_tasks_usually_take_together() -> None:
+    dispatch = slave(1, knows={"short": 0.5, "none": 0.0})
+    assert dispatch.usual_s(tasks("ab", "short") + tasks("c", "none")) == 1.0
+    assert dispatch.usual_s(tasks("a", "short") + tasks("b", "new")) == math.inf
+
+
+def test_the_longest_task_that_has_others_behind_it() -> None:
+    dispatch = slave(1, 2, knows={"tiny": TINY_S, "short": 10 * TINY_S})
+    assert dispatch.longest_s() == 0.0
+    dispatch.arrived([*tasks("a", "short"), *tasks("bc", "tiny")])
+    dispatch.tick(0.0)
+    assert dispatch.longest_s() == pytest.approx(10 * TINY_S)  # c stands behind one of them
+    dispatch.finished(1, result(task("a", "short"), 10 * TINY_S), 0.0)
+    dispatch.finished(2, result(task("b", "tiny"), TINY_S), 0.0)
+    assert dispatch.longest_s() == 0.0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masterslave.pace import HORIZON_S, MAX_IN_HAND, Pace
+from masterslave.pace import HORIZON_S, MAX_IN_HAND, RESERVE_S, Pace
 
 
 def pace_of(**durations_s: float) -> Pace:
@@ -58,9 +58,18 @@ def test_the_horizon_is_that_of_each_worker() -> None:
 
 
 def test_of_tasks_of_some_milliseconds_each_worker_may_have_the_next_one() -> None:
-    pace = pace_of(short=0.6 * HORIZON_S, long=1.01 * HORIZON_S)
-    assert pace.more_to_hold("short", 64, 64 * 0.6 * HORIZON_S, 64) == 64
+    pace = pace_of(short=0.9 * HORIZON_S, long=1.01 * HORIZON_S)
+    assert pace.more_to_hold("short", 64, 64 * 0.9 * HORIZON_S, 64) == 64
+    assert pace.more_to_hold("short", 128, 128 * 0.9 * HORIZON_S, 64) == 0
     assert pace.more_to_hold("long", 64, 64 * 1.01 * HORIZON_S, 64) == 0
+
+
+def test_of_somewhat_shorter_ones_the_slave_has_one_more_in_reserve() -> None:
+    pace = pace_of(short=0.9 * RESERVE_S, long=1.01 * RESERVE_S)
+    for held, more in ((0, 192), (64, 128), (128, 64), (192, 0)):
+        assert pace.more_to_hold("short", held, held * 0.9 * RESERVE_S, 64) == more
+    assert pace.more_to_hold("long", 64, 64 * 1.01 * RESERVE_S, 64) == 64
+    assert pace.more_to_hold("short", 1, 10.0, 1) == 0, "behind a long one"
 
 
 def test_tasks_that_take_no_time_at_all_are_limited_in_number() -> None:

@@ -30,10 +30,10 @@ class PostingLink(Link, Protocol):
     def fileno(self) -> int | None:
         """What a selector finds readable when something of an answer has come; None: nothing."""
 
-    def has_answer(self) -> bool:
-        """Whether `end_exchange` will not block; does not block. Raises `ConnectionFailed`.
+    def answer_at_hand(self) -> Any:
+        """The answer to the last call if it is there, else None; does not block. Raises as `call`.
 
-        False as well when something large comes, for which it is to block.
+        None as well when something large comes, for which `end_exchange` is to block.
         """
 
     def end_exchange(self) -> Any:

@@ -369,20 +369,36 @@ class SealedSocket:
             self._poll.register(self._sock, select.POLLIN)
         return bool(self._poll.poll(1000 * max(0.0, timeout_s)))
 
-    def has_exchange(self) -> bool:
-        """Whether `next_exchange` will not wait. Takes in what has come, without waiting.
+    def exchange_at_hand(self) -> Piece | None:
+        """The next message if it is an exchange and has come in full; does not wait.
 
-        False as well when large pieces come first. Raises `OSError`.
+        None as well when large pieces come first. Raises `OSError`, also at the end.
         """
-        if not _is_whole_exchange(self._ahead):
+        start, ahead = RECORD_HEADER.size, self._ahead
+        if len(ahead) < start or len(ahead) < start + RECORD_HEADER.unpack_from(ahead)[0]:
             try:
                 data = self._sock.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return False
+                return None
             if not data:
-                return True  # the end
-            self._ahead += data
-        return _is_whole_exchange(self._ahead)
+                raise ChannelEnded(_ENDED_EARLY if ahead else "the peer has closed the connection")
+            ahead = self._ahead = ahead + data if ahead else data
+            if len(ahead) < start:
+                return None
+        length, mac = RECORD_HEADER.unpack_from(ahead)
+        end = start + length
+        if len(ahead) < end or ahead[start : start + len(EXCHANGE)] != EXCHANGE:
+            return None
+        message, self._ahead = ahead[start:end], ahead[end:]
+        self._verify(mac, message)
+        self._pieces, self._held = [], ()
+        return message
+
+    def _verify(self, mac: bytes, data: Piece) -> None:
+        try:
+            self._incoming.verify(mac, data)
+        except AuthenticationError as error:
+            raise ChannelError(str(error)) from error
 
     def _next_record(self) -> Piece | None:
         """The next message; the pieces before it are put aside."""
@@ -475,10 +491,7 @@ class SealedSocket:
             if len(ahead) < end:
                 ahead = self._fill(end)
             data, self._ahead = ahead[RECORD_HEADER.size : end], ahead[end:]
-        try:
-            self._incoming.verify(mac, data)
-        except AuthenticationError as error:
-            raise ChannelError(str(error)) from error
+        self._verify(mac, data)
         return data
 
     def _fill(self, size: int, *, may_end: bool = False) -> bytes:
@@ -550,14 +563,6 @@ class GuardedSocket:
 
 
 _ENDED_EARLY = "the peer closed the connection in the middle of a message"
-
-
-def _is_whole_exchange(data: bytes) -> bool:
-    """Whether these bytes begin with a whole record that, if it is genuine, is an exchange."""
-    start = RECORD_HEADER.size
-    if len(data) < start or data[start : start + len(EXCHANGE)] != EXCHANGE:
-        return False
-    return len(data) >= start + int(RECORD_HEADER.unpack_from(data)[0])
 
 
 def _receive(

@@ -42,7 +42,7 @@ from masterslave.errors import (
     remote_error,
 )
 from masterslave.manager import TaskManager
-from masterslave.records import frame_bytes
+from masterslave.records import Piece, frame_bytes
 from masterslave.settings import join_address
 from masterslave.transports.channel import (
     ChannelEnded,
@@ -479,25 +479,28 @@ class PyroLink:
         except OSError as error:
             raise self._broke(error) from error
 
-    def has_answer(self) -> bool:
-        """Whether `end_exchange` will not wait. Takes in what has come, without waiting.
+    def answer_at_hand(self) -> Any:
+        """The answer to `begin_exchange` if it has come, else None; does not wait.
 
-        False as well when something large comes: then it is to be waited for. Raises
-        `ConnectionFailed`.
+        None as well when large pieces come first: then it is to be waited for. Raises as `call`.
         """
         try:
-            return self._sealed.has_exchange()
+            message = self._sealed.exchange_at_hand()
         except OSError as error:
             raise self._broke(error) from error
+        return None if message is None else self._answer(message)
 
     def end_exchange(self) -> Any:
         """The answer to `begin_exchange`; waits for it. Raises as `call` does."""
         try:
             message = self._sealed.next_exchange()
             if message is None:
-                raise ChannelError("the task manager has ended it")
+                raise ChannelEnded("the task manager has ended it")
         except OSError as error:
             raise self._broke(error) from error
+        return self._answer(message)
+
+    def _answer(self, message: Piece) -> Any:
         try:
             return unpack_answer(message, self._sealed.take_pieces())
         except LabelUnknown as error:
