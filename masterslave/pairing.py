@@ -163,7 +163,8 @@ def own_job_id(system: str, environ: Mapping[str, str], process: str) -> str:
     The system is named, for of several in one another the variables of all are set.
     """
     if system in ("local", "ssh"):
-        return process
+        # In a container its job is another process, which starts that.
+        return environ.get("MASTERSLAVE_JOB_ID") or process
     if system == "pbs":
         # Slurm's own commands by the names of PBS set the first one only in some versions.
         return environ.get("PBS_JOBID") or environ.get("SLURM_JOB_ID", "")

@@ -379,17 +379,22 @@ class SupervisorEnd:
         return self._merged([])
 
     def _merged(self, messages: list[list[Any]]) -> list[list[Any]]:
-        """The messages of the pipe with those of the board, in order."""
+        """The messages of the pipe with those of the board, in order.
+
+        What was posted together is one message: ``["posted", [[n, *completion]...]]``.
+        """
         if self._board is None:
             return messages
         merged: list[list[Any]] = []
         try:
             for message in messages:
-                merged += [["done", post[1:]] for post in self._board.take(self._heard)]
+                if posts := self._board.take(self._heard):
+                    merged.append(["posted", posts])
                 self._heard += 1
                 if message[0] != "look":
                     merged.append(message)
-            merged += [["done", post[1:]] for post in self._board.take(self._heard)]
+            if posts := self._board.take(self._heard):
+                merged.append(["posted", posts])
         except BoardDamaged as error:
             raise PipeClosed from error
         return merged

@@ -139,10 +139,11 @@ def slave_job(plan: Plan, folder: Path, name: str, count: int, workers: int, *, 
     container = fields.pop("container", None)
     if container is not None:
         kind, image, extra, mounts = container
-        mounts = [
-            *mounts,
-            *_missing_mounts(mounts, [str(folder.parent.parent), fields["directory"]]),
-        ]
+        key_file = fields["environment"].get("MASTERSLAVE_KEY_FILE")
+        own = [str(folder.parent.parent), fields["directory"]]
+        if key_file is not None:
+            own.append(str(Path(key_file).parent))
+        mounts = [*mounts, *_missing_mounts(mounts, own)]
         container = Container(kind, image, tuple(extra), tuple(mounts))
         python = python or "python3"
     fields["options"] = tuple(fields.get("options", ()))

@@ -15,7 +15,8 @@ from masterslave.journal import Journal
 from masterslave.records import ProcessInfo
 from masterslave.stores.base import Store
 from masterslave.stores.memory import MemoryStore
-from masterslave.stores.sqlite import PIECE_BYTES, SqliteStore, migrations
+from masterslave.stores.sqlite import PIECE_BYTES, SqliteStore
+from masterslave.stores.statements import migrations
 
 KEY = bytes(32)
 LARGE = [b"head", bytes(PIECE_BYTES) + b"tail"]

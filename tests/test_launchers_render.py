@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from masterslave.errors import LauncherError
-from masterslave.launchers import launcher
+from masterslave.launchers import launcher, pbs, sge
 from masterslave.launchers.base import Container, Job, Rendered, safe_name
 from masterslave.launchers.containers import process_command
 from masterslave.launchers.htcondor import description
@@ -172,13 +172,22 @@ def test_hosts_that_are_none(hosts: object) -> None:
 
 
 @pytest.mark.parametrize("kind", ["docker", "podman"])
-def test_containers_hand_signals_on(kind: str) -> None:
+def test_containers_have_the_addresses_and_process_ids_of_their_host(kind: str) -> None:
     container = Container(kind, "work:1", ("--gpus", "all"), ("/shared", "/a:/b:ro"))
-    assert process_command(JOB._replace(container=container, directory="/w")) == [
-        kind, "run", "--rm", "--init", "--network", "host", "--workdir", "/w",
-        "--volume", "/w:/w", "--volume", "/shared:/shared", "--volume", "/a:/b:ro",
-        "--env", "WORD=it's $HOME", "--gpus", "all", "work:1", *JOB.command,
+    words = process_command(JOB._replace(container=container, directory="/w"))
+    assert words[:2] == ["sh", "-c"]
+    assert words[3:5] == ["sh", "demo"]
+    words = words[5:]
+    assert words[:13] == [
+        kind, "run", "--rm", "--network", "host", "--pid", "host", "--workdir", "/w",
+        "--volume", "/w:/w", "--volume", "/shared:/shared",
     ]  # fmt: skip
+    assert words[13:15] == ["--volume", "/a:/b:ro"]
+    end = ["--env", "WORD=it's $HOME", "--gpus", "all", "work:1", *JOB.command]
+    assert words[-len(end) :] == end
+    told = words[15 : -len(end)]
+    assert told[::2] == ["--env"] * (len(told) // 2)
+    assert {"MASTERSLAVE_JOB_ID", "SLURM_JOB_ID", "SLURM_JOB_END_TIME"} < set(told[1::2])
 
 
 def test_apptainer() -> None:
@@ -271,3 +280,60 @@ def test_times_as_batch_systems_read_them() -> None:
     assert [clock(s) for s in (0.5, 59.9, 3600, 90061)] == [
         "00:00:01", "00:00:59", "01:00:00", "25:01:01",
     ]  # fmt: skip
+
+
+QSTAT_SGE = """\
+job-ID  prior   name       user         state submit/start at     queue             slots ja-task-ID
+----------------------------------------------------------------------------------------------------
+      1 0.50000 ms-a-long- root         r     11/28/2026 05:00:54 test.q@vm             1 4
+       Full jobname:     ms-a-long-label-abcdef-s0
+       Master Queue:     test.q@vm
+      1 0.50000 ms-a-long- root         qw    11/28/2026 05:00:54                       1 5
+       Full jobname:     ms-a-long-label-abcdef-s0
+      2 0.50000 ms-a-long- root         qw    11/28/2026 05:00:54                       1
+       Full jobname:     ms-a-long-label-abcdef-s1
+      3 0.50000 ms-a-long- root         r     11/28/2026 05:00:54 test.q@vm             4
+       Full jobname:     ms-a-long-label-abcdef-s10
+"""
+QSTAT_PBS = """\
+Job Id: 11[].server
+    Job_Name = ms-a_l-90caba42
+    job_state = B
+    Output_Path = host:/home/me/.masterslave/starts/a-long-label/logs/ms-a-long-la
+\tbel-abcdef-s0.pbs
+Job Id: 12.server
+    Job_Name = ms-a_l-90caba42
+    job_state = F
+
+Job Id: 13.server
+    Job_Name = ms-a_l-90caba43
+    job_state = R
+Job Id:\t14
+\tJob_Name = ms-a_l-90caba42
+\tjob_state = Q
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        ("ms-a-long-label-abcdef-s0", ["1.4", "1.5"]),
+        ("ms-a-long-label-abcdef-s1", ["2"]),
+        ("ms-a-long-label-abcdef-s10", ["3"]),
+        ("ms-a-long-", []),
+    ],
+)
+def test_jobs_of_grid_engine_by_their_full_name(name: str, ids: list[str]) -> None:
+    assert sge._named(QSTAT_SGE, name) == ids
+
+
+def test_jobs_of_pbs_by_name_that_have_not_ended() -> None:
+    assert pbs._named(QSTAT_PBS, "ms-a_l-90caba42") == ["11[].server", "14"]
+
+
+def test_short_names_are_as_different_as_long_ones() -> None:
+    names = [f"ms-simulation-{digit}-s{i}" for digit in "abc" for i in range(100)]
+    short = {pbs._short_name(name) for name in names}
+    assert len(short) == len(names)
+    assert max(map(len, short)) == 15
+    assert pbs._short_name("ms-a-b-s0") == "ms-a-b-s0"

@@ -23,7 +23,7 @@ from masterslave.entries import (
 )
 from masterslave.errors import JournalDamaged
 from masterslave.records import AT_REST, TaskOptions
-from masterslave.stores import sqlite
+from masterslave.stores import paged, sqlite
 from masterslave.stores.pages import ENDING, PAGE_ENTRIES, TASK, Gathered, Page, by_number
 from masterslave.stores.sqlite import SqliteStore
 
@@ -158,7 +158,7 @@ def test_a_finished_task_of_a_page_may_be_forgotten_to_run_again(store: SqliteSt
 def test_the_file_does_not_grow_with_what_was_struck_out(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "KEPT_ROWS", 50)
+    monkeypatch.setattr(paged, "KEPT_ROWS", 50)
     store._clear_at = 50
     store.write([requests(0, 40), results([7])])
     counts = []

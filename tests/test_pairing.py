@@ -100,6 +100,7 @@ def test_whose_note_it_is(note_id: str, job_id: str) -> None:
         ("htcondor", {"MASTERSLAVE_JOB_ID": "4.1"}, "4.1"),
         ("slurm", {}, ""),
         ("local", {}, "4711:88"),
+        ("ssh", {"MASTERSLAVE_JOB_ID": "4700:80"}, "4700:80"),  # in a container
     ],
 )  # fmt: skip
 def test_the_id_of_ones_own_job(system: str, environ: dict[str, str], job_id: str) -> None:

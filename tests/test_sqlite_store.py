@@ -32,7 +32,7 @@ from masterslave.errors import JournalDamaged, JournalError, JournalInUse
 from masterslave.records import TaskOptions
 from masterslave.service import Service
 from masterslave.settings import Settings
-from masterslave.stores import sqlite
+from masterslave.stores import sqlite, statements
 from masterslave.stores.sqlite import APPLICATION_ID, SqliteStore
 
 ENTRIES: list[Entry] = [
@@ -432,7 +432,7 @@ def test_a_finished_task_may_be_forgotten_to_run_again(path: Path) -> None:
 def version_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A masterslave whose journals have one table more."""
     folder = tmp_path / "sql"
-    shutil.copytree(sqlite._SQL, folder)
+    shutil.copytree(statements.SQL, folder)
     (folder / "005-colours.sql").write_text(
         "-- A second version; the semicolon in this comment; does not matter.\n"
         "CREATE TABLE colour (name TEXT PRIMARY KEY);\n"

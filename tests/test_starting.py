@@ -321,9 +321,9 @@ def test_a_job_that_cannot_be_looked_for_is_named(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder.of("lab", here.path)
-    folder.create(PLAN._replace(on="sge"))
-    folder.write(Submission("ms-lab-s0", "slave", "sge", 1, 0.0))
-    with pytest.raises(StartError, match="ms-lab-s0 may have been submitted: sge jobs cannot"):
+    folder.create(PLAN._replace(on="psij"))
+    folder.write(Submission("ms-lab-s0", "slave", "psij", 1, 0.0))
+    with pytest.raises(StartError, match="ms-lab-s0 may have been submitted: psij jobs cannot"):
         stop("lab")
     assert folder.exists()
     folder.remove()

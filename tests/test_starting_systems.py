@@ -1,21 +1,25 @@
-"""`start`, `stop`, `status`, `allocate` with a real Slurm on this machine."""
+"""`start`, `stop`, `status`, `allocate` with real batch systems on this machine."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from clusters.pool import Pool
 from clusters.systems import Systems
-from conftest import PATIENCE_S, World, wait_until
+from conftest import PATIENCE_S, ROOT, World, wait_until
 
 from masterslave import ClusterExecutor, StartError, allocate, masterHost, start, stop
 from masterslave.launchers import launcher
+from masterslave.launchers.base import run_command
 from masterslave.runfolder import RunFolder
 from masterslave.starting import Started
 from masterslave.stopping import overview
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)  # the first start of HTCondor unpacks a system
 
 
 @pytest.fixture
@@ -83,6 +87,25 @@ def test_a_start_that_was_cut_off_is_found_by_its_name(slurm: World) -> None:
     assert all_over(found.slaves)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "printed"),
+    [
+        ("one_word.py", ["lab"], "pi is about 3.144\n"),
+        ("allocate.py", ["--on", "slurm"], r"pi is about 3\.1\d+, by 2 workers \(slurm\)\n"),
+    ],
+)
+def test_examples(slurm: World, name: str, arguments: list[str], printed: str) -> None:
+    """The word that makes a cluster of a pool is the label of what runs in jobs."""
+    if "lab" in arguments:
+        started("lab", 2, "slurm", serve=True)
+        masterHost("lab", PATIENCE_S)
+    assert re.fullmatch(printed, slurm.start(ROOT / "examples" / name, *arguments).finish())
+    if "lab" in arguments:
+        stop("lab")
+    wait_until(lambda: not slurm.processes())
+    assert not run_command(["squeue", "--noheader", "--states=PENDING,RUNNING"]).out
+
+
 def test_an_allocation(slurm: World) -> None:
     with allocate(2, "slurm") as workers:
         with workers.executor() as executor:
@@ -90,6 +113,31 @@ def test_an_allocation(slurm: World) -> None:
         ids = workers.started.slaves
     assert all_over(ids)
     wait_until(lambda: not slurm.processes())
+
+
+@pytest.mark.parametrize("name", ["sge", "pbs"])
+def test_a_start_that_was_cut_off_is_found_by_its_name_elsewhere(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Only its own jobs are: not those of another start of a label which begins like it."""
+    for variable, value in systems.start(name).items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.chdir(world.path)
+    settings = {"dialect": "torque", "arrays": False} if name == "pbs" else {}
+    label, other = "a-long-label", "a-long-label-as-well"
+    found, others = (
+        started(one, 3, name, wait=True, launcher_settings=settings) for one in (label, other)
+    )
+    folder = RunFolder.of(label, world.path)
+    (submission,) = folder.submissions()
+    folder.write(submission._replace(ids=None))
+    assert "3 jobs of that name found" in stop(label)[0]
+    states = launcher(name, **settings).states
+    assert all(state.is_over for state in states(found.slaves).values())
+    assert not any(state.is_over for state in states(others.slaves).values())
+    stop(other)
+    assert all(state.is_over for state in states(others.slaves).values())
+    wait_until(lambda: not world.processes())
 
 
 @pytest.mark.parametrize("name", ["sge", "pbs", "ssh"])
@@ -115,3 +163,77 @@ def test_other_systems(
     where = launcher(name, **settings)
     assert all(state.is_over for state in where.states(found.slaves).values())
     wait_until(lambda: not world.processes())
+
+
+# --- HTCondor: the pool has a system of its own, so all of it runs there ------------------------
+
+
+@pytest.fixture
+def pool(world: World, systems: Systems) -> Iterator[Pool]:
+    try:
+        yield Pool(world, systems)
+    finally:
+        systems.release_condor()
+
+
+CALLS = """
+    from masterslave import ClusterExecutor, masterHost
+    with ClusterExecutor("lab", masterHost("lab", 60)) as executor:
+        print(sum(executor.map(abs, range(-99, 0))))
+"""
+CUT_OFF = """
+    import sys
+    from pathlib import Path
+    from masterslave.launchers import launcher
+    from masterslave.runfolder import RunFolder
+    from masterslave.starting import start
+    from masterslave.stopping import stop
+    one, other = [start(label, 2, "htcondor", wait=True) for label in ("a lab", "a lab, too")]
+    folder = RunFolder.of("a lab", Path.cwd())
+    (submission,) = folder.submissions()
+    folder.write(submission._replace(ids=None))
+    print(stop("a lab")[0])
+    states = launcher("htcondor").states
+    print([[state.is_over for state in states(ids.slaves).values()] for ids in (one, other)])
+    stop("a lab, too")
+"""
+
+
+def paired(pool: Pool) -> int:
+    rows = json.loads(pool.task_manager("status", "lab", "--json"))["rows"]
+    return sum(bool(row["job"] and row["workers"]) for row in rows)
+
+
+def queue_is_empty(pool: Pool) -> bool:
+    """What has completed may be listed for a moment."""
+    listed = pool.run("condor_q", "-constraint", "JobStatus != 4", "-autoformat", "ClusterId")
+    return not listed.strip()
+
+
+def test_htcondor_with_manager_and_slaves_in_jobs(pool: Pool) -> None:
+    pool.give(pool.world.write("calls.py", CALLS))
+    arguments = ("-n", 2, "--on", "htcondor", "--serve", "--walltime", "10m", "--json")
+    found = json.loads(pool.task_manager("start", "lab", *arguments))
+    assert found["on"] == "htcondor" and found["manager"] and len(found["slaves"]) == 2
+    assert pool.run("python3", "calls.py") == "4950\n"
+    wait_until(lambda: paired(pool) == 2, "both jobs have their slaves")
+    assert "told 2 slaves to finish what runs and leave" in pool.task_manager("stop", "lab")
+    assert queue_is_empty(pool)
+    wait_until(lambda: not pool.world.processes())
+
+
+def test_an_allocation_of_htcondor(pool: Pool) -> None:
+    pool.give(ROOT / "examples" / "allocate.py")
+    printed = pool.run("python3", "allocate.py", "--on", "htcondor")
+    assert re.fullmatch(r"pi is about 3\.1\d+, by 2 workers \(htcondor\)\n", printed)
+    assert queue_is_empty(pool)
+    wait_until(lambda: not pool.world.processes())
+
+
+def test_a_start_with_htcondor_that_was_cut_off_is_found_by_its_name(pool: Pool) -> None:
+    pool.give(pool.world.write("cut_off.py", CUT_OFF))
+    told, over = pool.run("python3", "cut_off.py").splitlines()
+    assert "2 jobs of that name found" in told
+    assert over == "[[True, True], [False, False]]"
+    assert queue_is_empty(pool)
+    wait_until(lambda: not pool.world.processes())

@@ -169,6 +169,7 @@ class Launcher(ABC):
     def find(self, name: str, log_folder: str) -> list[str]:
         """The ids of the copies that live of the jobs of that name, whose output goes there.
 
+        Of arrays it may be those of the arrays as a whole, which can be asked for and cancelled.
         For a submission whose answer was lost. Raises `LauncherError` where they cannot be listed.
         """
         raise LauncherError(

@@ -1,15 +1,44 @@
 """Processes inside containers: the command that starts one. Pure.
 
-Process 1 of a container ignores SIGTERM unless it handles it: docker and podman get ``--init``,
-which hands signals on. The network is the host's own: addresses are the same inside and outside.
+Network and process ids are the host's own: addresses are the same inside and outside, two slaves on
+a host are not both "PID 7", and whether one lives can be seen. So a process is not number 1 either,
+which would ignore SIGTERM, and needs no init beside it.
+
+docker and podman are clients: told to end while it starts its container, a client may leave it
+behind. So a shell stands above it, hands signals on, and removes at the end what is left.
 """
 
 from __future__ import annotations
 
 from masterslave.errors import LauncherError
-from masterslave.launchers.base import Container, Job
+from masterslave.launchers.base import Container, Job, safe_name
 
 KINDS = ("docker", "podman", "apptainer")
+
+#: What a job's surroundings tell a slave in it: which job it is, and when that ends. Handed on
+#: where it is set, for docker and podman hand on nothing by themselves.
+_HANDED_ON = (
+    "MASTERSLAVE_JOB_ID", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID",
+    "SLURM_JOB_END_TIME", "PBS_JOBID", "PBS_WALLTIME", "JOB_ID", "SGE_TASK_ID",
+)  # fmt: skip
+
+#: $1 begins the container's name, the rest is a ``run`` command. One line: HTCondor takes no more.
+#: `told`: a signal that came before there was a client.
+_SEE_TO_ITS_END = (
+    'name="$1-$(uname -n)-$$"; engine=$2; shift 3; client= told=; '
+    'for one in INT TERM USR1 USR2; do trap "told=$one; kill -s $one \\$client 2>/dev/null" $one; '
+    "done; "
+    '"$engine" run --name "$name" "$@" & client=$!; '
+    '[ -z "$told" ] || kill -s $told $client; '
+    "while wait $client; status=$?; [ $status -gt 128 ] && kill -0 $client 2>/dev/null; "
+    "do :; done; "
+    '"$engine" rm --force "$name" >/dev/null 2>&1; exit $status'
+)
+
+
+def program(job: Job) -> str:
+    """The program that must be there, where the job starts."""
+    return job.command[0] if job.container is None else job.container.kind
 
 
 def process_command(job: Job) -> list[str]:
@@ -31,11 +60,11 @@ def _start(job: Job, container: Container) -> list[str]:
         return ["apptainer", "exec", "--pwd", job.directory, *binds, *container.arguments,
                 container.image]  # fmt: skip
     volumes = [word for mount in mounts for word in ("--volume", mount)]
-    variables = [
-        word for name, value in job.environment.items() for word in ("--env", f"{name}={value}")
-    ]
+    told = [*_HANDED_ON, *(f"{name}={value}" for name, value in job.environment.items())]
+    variables = [word for one in told for word in ("--env", one)]
     return [
-        container.kind, "run", "--rm", "--init", "--network", "host",
+        "sh", "-c", _SEE_TO_ITS_END, "sh", safe_name(job.name),
+        container.kind, "run", "--rm", "--network", "host", "--pid", "host",
         "--workdir", job.directory, *volumes, *variables, *container.arguments, container.image,
     ]  # fmt: skip
 

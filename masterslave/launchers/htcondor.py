@@ -29,7 +29,7 @@ from masterslave.launchers.containers import process_command
 _STATES = {
     "1": JobState(Phase.PENDING, "IDLE"),
     "2": JobState(Phase.RUNNING, "RUNNING"),
-    "3": JobState(Phase.ENDED, "REMOVED"),
+    "3": JobState(Phase.RUNNING, "REMOVED"),  # is to end; it leaves the queue when it has
     "4": JobState(Phase.ENDED, "COMPLETED"),
     "5": JobState(Phase.PENDING, "HELD"),
     "6": JobState(Phase.RUNNING, "TRANSFERRING_OUTPUT"),
@@ -64,6 +64,12 @@ class HtcondorLauncher(Launcher):
         if found is None:
             raise LauncherError(f"condor_submit gave no job ids but {output.out!r}")
         return [f"{found[1]}.{i}" for i in range(int(found[2]), int(found[4]) + 1)]
+
+    def find(self, name: str, log_folder: str) -> list[str]:
+        chosen = f'JobBatchName == "{safe_name(name)}"'
+        columns = ("ClusterId", "ProcId")
+        listed = run_command(["condor_q", "-constraint", chosen, "-autoformat", *columns]).out
+        return [".".join(line.split()) for line in listed.splitlines() if line.strip()]
 
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
         found: dict[str, JobState] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ DIALECTS = ("openpbs", "torque")
 
 _PENDING = set("QHWTM")  # queued, held, waiting, moving to a server or between servers
 _ENDED = set("CFX")  # completed (Torque), finished, finished part of an array (OpenPBS)
+
+#: Longest name of a job.
+_NAME_LENGTH = 15
 
 #: Exit status of some, when there are no jobs at all.
 _NO_JOBS = 153
@@ -52,7 +56,7 @@ class PbsLauncher(Launcher):
         return answers(["qstat"], (0, _NO_JOBS)) and not answers(["qconf", "-sql"])
 
     def render(self, job: Job) -> Rendered:
-        name = safe_name(job.name)[:15]  # older ones take no more
+        name = _short_name(job.name)
         own_log = os.path.join(job.log_folder, f"{safe_name(job.name)}.pbs")
         command = ["qsub", "-N", name, "-S", "/bin/sh", "-j", "oe", "-o", own_log]
         if job.count > 1 and self._arrays:
@@ -84,6 +88,10 @@ class PbsLauncher(Launcher):
             return [f"{number}{server}"]
         return [f"{number}[{i}]{server}" for i in range(job.count)]
 
+    def find(self, name: str, log_folder: str) -> list[str]:
+        listed = run_command(["qstat", "-f"], statuses=(0, _NO_JOBS)).out
+        return _named(listed, _short_name(name))
+
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
         found: dict[str, JobState] = {}
         finished = [] if self._torque else ["-x"]
@@ -101,6 +109,33 @@ class PbsLauncher(Launcher):
             wrong = _real_errors(done.err or done.out)
             if done.status and wrong:
                 raise LauncherError(f"qdel: {' '.join(wrong)}")
+
+
+def _short_name(name: str) -> str:
+    """What older ones take as a name, 15 characters; of different names, different ones."""
+    whole = safe_name(name)
+    if len(whole) <= _NAME_LENGTH:
+        return whole
+    return f"{whole[: _NAME_LENGTH - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
+def _named(text: str, name: str) -> list[str]:
+    """The ids in ``qstat -f`` of jobs with that name which have not ended; an array is one job."""
+    names: dict[str, str] = {}
+    current = ""
+    for line in text.splitlines():
+        head = re.match(r"Job Id:\s*(\S+)", line)
+        given = re.match(r"\s+Job_Name = (\S+)", line)
+        if head is not None:
+            current = head[1]
+        elif given is not None:
+            names[current] = given[1]
+    states = _read(text)
+    return [
+        one
+        for one, given_name in names.items()
+        if given_name == name and not (one in states and states[one].is_over)
+    ]
 
 
 def _real_errors(text: str) -> list[str]:

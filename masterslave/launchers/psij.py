@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import secrets
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -20,6 +21,8 @@ from masterslave.launchers.base import (
     safe_name,
 )  # fmt: skip
 from masterslave.launchers.containers import process_command
+from masterslave.launchers.shell import start_of
+from masterslave.launchers.ssh import LocalLauncher
 
 _PHASES = {
     "NEW": Phase.PENDING, "QUEUED": Phase.PENDING, "ACTIVE": Phase.RUNNING,
@@ -33,7 +36,8 @@ _ATTACH_S = 30.0
 class PsijLauncher(Launcher):
     """One job per copy, as PSI/J has no arrays. `executor`: its name there, such as "lsf".
 
-    `Job.options` are custom attributes, ``NAME=VALUE``.
+    `Job.options` are custom attributes, ``NAME=VALUE``. Ids are those of PSI/J's executors, but for
+    "local", whose processes are told from others that have got their number since: ``PID:START``.
     """
 
     name = "psij"
@@ -41,6 +45,8 @@ class PsijLauncher(Launcher):
     def __init__(self, executor: str = "local") -> None:
         self._name = executor
         self._instance: Any = None
+        # PSI/J's jobs by our ids: attached to twice, one that ends stops its local executor.
+        self._known: dict[str, Any] = {}
 
     def is_available(self) -> bool:
         try:
@@ -64,19 +70,23 @@ class PsijLauncher(Launcher):
         resources = psij.ResourceSpecV1(process_count=1, cpu_cores_per_process=job.cpus or 1)
         if job.memory_bytes is not None:
             resources.memory = job.memory_bytes
+        environment = {"MASTERSLAVE_JOB_ID": "", **job.environment}  # not that of our own job
         os.makedirs(job.log_folder, exist_ok=True)
         ids: list[str] = []
         try:
-            for i in range(job.count):
-                log = os.path.join(job.log_folder, f"{safe_name(job.name)}.{os.getpid()}.{i}")
+            for _ in range(job.count):
+                # The id, which `log_file` has in its name, is not known before.
+                output = f"{safe_name(job.name)}.{secrets.token_hex(6)}.out"
                 spec = psij.JobSpec(
-                    executable=command[0], arguments=list(command[1:]), directory=job.directory,
-                    environment=dict(job.environment), resources=resources, attributes=attributes,
-                    stdout_path=f"{log}.log", stderr_path=f"{log}.err",
+                    executable="sh", arguments=["-c", 'exec "$@" 2>&1', "sh", *command],
+                    directory=job.directory, environment=environment, resources=resources,
+                    attributes=attributes, stdout_path=os.path.join(job.log_folder, output),
                 )  # fmt: skip
                 one = psij.Job(spec)
                 executor.submit(one)
-                ids.append(str(one.native_id))
+                ids.append(self._own_id(str(one.native_id)))
+                self._known[ids[-1]] = one
+                os.symlink(output, self.log_file(job, ids[-1]))
         except Exception as error:
             self.cancel(ids)
             raise LauncherError(f"psij {self._name}: {error}") from error
@@ -99,7 +109,7 @@ class PsijLauncher(Launcher):
     def cancel(self, ids: Sequence[str]) -> None:
         for one in ids:
             job = self._attach(one)
-            if job is None:
+            if job is None or job.status.final:
                 continue
             try:
                 job.cancel()
@@ -107,12 +117,24 @@ class PsijLauncher(Launcher):
                 if not job.status.final:
                     raise LauncherError(f"psij {self._name}: {error}") from error
 
+    def _own_id(self, native: str) -> str:
+        return f"{native}:{start_of(native)}" if self._name == "local" else native
+
     def _attach(self, job_id: str) -> Any:
+        """PSI/J's job of that id; None where there is none, or no longer."""
+        if job_id in self._known:
+            return self._known[job_id]
+        native = job_id
+        if self._name == "local":
+            native = job_id.partition(":")[0]
+            if LocalLauncher().states([job_id])[job_id].is_over:
+                return None
         job = _module().Job()
         try:
-            self._executor().attach(job, job_id)
+            self._executor().attach(job, native)
         except Exception:  # it does not know the id: the job has ended
             return None
+        self._known[job_id] = job
         return job
 
     def _executor(self) -> Any:

@@ -66,6 +66,9 @@ class SgeLauncher(Launcher):
         number = found[1]
         return [number] if job.count == 1 else [f"{number}.{i + 1}" for i in range(job.count)]
 
+    def find(self, name: str, log_folder: str) -> list[str]:
+        return _named(run_command(["qstat", "-r", "-g", "d"]).out, safe_name(name))
+
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
         listed = run_command(["qstat", "-g", "d"]).out if ids else ""
         found = _read(listed)
@@ -93,6 +96,21 @@ def _read(text: str) -> dict[str, JobState]:
         state = JobState(_phase(word), word)
         found[number] = state
         found[f"{number}.{last}"] = state  # of a plain job: never asked for
+    return found
+
+
+def _named(text: str, name: str) -> list[str]:
+    """The ids in ``qstat -r -g d`` of copies with that name, which stands below each in full."""
+    found = []
+    current = ""
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 8 and fields[0].isdecimal():
+            # ..., date, time, queue (where there is one yet), slots, task (of an array)
+            numbers = [word for word in fields[7:] if word.isdecimal()]
+            current = ".".join([fields[0], *numbers[1:]])
+        elif fields[:2] == ["Full", "jobname:"] and fields[2:] == [name]:
+            found.append(current)
     return found
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from masterslave.errors import LauncherError
 from masterslave.launchers.base import Job, check, safe_name
-from masterslave.launchers.containers import process_command
+from masterslave.launchers.containers import process_command, program
 
 #: Sets `state` and `start` of process $1; neither, when there is none.
 _LOOK = """
@@ -26,12 +26,16 @@ look() {
 }
 """
 
+#: What a copy does first: in a container, it would see another process id than its job's.
+_OWN_ID = 'look $$; export MASTERSLAVE_JOB_ID="$$:$start"'
+
 #: Starts $1 copies of the rest, whose output goes to $2.PID.log; prints their ids, $3 before each.
-_START = """
+_START = f"""
 count=$1 log=$2 where=$3
 shift 3
 while [ "$count" -gt 0 ]; do
-  setsid sh -c 'exec "$@" < /dev/null >> "$0.$$.log" 2>&1' "$log" "$@" &
+  setsid sh -c '{_LOOK}{_OWN_ID}
+    exec "$@" < /dev/null >> "$0.$$.log" 2>&1' "$log" "$@" &
   look $!
   echo "$where$!:$start"
   count=$((count - 1))
@@ -70,12 +74,12 @@ def start_command(job: Job, count: int, where: str = "") -> list[str]:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()]
     lines.append(f"mkdir -p {shlex.quote(job.log_folder)} || exit 1")
     lines.append(f"cd {shlex.quote(job.directory)} || exit 1")
-    program = shlex.quote(process_command(job)[0])
+    command, needed = process_command(job), shlex.quote(program(job))
     lines.append(
-        f'command -v {program} > /dev/null || {{ echo "no program" {program} >&2; exit 1; }}'
+        f'command -v {needed} > /dev/null || {{ echo "no program" {needed} >&2; exit 1; }}'
     )
     text = _LOOK + "\n".join(lines) + _START
-    return ["sh", "-c", text, "sh", str(count), log, where, *process_command(job)]
+    return ["sh", "-c", text, "sh", str(count), log, where, *command]
 
 
 def show_command(ids: Sequence[str]) -> list[str]:

@@ -17,7 +17,9 @@ it, see `Struck`.
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgpack
@@ -183,3 +185,12 @@ def by_number(
             heapq.heappush(heap, (entry.number, seq, entry))
     while heap:
         yield heapq.heappop(heap)[1:]
+
+
+@lru_cache(256)
+def options_of(text: str) -> TaskOptions:
+    """The options of that text; those of later versions are left out."""
+    known = {k: v for k, v in json.loads(text).items() if k in TaskOptions._fields}
+    if known.get("origin") is not None:
+        known["origin"] = tuple(known["origin"])
+    return TaskOptions(**known)

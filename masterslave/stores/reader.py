@@ -21,7 +21,8 @@ from masterslave.entries import Ended, Entry, Joined, Requested, Setback
 from masterslave.errors import JournalDamaged, JournalError, JournalInUse, UnknownTask
 from masterslave.records import Outcome, ProcessInfo
 from masterslave.stores.pages import TASK
-from masterslave.stores.sqlite import SqliteStore, migrations
+from masterslave.stores.sqlite import SqliteStore
+from masterslave.stores.statements import migrations
 
 #: In the order in which a journal is made of them: slaves that have left made room for others.
 TABLES = ("former_process", "process", "task", "hand_out", "setback", "ending", "item", "forgotten")

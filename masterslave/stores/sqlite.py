@@ -21,13 +21,11 @@ import json
 import logging
 import math
 import os
-import re
 import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -59,22 +57,19 @@ from masterslave.errors import (
 )
 from masterslave.records import AT_REST, Frame, ProcessInfo, TaskOptions, frame_bytes
 from masterslave.stores.base import KEPT_FAILURES, KEPT_ROWS
-from masterslave.stores.pages import ENDING, TASK, Gathered, Page, Place, Struck, by_number, plain
+from masterslave.stores.paged import PagedFile, same
+from masterslave.stores.pages import ENDING, TASK, Gathered, options_of, plain
+from masterslave.stores.statements import migrations, queries
 
 log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x6D736A31  # "msj1"
-_SQL = Path(__file__).parent / "sql"
 _HEADER_BYTES = 100  # of a SQLite file; application_id stands at byte 68
 _MAGIC = b"SQLite format 3\0"
 
 #: Frames beyond this size are kept in pieces of it: one value may have 1e9 bytes at most. Larger: a
 #: copy of that size is made. Smaller: more rows for arrays.
 PIECE_BYTES = 1 << 24
-
-#: Pages that are kept when they were read. Larger: memory, some hundred KB each. Smaller: one is
-#: read again for each result that comes back from the journal, where they come in another order.
-_PAGES_AT_HAND = 8
 
 #: The note that keeps the largest number of a task that was forgotten: none is given twice.
 _HIGHEST = "highest"
@@ -98,20 +93,7 @@ _Row = tuple[Any, ...]
 _Item = TypeVar("_Item")
 
 
-def migrations(directory: Path = _SQL) -> list[str]:
-    """The scripts that make a journal, in order; version N is made by the first N of them."""
-    return [path.read_text(encoding="utf-8") for path in sorted(directory.glob("[0-9]*.sql"))]
-
-
-@lru_cache(1)
-def _queries() -> dict[str, str]:
-    """The statements of ``queries.sql`` by name."""
-    parts = re.split(r"^-- name: (\w+)\n", (_SQL / "queries.sql").read_text("utf-8"), flags=re.M)
-    statements = (re.sub(r"^--.*\n", "", text, flags=re.M).strip() for text in parts[2::2])
-    return dict(zip(parts[1::2], statements, strict=True))
-
-
-class SqliteStore:
+class SqliteStore(PagedFile):
     """A `Store` in one file. Used by one thread at a time, whichever that is."""
 
     def __init__(
@@ -135,9 +117,7 @@ class SqliteStore:
         self._guarded = guarded
         self._seq: int | None = None  # of the last entry; None: not looked up yet
         self._hand_outs: int | None = None  # rows, or a few more; None: not counted yet
-        self._struck: int | None = None  # rows, or a few more; None: not counted yet
-        self._clear_at = KEPT_ROWS  # of them, at which pages are looked through
-        self._read_pages: dict[int, Page] = {}  # by seq, used last comes last
+        super().__init__()
         self._tidy_at = KEPT_ROWS  # hand-outs at which superfluous ones are looked for
         self._closed = False
         with _opening:
@@ -298,7 +278,7 @@ class SqliteStore:
         statements = sorted(rows, key=lambda name: name.startswith("remove_"))
         with self._translated(), self._transaction():
             for name in statements:
-                self._db.executemany(_queries()[name], rows[name])
+                self._db.executemany(queries()[name], rows[name])
             self._strike(rows.get("remove_task", ()), end)
             gone = [entry.number for _, entry in numbered if isinstance(entry, Forgotten)]
             if "add_forgotten" in rows:
@@ -313,9 +293,7 @@ class SqliteStore:
     def set_note(self, name: str, value: str) -> None:
         """See `Store.set_note`."""
         with self._translated():
-            self._db.execute(
-                _queries()["set_note"], (name, value, self._mac(("note", name, value)))
-            )
+            self._db.execute(queries()["set_note"], (name, value, self._mac(("note", name, value))))
 
     def _add_task(self, rows: dict[str, list[_Row]], seq: int, entry: Requested) -> None:
         tag, options = plain(entry.tag), _options_text(entry.options)
@@ -369,143 +347,10 @@ class SqliteStore:
 
     def _remove_oldest_failures(self, seq: int) -> None:
         """(In a transaction.) Bound the failures that are kept though they are forgotten."""
-        old = self._db.execute(_queries()["too_old"], (KEPT_FAILURES,)).fetchall()
+        old = self._db.execute(queries()["too_old"], (KEPT_FAILURES,)).fetchall()
         for name in (*_REMOVE_TASK, "remove_forgotten") if old else ():
-            self._db.executemany(_queries()[name], old)
+            self._db.executemany(queries()[name], old)
         self._strike(old, seq)
-
-    # --- pages ------------------------------------------------------------------------------
-
-    def _strike(
-        self, numbers: Sequence[_Row], seq: int, kinds: Sequence[str] = (TASK, ENDING)
-    ) -> None:
-        """(In a transaction.) Entries of these tasks count no more, up to that `seq`."""
-        if not numbers or not self._db.execute(_queries()["has_pages"]).fetchone()[0]:
-            return
-        rows = []
-        for kind in kinds:
-            for (number,) in numbers:
-                values = (kind, number, seq)
-                rows.append((*values, self._mac(("struck", *values))))
-        self._db.executemany(_queries()["strike"], rows)
-        if self._struck is None:
-            self._struck = self._db.execute(_queries()["count_struck"]).fetchone()[0]
-        self._struck += len(rows)
-        if self._struck >= self._clear_at:
-            self._clear_pages()
-
-    def _clear_pages(self) -> None:
-        """(In a transaction.) Remove pages of which all is struck out, and what struck it out.
-
-        All are looked at when there is twice as much as the last look has left, as in `_tidy`.
-        """
-        struck = self._all_struck()
-        needed: set[tuple[str, int]] = set()
-        for place in [*self._places_of(TASK), *self._places_of(ENDING)]:
-            page = self._page(place.seq)
-            entries = zip(page.numbers, page.seqs, strict=True)
-            dead = [n for n, seq in entries if struck.get((place.kind, n), -1) >= seq]
-            if len(dead) == len(page.numbers):
-                self._db.execute(_queries()["remove_page"], (place.seq,))
-                self._read_pages.pop(place.seq, None)
-            else:
-                needed.update((place.kind, number) for number in dead)
-        idle = [key for key in struck if key not in needed]
-        self._db.executemany(_queries()["remove_struck"], idle)
-        self._struck = len(needed)
-        self._clear_at = max(KEPT_ROWS, 2 * self._struck)
-
-    def _all_struck(self) -> dict[tuple[str, int], int]:
-        """Kind and number of all that is struck out, and up to which `seq`."""
-        found = {}
-        with self._translated():
-            for row in self._db.execute(_queries()["struck"], (-1 << 63,)):
-                self._verify("struck", row)
-                one = Struck(*row[:3])
-                found[one.kind, one.number] = one.seq
-        return found
-
-    def _is_struck(self, kind: str, number: int, seq: int) -> bool:
-        row = self._one("struck_one", (kind, number))
-        if row is None:
-            return False
-        if not _same(row[1], self._mac(("struck", kind, number, row[0]))):
-            raise self._damaged(f"struck {number} is not what was written")
-        return bool(row[0] >= seq)
-
-    def _places_of(self, kind: str, problems: list[str] | None = None) -> list[Place]:
-        """Where the pages of a kind are, in the order of the smallest numbers in them."""
-        places = []
-        for row in self._rows("page", "pages", problems):
-            place = Place(*row)
-            if place.kind == kind:
-                places.append(place)
-            elif place.kind not in (TASK, ENDING):
-                text = f"page {place.seq} is not what was written"
-                if problems is None:
-                    raise self._damaged(text)
-                problems.append(str(self._damaged(text)))
-        # What is not a number there is damage, and is found when the page is read.
-        return sorted(places, key=lambda one: (isinstance(one.first, int) and one.first, one.seq))
-
-    def _page(self, seq: int) -> Page:
-        """The page of that key; those read last are at hand."""
-        page = self._read_pages.pop(seq, None)
-        if page is None:
-            row = self._there("page", seq)
-            self._verify("page", row)
-            page = Page(Place(*row[:4]), row[4], _options)
-            while len(self._read_pages) >= _PAGES_AT_HAND:
-                del self._read_pages[next(iter(self._read_pages))]
-        self._read_pages[seq] = page
-        return page
-
-    def _page_with(self, kind: str, number: int) -> Page | None:
-        """The newest page that has that entry, if it counts."""
-        with self._translated():
-            found = self._db.execute(_queries()["pages_with"], (kind, number)).fetchall()
-        damaged: int | None = None
-        for (seq,) in found:
-            try:
-                page = self._page(seq)
-            except JournalError:  # another one may have it
-                damaged = seq
-                continue
-            if number in page:
-                return None if self._is_struck(kind, number, page.seq_of(number)) else page
-        if damaged is not None and self._one(kind, (number,)) is None:
-            self._page(damaged)  # raises
-        return None
-
-    def _paged(
-        self, kind: str, problems: list[str] | None, *, frames: bool
-    ) -> Iterator[tuple[int, Entry]]:
-        """The entries of that kind that are in pages and count, by number."""
-        places = self._places_of(kind, problems)
-        if not places:
-            return
-        try:
-            struck = self._all_struck()
-        except JournalError as error:
-            if problems is None:
-                raise
-            problems.append(str(error))
-            struck = {}
-
-        def pages() -> Iterator[tuple[int, Iterator[tuple[int, Requested | Ended]]]]:
-            for place in places:
-                try:
-                    page = self._page(place.seq)
-                except JournalError as error:
-                    if problems is None:
-                        raise
-                    problems.append(str(error))
-                    continue
-                yield place.first, page.entries(frames=frames)
-
-        for seq, entry in by_number(pages()):
-            if struck.get((kind, entry.number), -1) < seq:
-                yield seq, entry
 
     # --- removing ---------------------------------------------------------------------------
 
@@ -516,10 +361,10 @@ class SqliteStore:
         hand-out is bounded, and so is their number by that of the tasks that are left.
         """
         if self._hand_outs is None:
-            self._hand_outs = self._db.execute(_queries()["count_hand_outs"]).fetchone()[0]
+            self._hand_outs = self._db.execute(queries()["count_hand_outs"]).fetchone()[0]
         if self._hand_outs < self._tidy_at:
             return []
-        live = {number for (number,) in self._db.execute(_queries()["live"])}
+        live = {number for (number,) in self._db.execute(queries()["live"])}
         places = self._places_of(TASK)
         struck = self._all_struck() if places else {}
 
@@ -530,7 +375,7 @@ class SqliteStore:
 
         idle: list[_Row] = []
         gone: list[int] = []
-        for seq, text in self._db.execute(_queries()["hand_out_tasks"]):
+        for seq, text in self._db.execute(queries()["hand_out_tasks"]):
             try:
                 numbers = [int(number) for number, _ in json.loads(text)]
             except (TypeError, ValueError):  # damaged: whoever reads it is to see that
@@ -538,8 +383,8 @@ class SqliteStore:
             if live.isdisjoint(numbers) and not any(map(paged, numbers)):
                 idle.append((seq,))
                 gone += numbers
-        self._db.executemany(_queries()["remove_hand_out"], idle)
-        self._db.execute(_queries()["remove_former_processes"], (KEPT_ROWS,))
+        self._db.executemany(queries()["remove_hand_out"], idle)
+        self._db.execute(queries()["remove_former_processes"], (KEPT_ROWS,))
         self._hand_outs -= len(idle)
         self._tidy_at = max(KEPT_ROWS, 2 * self._hand_outs)
         return gone
@@ -570,9 +415,9 @@ class SqliteStore:
     def forget_ending(self, number: int) -> None:
         """Have a finished task run again by the next run that requests it."""
         with self._translated(), self._transaction():
-            self._db.execute(_queries()["remove_ending"], (number,))
-            self._db.execute(_queries()["remove_setbacks"], (number,))
-            self._db.execute(_queries()["remove_pieces"], (number, "result"))
+            self._db.execute(queries()["remove_ending"], (number,))
+            self._db.execute(queries()["remove_setbacks"], (number,))
+            self._db.execute(queries()["remove_pieces"], (number, "result"))
             self._strike([(number,)], self._last_seq(), [ENDING])
 
     def _blob(
@@ -649,7 +494,7 @@ class SqliteStore:
         begin: int | None = 0
         while begin is not None:
             try:
-                for row in self._db.execute(_queries()[query], (begin,)):
+                for row in self._db.execute(queries()[query], (begin,)):
                     begin = row[0] + 1
                     yield row
                 return
@@ -678,7 +523,7 @@ class SqliteStore:
 
     def _reads(self, query: str, place: int) -> bool:
         try:
-            self._db.execute(_queries()[query], (place,)).fetchone()
+            self._db.execute(queries()[query], (place,)).fetchone()
         except sqlite3.DatabaseError:
             return False
         return True
@@ -686,7 +531,7 @@ class SqliteStore:
     def _parse_task(self, row: _Row, frames: bool) -> tuple[int, Entry]:
         number, seq, tag, identity, options, blob, mac = row
         frame = self._verified("task", row[:5], "parameters", blob, mac)
-        entry = Requested(number, tag, identity, _options(options), frame if frames else AT_REST)
+        entry = Requested(number, tag, identity, options_of(options), frame if frames else AT_REST)
         return seq, entry
 
     def _parse_process(self, row: _Row, frames: bool) -> tuple[int, Entry]:
@@ -752,7 +597,7 @@ class SqliteStore:
         row = self._one("note", (name,))
         if row is None:
             return ""
-        if not _same(row[1], self._mac(("note", name, row[0]))):
+        if not same(row[1], self._mac(("note", name, row[0]))):
             raise self._damaged(f"its note {name!r} is not what was written")
         value: str = row[0]
         return value
@@ -760,7 +605,7 @@ class SqliteStore:
     def note_names(self) -> list[str]:
         """The names of all notes."""
         with self._translated():
-            return [name for (name,) in self._db.execute(_queries()["notes"])]
+            return [name for (name,) in self._db.execute(queries()["notes"])]
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -773,7 +618,7 @@ class SqliteStore:
 
     def _one(self, query: str, values: _Row) -> _Row | Any:
         with self._translated():
-            return self._db.execute(_queries()[query], values).fetchone()
+            return self._db.execute(queries()[query], values).fetchone()
 
     def _there(self, query: str, number: int) -> _Row:
         row: _Row | None = self._one(query, (number,))
@@ -782,7 +627,7 @@ class SqliteStore:
         return row
 
     def _verify(self, table: str, row: _Row) -> None:
-        if not _same(row[-1], self._mac((table, *row[:-1]))):
+        if not same(row[-1], self._mac((table, *row[:-1]))):
             raise self._damaged(f"{table} {row[0]} is not what was written")
 
     def _verified(self, table: str, values: _Row, kind: str, blob: Any, mac: Any) -> Frame:
@@ -795,14 +640,14 @@ class SqliteStore:
                 frame = msgpack.unpackb(blob)
             except Exception as error:  # bytes that nobody has verified may be anything
                 raise self._damaged(f"{table} {number} is not what was written") from error
-        if not _is_frame(frame) or not _same(mac, self._mac((table, *values), frame)):
+        if not _is_frame(frame) or not same(mac, self._mac((table, *values), frame)):
             raise self._damaged(f"{table} {number} is not what was written")
         return frame
 
     def _pieces(self, number: int, kind: str) -> Frame:
         buffers: dict[int, bytearray] = {}
         with self._translated():
-            for index, _, data in self._db.execute(_queries()["pieces"], (number, kind)):
+            for index, _, data in self._db.execute(queries()["pieces"], (number, kind)):
                 if not isinstance(data, bytes):
                     raise self._damaged(f"a piece of {kind} {number} is not what was written")
                 buffers.setdefault(index, bytearray()).extend(data)
@@ -886,10 +731,6 @@ def _columns(db: sqlite3.Connection) -> set[_Row]:
     )
 
 
-def _same(kept: Any, right: bytes) -> bool:
-    return isinstance(kept, bytes) and hmac.compare_digest(kept, right)
-
-
 def _seconds(number: float) -> float:
     """The number as SQLite gives it back: it has no whole, negative or undefined zeros."""
     value = float(number)
@@ -902,15 +743,6 @@ def _options_text(options: TaskOptions) -> str:
     if options.origin is None:
         del fields["origin"]  # of use to attached clients only
     return json.dumps(fields)
-
-
-@lru_cache(256)
-def _options(text: str) -> TaskOptions:
-    """The options of that text; those of later versions are left out."""
-    known = {k: v for k, v in json.loads(text).items() if k in TaskOptions._fields}
-    if known.get("origin") is not None:
-        known["origin"] = tuple(known["origin"])
-    return TaskOptions(**known)
 
 
 def _number_of(pair: tuple[int, Entry]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -15,7 +14,8 @@ import psutil
 import pytest
 from conftest import PATIENCE_S, ROOT, World, is_running, wait_until
 
-from clusters.systems import Systems
+from clusters.pool import LIBRARY, Pool
+from clusters.systems import Systems, missing
 from masterslave import Settings
 from masterslave.keyfile import load_key
 from masterslave.launchers import launcher
@@ -78,13 +78,26 @@ def make_ssh(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) ->
     return Place(launcher("ssh", hosts=hosts, options=options, kill_after_s=PATIENCE_S), world)
 
 
-def make_podman(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
-    for name, value in systems.start("podman").items():
-        monkeypatch.setenv(name, value)
-    mounts = (f"{ROOT}:{ROOT}:ro", *([] if SITE.startswith(f"{ROOT}/") else [f"{SITE}:{SITE}:ro"]))
-    container = Container("podman", "work:1", mounts=mounts)
-    local = launcher("local", kill_after_s=PATIENCE_S)
-    return Place(local, world, python="python3", container=container)
+def make_psij(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """PSI/J with its own way to start processes here, which kills them at once."""
+    if importlib.util.find_spec("psij") is None:
+        missing("no psij-python")
+    return Place(launcher("psij"), world, tells=False)
+
+
+#: What containers see of this machine, so that their Python finds the library.
+MOUNTS = (f"{ROOT}:{ROOT}:ro", *([] if SITE.startswith(f"{ROOT}/") else [f"{SITE}:{SITE}:ro"]))
+
+
+def contained(kind: str) -> Callable[..., Place]:
+    def make(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
+        for name, value in systems.start(kind).items():
+            monkeypatch.setenv(name, value)
+        container = Container(kind, "work:1", mounts=MOUNTS)
+        local = launcher("local", kill_after_s=PATIENCE_S)
+        return Place(local, world, python="python3", container=container)
+
+    return make
 
 
 def batch(name: str, system: str = "", **settings: object) -> Callable[..., Place]:
@@ -97,54 +110,31 @@ def batch(name: str, system: str = "", **settings: object) -> Callable[..., Plac
 
 
 def make_htcondor(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """The pool lives in a folder with another system: what it needs of us is copied there."""
-    systems.start("condor")
-    root = systems.folder("condor")
-    library = root / "home" / "work" / "library"
-    shutil.rmtree(library, ignore_errors=True)
-    shutil.copytree(ROOT / "masterslave", library / "masterslave")
-    for name in ("Pyro5", "serpent", "msgpack", "cloudpickle", "psutil", "rich", "pygments"):
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.origin is not None
-        origin = Path(spec.origin)
-        if origin.name == "__init__.py":
-            shutil.copytree(origin.parent, library / name)
-        else:
-            shutil.copy(origin, library)
-    there = Path(f"{root}{world.path}")
-    (there / "logs").mkdir(parents=True)
+    """The pool lives in a folder with another system: its commands are called there."""
+    pool = Pool(world, systems)
     (world.path / "logs").mkdir()
-    work = (root / "home" / "work").stat()
     programs = world.path / "programs"
     programs.mkdir()
-    inside = "export HOME=/home/work CONDOR_CONFIG=/home/work/condor_config PATH=/usr/bin:/bin"
     for name in ("condor_submit", "condor_q", "condor_rm"):
         program = programs / name
-        words = f'"cd /home/work; {inside}; {name} $(printf "%q " "$@")"'
-        program.write_text(f"#!/bin/bash\nexec chroot {root} su work -s /bin/bash -c {words}\n")
+        command = f'{pool.prefix("/home/work")}"{name} $(printf \'%q \' "$@")"'
+        program.write_text(f"#!/bin/bash\nexec {command}\n")
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    for path in (there, there / "logs"):
-        os.chown(path, work.st_uid, work.st_gid)
     key = Settings.from_environment().key_file
     load_key(key)
-    shutil.copytree(key.parent, there / key.parent.name)
-    for path in (there / key.parent.name, there / key.parent.name / key.name):
-        os.chown(path, work.st_uid, work.st_gid)
-    for path in reversed(there.parents):  # of pytest's, for their owner only
-        if path.is_relative_to(root / "tmp"):
-            path.chmod(0o755)
-    return Place(
-        launcher("htcondor"), world, str(root), "/usr/bin/python3", "/home/work/library"
-    )  # fmt: skip
+    pool.give(key.parent)
+    return Place(launcher("htcondor"), world, str(pool.root), "/usr/bin/python3", LIBRARY)
 
 
 PLACES: dict[str, Callable[..., Place]] = {
     "local": make_local,
     "ssh": make_ssh,
-    "podman": make_podman,
+    "docker": contained("docker"),
+    "podman": contained("podman"),
     "slurm": batch("slurm"),
     "sge": batch("sge"),
     "pbs": batch("pbs", dialect="torque", arrays=False),
     "htcondor": make_htcondor,
+    "psij": make_psij,
 }

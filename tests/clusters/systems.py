@@ -1,4 +1,4 @@
-"""Real batch systems, sshd and podman on this machine, started by the scripts beside this module.
+"""Real batch systems, sshd, docker and podman, started here by the scripts beside this module.
 
 Each test process has its own, in a folder named after that process, on free ports. A process that
 was killed leaves its systems behind: whoever comes next ends them by what they have recorded.
@@ -15,10 +15,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
@@ -33,7 +35,8 @@ NEEDS = {
     "sge": ("sge_qmaster", "sge_execd", "qconf"),
     "ssh": ("/usr/sbin/sshd", "ssh", "ssh-keygen"),
     "slurm-cut": ("slurmctld", "slurmd", "munged", "sbatch", "ip", "nsenter"),
-    "podman": ("podman", "runc", "/usr/libexec/podman/catatonit"),
+    "docker": ("docker", "dockerd", "containerd", "runc"),
+    "podman": ("podman", "runc"),
     "condor": ("debootstrap",),
     "pbs": ("slurmctld", "slurmd", "munged", "sbatch", "dpkg"),
 }
@@ -44,16 +47,27 @@ def require(*names: str) -> None:
     reasons = [] if os.geteuid() == 0 else ["not root"]
     for name in names:
         reasons += [f"no {program}" for program in NEEDS[name] if shutil.which(program) is None]
-    if reasons and os.environ.get("MASTERSLAVE_CI") == "1":
-        pytest.fail(f"missing in CI: {', '.join(reasons)}", pytrace=False)
     if reasons:
-        pytest.skip(", ".join(reasons))
+        missing(*reasons)
+
+
+def missing(*reasons: str) -> NoReturn:
+    """Something cannot be had here."""
+    if os.environ.get("MASTERSLAVE_CI") == "1":
+        pytest.fail(f"missing in CI: {', '.join(reasons)}", pytrace=False)
+    pytest.skip(", ".join(reasons))
+
+
+def say(line: str) -> None:
+    """Without a pytest that catches what is printed."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class Systems:
     """The systems of this process, each started when it is first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], object] = say) -> None:
+        self._tell = tell  # people, why a test waits
         me = psutil.Process()
         self._parent = Path(tempfile.gettempdir()) / f"ms-clusters-{os.getuid()}"
         self.path = self._parent / f"{me.pid}-{round(me.create_time() * 100)}"
@@ -90,9 +104,7 @@ class Systems:
             found = self.start("slurm")
             CACHE.mkdir(parents=True, exist_ok=True)
         if name == "condor" and self._condor_lock is None:
-            CACHE.mkdir(parents=True, exist_ok=True)
-            self._condor_lock = os.open(CACHE / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-            _lock(self._condor_lock)  # one pool at a time on a machine
+            self._condor_lock = take_lock(CACHE / "lock", self._tell)  # one pool on a machine
             run("condor-stop.sh", self.variables(name))
         script = {"podman": "podman-setup.sh", "pbs": "pbs-over-slurm.sh",
                   "slurm-cut": "slurm-start.sh"}  # fmt: skip
@@ -135,7 +147,7 @@ class Systems:
                 self._end(path)
 
     def _end(self, path: Path) -> None:
-        for name in ("slurm", "slurm-cut", "sge", "ssh", "podman"):
+        for name in ("slurm", "slurm-cut", "sge", "ssh", "docker", "podman"):
             if (path / name).exists():
                 kind = name.partition("-")[0]
                 variables = {**self._clean, f"{kind.upper()}_TEST_DIR": str(path / name)}
@@ -145,15 +157,32 @@ class Systems:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _lock(descriptor: int) -> None:
-    deadline = time.monotonic() + START_S
+def take_lock(path: Path, tell: Callable[[str], object], limit_s: float = START_S) -> int:
+    """A descriptor that holds the lock until it is closed. Says who else has it, and waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + limit_s
+    told = ""
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            break
         except BlockingIOError:
-            assert time.monotonic() < deadline, f"somebody else has {CACHE / 'lock'}"
+            owner = os.pread(descriptor, 100, 0).decode(errors="replace").strip() or "starting"
+            if owner != told:
+                tell(f"waiting for {path}, {limit_s:g} s at most: it belongs to process {owner}")
+                told = owner
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                pytest.fail(
+                    f"{path} has belonged to process {owner} for {limit_s:g} s: a test session "
+                    "that uses the machine's only HTCondor pool; wait for it, or end it",
+                    pytrace=False,
+                )
             time.sleep(0.1)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
 
 
 def run(script: str, variables: Mapping[str, str], *arguments: str) -> None:
@@ -188,7 +217,13 @@ def free_ports(count: int) -> int:
 
 
 @pytest.fixture(scope="session")
-def systems() -> Iterator[Systems]:
-    made = Systems()
+def systems(pytestconfig: pytest.Config) -> Iterator[Systems]:
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def tell(line: str) -> None:
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            say(line)
+
+    made = Systems(tell)
     yield made
     made.stop()

@@ -56,6 +56,7 @@ sed -i "s/PORT0/$PORT0/" "$DIR/home/work/condor_config"
 run() { chroot "$DIR" su work -c "cd /home/work; export HOME=/home/work CONDOR_CONFIG=/home/work/condor_config PATH=/usr/sbin:/usr/bin:/sbin:/bin; $*"; }
 alive() { local p; p=$(cat "$DIR/pid" 2> /dev/null) && [ -n "$p" ] && grep -qaF condor_master "/proc/$p/cmdline" 2> /dev/null; }
 if ! alive; then
+  "$(dirname "$0")/condor-stop.sh" --daemons   # of a master that was killed: they would answer for the new one
   rm -rf "$DIR"/home/work/condor; chroot "$DIR" su work -c "cd /home/work; mkdir -p condor/log condor/spool condor/execute"
   CONDOR_MARK=$DIR setsid chroot "$DIR" su work -c 'cd /home/work; export HOME=/home/work CONDOR_CONFIG=/home/work/condor_config PATH=/usr/sbin:/usr/bin:/sbin:/bin; exec condor_master -f' > "$DIR.out" 2>&1 < /dev/null &
 fi
