@@ -7,10 +7,40 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cases import OURS, Run, median_of, systems_of
+
+_MARKERS = "s^vDPX*<>"
+
+
+def seconds_text(value: float) -> str:
+    """A duration as people write it: 0.0001 is 100 us."""
+    for unit, factor in (("s", 1.0), ("ms", 1e-3)):
+        if value >= 0.999 * factor:
+            return f"{value / factor:g} {unit}"
+    return f"{value / 1e-6:g} us"
+
+
+def bytes_text(value: float) -> str:
+    """A size as people write it."""
+    for unit, factor in (("MB", 1e6), ("KB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:g} {unit}"
+    return f"{value:g} B"
+
+
+def count_text(value: float) -> str:
+    """A number with its thousands apart."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:g}"
+
+
+def share_text(value: float) -> str:
+    """A share in percent."""
+    return f"{100 * value:.0f} %"
+
 
 _RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -25,15 +55,17 @@ def draw(run: Run, folder: Path) -> list[Path]:
         _curves(
             folder / "efficiency.png",
             "Share of two workers' time that is work",
-            ("duration of a task, s", "efficiency"),
+            ("duration of a task", "work in two workers' time"),
             _lines(run, "efficiency/", [OURS, *systems_of(run)]),
+            (seconds_text, share_text),
             bottom=0.0,
         ),
         _curves(
             folder / "arrays.png",
             "Arrays there and back",
-            ("size of an array, bytes", "MB/s"),
+            ("size of an array", "MB/s"),
             _lines(run, "arrays/", [OURS, *systems_of(run)]),
+            (bytes_text, count_text),
             log_y=True,
         ),
         _curves(
@@ -44,6 +76,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
                 "requests": _points(run, "queue/request/", OURS),
                 "drain": _points(run, "queue/drain/", OURS),
             },
+            (count_text, count_text),
             bottom=0.0,
         ),
         _curves(
@@ -54,6 +87,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
                 "in batches": _points(run, "crowd/rate/", OURS),
                 "one task per message": _points(run, "crowd/single/", OURS),
             },
+            (count_text, count_text),
             log_y=True,
         ),
     ]
@@ -78,11 +112,13 @@ def _curves(
     title: str,
     axes: tuple[str, str],
     curves: dict[str, list[tuple[float, float]]],
+    texts: tuple[Callable[[float], str], Callable[[float], str]],
     *,
     log_y: bool = False,
     bottom: float | None = None,
 ) -> Path | None:
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     if not any(curves.values()):
         return None
@@ -91,16 +127,23 @@ def _curves(
     for name, points in curves.items():
         if not points:
             continue
-        style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "label": name}
+        style: dict[str, Any] = {"markersize": 4.5, "label": name}
         if name == OURS:
-            style |= {"color": "black", "linewidth": 2.4, "zorder": 3}
+            style |= {"color": "black", "linewidth": 2.4, "zorder": 3, "marker": "o"}
         else:
-            style |= {"color": f"C{others}", "linewidth": 1.2}
+            marker = _MARKERS[others % len(_MARKERS)]  # colours alone are too much alike
+            style |= {"color": f"C{others}", "linewidth": 1.2, "marker": marker}
             others += 1
         plot.plot(*zip(*points, strict=True), **style)
     plot.set_xscale("log")
+    places = sorted({x for points in curves.values() for x, _ in points})
+    plot.set_xticks(places, [texts[0](x) for x in places])
+    plot.xaxis.set_minor_locator(ticker.NullLocator())
     if log_y:
         plot.set_yscale("log")
+        plot.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        plot.yaxis.set_minor_locator(ticker.NullLocator())
+    plot.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: texts[1](y)))
     if bottom is not None:
         plot.set_ylim(bottom=bottom)
     plot.set_xlabel(axes[0])

@@ -77,7 +77,7 @@ class Skip(NamedTuple):
 
 
 Action = Send | Kill | Skip
-_RETURNED = Outcome.RETURNED.value
+_RESULT, _RETURNED = Outcome.RESULT.value, Outcome.RETURNED.value
 
 
 def _slim(task: Assignment) -> Assignment:
@@ -153,6 +153,32 @@ class Dispatch:
         if ends:
             self.backlog.extendleft(reversed(state.line))
             del self._workers[worker]
+
+    def finished_all(self, worker: int, ends: Iterable[Completion], now: float) -> None:
+        """`finished` for each of these; nearly all are results of what comes first in its line."""
+        state = self._workers.get(worker)
+        known, announced = self._known, self._announced
+        durations: dict[str, list[float]] = {}  # by tag
+        for done in ends:
+            first = state.line[0] if state is not None and state.line else None
+            if (
+                state is None
+                or first is None
+                or done.outcome != _RESULT
+                or first.task_id != done.task_id
+                or first.attempt != done.attempt
+            ):
+                self.finished(worker, done, now)
+                state = self._workers.get(worker)
+                continue
+            state.line.popleft()
+            state.busy_since = now
+            durations.setdefault(first.tag, []).append(done.duration_s)
+            known.pop((first.task_id, first.attempt), None)
+            announced.discard(first.task_id)
+            self.completions.append(done)
+        for tag, of_tag in durations.items():
+            self._pace.record_all(tag, of_tag)
 
     def skipped(self, worker: int) -> None:
         """A worker has read a Skip: from now on it runs none of those tasks."""
@@ -381,15 +407,19 @@ class Dispatch:
         batch: list[Assignment] = []
         running_s = self._pace.estimate_s(state.line[0].tag)
         load_s = sum(self._pace.estimate_s(task.tag) or AHEAD_S for task in state.line)
-        while self.backlog and state.line:
-            estimate = self._pace.estimate_s(self.backlog[0].tag)
+        backlog, tag = self.backlog, ""
+        estimate: float | None = None
+        while backlog and state.line:
+            if backlog[0].tag != tag or estimate is None:
+                tag = backlog[0].tag
+                estimate = self._pace.estimate_s(tag)
             if estimate is None:
                 break
             is_next = not batch and len(state.line) == 1 and running_s is not None
             if load_s + estimate > AHEAD_S and not (is_next and max(load_s, estimate) <= NEXT_S):
                 break
             load_s += estimate
-            batch.append(self.backlog.popleft())
+            batch.append(backlog.popleft())
             if len(batch) >= 256:
                 break
         return batch

@@ -23,6 +23,10 @@ RESERVE_S = 0.015
 #: and messages get long. Smaller: tasks below HORIZON_S / MAX_IN_HAND run dry between exchanges.
 MAX_IN_HAND = 2048
 
+#: Tasks in hand per worker beyond which a slave gets no more than a quarter of what there is of a
+#: tag. Larger: of a few thousand tiny tasks a few slaves of many get all. Smaller: as above.
+FAIR_IN_HAND = 512
+
 #: Weight of the newest duration in the average. Larger: one stray task upsets the pace.
 #: Smaller: a program whose tasks get longer is noticed late.
 WEIGHT = 0.2

@@ -910,6 +910,10 @@ class TaskQueue:
         """How many tasks of earlier runs this run has not requested."""
         return self._counts[State.PARKED].total()
 
+    def waiting(self, tag: str) -> int:
+        """How many tasks of that tag wait for a slave."""
+        return self._counts[State.WAITING][tag]
+
     def has_parked(self) -> bool:
         """Whether there may be tasks of earlier runs that this run has not requested."""
         return bool(self._parked or self._owned)

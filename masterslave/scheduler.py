@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from masterslave.pace import Pace
+from masterslave.pace import FAIR_IN_HAND, Pace
 from masterslave.queue import Effect, Task, TaskQueue
 from masterslave.records import (
     BATCH_BYTES,
@@ -44,8 +44,13 @@ class Scheduler:
         tags = self.tags_for(member, now)
         queue = self._queue
         while (task := queue.peek(tags)) is not None:
-            count = member.may_take(task.tag, queue.load_of(member.id), self.pace)
-            if not count:
+            load = queue.load_of(member.id)
+            count = member.may_take(task.tag, load, self.pace)
+            if count > FAIR_IN_HAND * member.room:
+                held = load.get(task.tag, 0)
+                quarter = (queue.waiting(task.tag) + held) // 4
+                count = min(count, max(FAIR_IN_HAND * member.room, quarter) - held)
+            if count <= 0:
                 break
             size = sum(frame_bytes(assignment.frame) for assignment in tasks)
             if tasks and size + task.size > BATCH_BYTES:

@@ -318,7 +318,10 @@ class Supervisor:
         now = time.monotonic()
         for message in messages:
             kind = message[0]
-            if kind == "done":
+            if kind == "posted":
+                ends = [as_completion(post[1:]) for post in message[1]]
+                self._dispatch.finished_all(worker.number, ends, now)
+            elif kind == "done":
                 self._dispatch.finished(worker.number, as_completion(message[1]), now)
             elif kind == "skipped":
                 self._dispatch.skipped(worker.number)

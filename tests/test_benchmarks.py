@@ -285,6 +285,46 @@ def test_only_our_own_cases_need_no_peers(benchmarks: dict[str, ModuleType]) -> 
     assert [session.system for session in plan] == [OURS]
 
 
+# --- plots ----------------------------------------------------------------------------------
+
+
+def test_plots_are_drawn_of_what_was_measured(
+    benchmarks: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    run = run_of(
+        efficiency__0__00001={OURS: [0.2, 0.3], POOL: [0.1]},
+        efficiency__1={OURS: [0.9], POOL: [0.9], RAY: [0.8]},
+        crowd__rate__1={OURS: [60000.0]},
+        crowd__rate__1000={OURS: [9000.0]},
+    )
+    run["figures"]["efficiency/0.00001"] = run["figures"].pop("efficiency/0/00001")
+    drawn = benchmarks["plots"].draw(run, tmp_path)
+    assert [path.name for path in drawn] == ["efficiency.png", "slaves.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        ("seconds", 1e-5, "10 us"),
+        ("seconds", 1e-3, "1 ms"),
+        ("seconds", 0.1, "100 ms"),
+        ("seconds", 1.0, "1 s"),
+        ("bytes", 10_000, "10 KB"),
+        ("bytes", 64_000_000, "64 MB"),
+        ("bytes", 10, "10 B"),
+        ("count", 1_000_000, "1,000,000"),
+        ("count", 0.5, "0.5"),
+        ("share", 0.2, "20 %"),
+    ],
+)
+def test_axes_are_labelled_as_people_write(
+    benchmarks: dict[str, ModuleType], kind: str, value: float, text: str
+) -> None:
+    assert getattr(benchmarks["plots"], f"{kind}_text")(value) == text
+
+
 # --- what the mixed case is measured by -------------------------------------------------------
 
 
@@ -354,3 +394,12 @@ def test_a_profile_of_the_layers_can_be_made(world: World) -> None:
     out = program.finish()
     assert "?" not in out, program.err
     assert out.count("\n|") > len(("client", "manager", "queue", "wire", "slave", "pipe"))
+
+
+def test_a_profile_of_a_trip_has_all_its_hops(world: World) -> None:
+    out = world.start(BENCHMARKS / "profile_trip.py", "--trips", "30").finish()
+    rows = [line.split("|")[1:4] for line in out.splitlines() if line.startswith("|")][2:]
+    assert [row[0].strip() for row in rows][-2:] == ["all", "a process pool, beside it"]
+    hops, total = [float(row[1]) for row in rows[:-2]], float(rows[-2][1])
+    assert len(hops) == 11
+    assert all(0 < hop < total for hop in hops)

@@ -32,6 +32,25 @@ def test_each_idle_worker_gets_a_task_in_order() -> None:
     assert sent(dispatch.tick(0.0)) == {}
 
 
+def test_many_ends_are_as_one_after_the_other() -> None:
+    one_by_one, together = (with_full_line() for _ in range(2))
+    ends = [
+        result(task("A", "tiny"), TINY_S),
+        result(task("X", "tiny"), TINY_S),  # of a task that was given up here
+        result(task("B", "tiny"), TINY_S)._replace(outcome="exception"),
+        result(task("C", "tiny"), TINY_S),
+    ]
+    for end in ends:
+        one_by_one.finished(1, end, 1.0)
+    together.finished_all(1, ends, 1.0)
+    assert together.completions == one_by_one.completions == [ends[0], *ends[2:]]
+    assert together.holds() == one_by_one.holds()
+    assert together.running(1) is one_by_one.running(1) is None
+    assert together._pace._mean_s == one_by_one._pace._mean_s
+    together.finished_all(7, ends, 1.0)  # of a worker that is gone
+    assert len(together.completions) == 3
+
+
 def test_a_worker_that_has_finished_gets_the_next_task() -> None:
     dispatch = slave(1, 2)
     dispatch.arrived(tasks("ABC"))

@@ -293,7 +293,10 @@ class Slave(RuleBasedStateMachine):
                 worker.line.popleft()
                 worker.since = self.now
                 self.expected.append((key(said), said.outcome))
-            self.dispatch.finished(number, said, self.now)
+            if count % 2:
+                self.dispatch.finished(number, said, self.now)
+            else:
+                self.dispatch.finished_all(number, [said], self.now)
             if said.outcome == Outcome.OUT_OF_MEMORY:
                 del self.workers[number]
                 self.dispatch.died(number, "has ended by itself")

@@ -13,7 +13,7 @@ from masterslave.errors import (
     UnknownProcess,
 )
 from masterslave.manager import TaskManager
-from masterslave.pace import MAX_IN_HAND
+from masterslave.pace import FAIR_IN_HAND, MAX_IN_HAND
 from masterslave.records import Outcome, ProcessInfo, TaskOptions
 
 # --- waiting slaves -------------------------------------------------------------------------
@@ -148,6 +148,19 @@ def test_a_tag_never_seen_is_handed_out_one_per_worker(manager: TaskManager) -> 
     assert take(manager, slave) == []
 
 
+def test_a_few_thousand_tiny_tasks_are_for_all(manager: TaskManager) -> None:
+    slaves = [join(manager, workers=2) for _ in range(3)]
+    manager.addTaskRequests("sqrt", [X] * 6000)
+    for first in take(manager, slaves[0]):
+        give(manager, slaves[0], first, duration_s=0.0)
+    left = 6000 - 2
+    for slave in slaves:
+        got = len(take(manager, slave))
+        assert got == max(left // 4, 2 * FAIR_IN_HAND)
+        assert take(manager, slave) == []
+        left -= got
+
+
 @pytest.mark.parametrize(
     ("duration_s", "least", "most"),
     [(0.0, MAX_IN_HAND, MAX_IN_HAND), (0.001, 10, 20), (0.1, 1, 1), (3600.0, 1, 1)],
@@ -156,7 +169,7 @@ def test_the_load_adapts_to_the_duration(
     manager: TaskManager, duration_s: float, least: int, most: int
 ) -> None:
     slave = join(manager)
-    manager.addTaskRequests("sqrt", [X] * (2 * MAX_IN_HAND))
+    manager.addTaskRequests("sqrt", [X] * (5 * MAX_IN_HAND))
     (first,) = take(manager, slave)
     give(manager, slave, first, duration_s=duration_s)
     assert least <= len(take(manager, slave)) <= most

@@ -59,7 +59,11 @@ class Seat:
             if not self.process.stderr_ended:
                 self.process.relay_stderr()
             try:
-                self.heard += self.process.pipe.receive()
+                for message in self.process.pipe.receive():
+                    if message[0] == "posted":
+                        self.heard += [["done", post[1:]] for post in message[1]]
+                    else:
+                        self.heard.append(message)
             except PipeClosed:
                 self.heard.append(["closed"])
             return bool(self.heard)
