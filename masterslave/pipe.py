@@ -51,6 +51,7 @@ import msgpack
 
 from masterslave import pieces
 from masterslave.board import LONGEST_BYTES, Board, BoardDamaged, Poster
+from masterslave.packing import Packers
 from masterslave.records import Completion, Piece
 from masterslave.shared import (
     Loan,
@@ -73,6 +74,14 @@ _CHUNK_BYTES = 1 << 18
 _MOST_LOANS = 64
 
 # Plain integers: combining the enumeration's members takes longer than receiving.
+_PACKERS = Packers(unicode_errors="surrogatepass")
+
+_UNPACKING: dict[str, Any] = {"strict_map_key": False, "unicode_errors": "surrogatepass"}
+
+#: Several messages have come at once: so many times more that is expected. Larger: those that come
+#: one by one again are received more slowly. Smaller: busy pipes are looked at twice.
+_SEVERAL = 30
+
 _CLOSE_ON_EXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _CONTROL_CUT = int(socket.MSG_CTRUNC)
 _NOT_WAITING = int(socket.MSG_DONTWAIT)
@@ -110,7 +119,7 @@ def pack(message: list[Any], loans: list[Loan] | None = None, *, lend: bool = Fa
                 sent.append(part)
             sizes.append(len(part) if size is None else size)
         left, parts = [None, left, places, sizes], sent
-    packed: bytes = msgpack.packb(left, unicode_errors="surrogatepass")
+    packed = _PACKERS.pack(left)
     return [packed, *parts] if parts else [packed]
 
 
@@ -135,7 +144,7 @@ def _sent_at_once(sock: socket.socket, message: list[Any]) -> _Outgoing | None:
 
     Gives what is left of it; None: nothing. Raises `OSError`.
     """
-    packed: bytes = msgpack.packb(message, unicode_errors="surrogatepass")
+    packed = _PACKERS.pack(message)
     try:
         sent = sock.send(packed)
     except BlockingIOError:
@@ -198,9 +207,9 @@ class _Reader:
         self.descriptors: deque[int] = deque()
         self._borrowed: list[memoryview] = []  # of the current message, in order
         self._chunk = memoryview(bytearray(_CHUNK_BYTES))
-        self._unpacker = msgpack.Unpacker(
-            max_buffer_size=0, strict_map_key=False, unicode_errors="surrogatepass"
-        )
+        self._unpacker = msgpack.Unpacker(max_buffer_size=0, **_UNPACKING)
+        self._fed = 0  # bytes that the unpacker was given
+        self._several = 0  # so many more times, several messages at once are likely
         self._left: Any = None  # of a message whose large buffers are to come, and their places
         self._lengths: deque[Any] = deque()  # of those that have not begun
         self._buffers: list[Piece] = []
@@ -211,11 +220,16 @@ class _Reader:
 
     def got(self, count: int) -> list[list[Any]]:
         """The messages that are complete with so many bytes more."""
+        messages: list[list[Any]] = []
         if self._gap:
             self._gap = self._gap[count:] or _NO_GAP
         else:
+            if self._left is None and self._unpacker.tell() == self._fed:
+                message = self._only_one(self._chunk[:count])
+                if message is not None:
+                    return [message]
             self._unpacker.feed(self._chunk[:count])
-        messages: list[list[Any]] = []
+            self._fed += count
         while self._buffers_are_there():
             if self._left is not None:
                 left, places = self._left
@@ -231,6 +245,21 @@ class _Reader:
             else:
                 break
         return messages
+
+    def _only_one(self, data: memoryview) -> list[Any] | None:
+        """The message, if that is all that has come, and small.
+
+        The unpacker goes on and on through a buffer that is in no cache, which takes longer.
+        """
+        if self._several:
+            self._several -= 1
+            return None
+        try:
+            message: list[Any] = msgpack.unpackb(data, **_UNPACKING)
+        except ValueError:  # more than one, or not all of it
+            self._several = _SEVERAL
+            return None
+        return None if message[0] is None else message
 
     def _buffers_are_there(self) -> bool:
         """Fill the large buffers of the current message; false when more must come in first."""

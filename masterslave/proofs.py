@@ -40,8 +40,10 @@ REPLY_BYTES = HELLO_BYTES + PROOF_BYTES
 RECORD_HEADER = struct.Struct("!Q32s")
 _COUNTERS = struct.Struct("!QQ")
 
-#: Below this, joining header and data and signing them in one call is faster than a running hash.
-_ONE_CALL_BYTES = 32768
+#: HMAC's inner and outer padding of a key, as `bytes.translate` makes it (RFC 2104).
+_INNER = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER = bytes(byte ^ 0x5C for byte in range(256))
+_BLOCK_BYTES = 64  # of SHA-256
 
 
 def _mac(key: bytes, *parts: bytes) -> bytes:
@@ -83,18 +85,20 @@ class Signer:
 
     def __init__(self, key: bytes, direction: bytes, client_nonce: bytes, server_nonce: bytes):
         self._key = _mac(key, b"masterslave " + direction, client_nonce, server_nonce)
-        self._base = hmac.new(self._key, digestmod=hashlib.sha256)
+        padded = self._key.ljust(_BLOCK_BYTES, b"\0")
+        # The states after the first blocks, which are the same for every record: copying them takes
+        # a third of the time of `hmac.digest`, which looks up the algorithm each time.
+        self._inner = hashlib.sha256(padded.translate(_INNER))
+        self._outer = hashlib.sha256(padded.translate(_OUTER))
         self._counter = 0
 
     def _next_mac(self, data: bytes | bytearray | memoryview) -> bytes:
-        prefix = _COUNTERS.pack(self._counter, len(data))
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(_COUNTERS.pack(self._counter, len(data)))
         self._counter += 1
-        if len(data) < _ONE_CALL_BYTES:
-            return hmac.digest(self._key, prefix + data, "sha256")
-        running = self._base.copy()
-        running.update(prefix)
-        running.update(data)
-        return running.digest()
+        inner.update(data)
+        outer.update(inner.digest())
+        return outer.digest()
 
     def header(self, data: bytes | bytearray | memoryview) -> bytes:
         """The record header to send before `data`."""

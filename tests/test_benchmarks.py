@@ -394,3 +394,12 @@ def test_a_profile_of_the_layers_can_be_made(world: World) -> None:
     out = program.finish()
     assert "?" not in out, program.err
     assert out.count("\n|") > len(("client", "manager", "queue", "wire", "slave", "pipe"))
+
+
+def test_a_profile_of_a_trip_has_all_its_hops(world: World) -> None:
+    out = world.start(BENCHMARKS / "profile_trip.py", "--trips", "30").finish()
+    rows = [line.split("|")[1:4] for line in out.splitlines() if line.startswith("|")][2:]
+    assert [row[0].strip() for row in rows][-2:] == ["all", "a process pool, beside it"]
+    hops, total = [float(row[1]) for row in rows[:-2]], float(rows[-2][1])
+    assert len(hops) == 11
+    assert all(0 < hop < total for hop in hops)

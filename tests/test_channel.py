@@ -399,7 +399,6 @@ def test_an_exchange_that_is_there_is_taken_without_waiting(pair: Pair) -> None:
     assert server.exchange_at_hand() == EXCHANGE + b"three"
     pair[0].sendall(record[:9])
     pair[0].shutdown(socket.SHUT_WR)
-    assert server.exchange_at_hand() is None
     with pytest.raises(ChannelError, match="in the middle"):
         server.exchange_at_hand()
 

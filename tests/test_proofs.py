@@ -83,7 +83,7 @@ def test_another_protocol_is_refused(data: bytes) -> None:
 
 
 def test_another_version_is_refused_with_both_numbers() -> None:
-    with pytest.raises(AuthenticationError, match="version 9, this one 1"):
+    with pytest.raises(AuthenticationError, match="version 9, this one 2"):
         check_greeting(b"MSL\x09" + CLIENT)
 
 

@@ -80,9 +80,9 @@ _JOIN_BYTES = 65536
 #: bytes arrive. Larger: a changed length costs more. Smaller: pieces would be copied as they come.
 _TRUSTED_BYTES = PIECE_BYTES
 
-#: Received at once, unless it is a large piece. Larger: more is copied once more. Smaller: more
-#: system calls.
-_CHUNK_BYTES = 32768
+#: Received at once when nothing tells how much there is. Larger: memory that is in no cache, for
+#: nearly all messages are short. Smaller: two system calls for more of them.
+_CHUNK_BYTES = 4096
 
 # Pyro's message header (its protocol.py): tag 4s, version H, type B, serializer B, flags H, ...
 _PYRO_HEADER = struct.Struct("!4sHBBHHII")
@@ -375,19 +375,23 @@ class SealedSocket:
         None as well when large pieces come first. Raises `OSError`, also at the end.
         """
         start, ahead = RECORD_HEADER.size, self._ahead
-        if len(ahead) < start or len(ahead) < start + RECORD_HEADER.unpack_from(ahead)[0]:
+        end = start
+        while True:
+            if len(ahead) >= start:
+                length, mac = RECORD_HEADER.unpack_from(ahead)
+                end = start + length
+                if length >= _JOIN_BYTES:
+                    return None
+                if len(ahead) >= end:
+                    break
             try:
-                data = self._sock.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT)
+                data = self._sock.recv(max(_CHUNK_BYTES, end - len(ahead)), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return None
             if not data:
                 raise ChannelEnded(_ENDED_EARLY if ahead else "the peer has closed the connection")
             ahead = self._ahead = ahead + data if ahead else data
-            if len(ahead) < start:
-                return None
-        length, mac = RECORD_HEADER.unpack_from(ahead)
-        end = start + length
-        if len(ahead) < end or ahead[start : start + len(EXCHANGE)] != EXCHANGE:
+        if ahead[start : start + len(EXCHANGE)] != EXCHANGE:
             return None
         message, self._ahead = ahead[start:end], ahead[end:]
         self._verify(mac, message)
@@ -501,7 +505,7 @@ class SealedSocket:
         """
         ahead = self._ahead
         while len(ahead) < size:
-            data = self._sock.recv(_CHUNK_BYTES)
+            data = self._sock.recv(max(_CHUNK_BYTES, size - len(ahead)))
             if not data:
                 if may_end and not ahead:
                     return b""

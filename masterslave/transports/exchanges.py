@@ -23,8 +23,11 @@ import msgpack
 
 from masterslave import pieces
 from masterslave.errors import LabelUnknown, remote_error
+from masterslave.packing import Packers
 from masterslave.records import Piece
 from masterslave.transports.channel import EXCHANGE
+
+_PACKERS = Packers()
 
 #: Other errors that arrive as themselves: what an impossible argument comes to, and another label.
 _OWN: dict[str, type[Exception]] = {
@@ -39,14 +42,13 @@ def pack(value: list[Any], label: str | None = None) -> tuple[bytes, list[Piece]
     """
     left, places, parts = pieces.lift(value)
     content = [left, places] if label is None else [left, places, label]
-    return EXCHANGE + msgpack.packb(content), parts
+    return EXCHANGE + _PACKERS.pack(content), parts
 
 
 def pack_error(error: Exception) -> bytes:
     """The message for an error in the place of an answer."""
     name = type(error).__name__
-    packed: bytes = msgpack.packb([None, [], name, [str(arg) for arg in error.args]])
-    return EXCHANGE + packed
+    return EXCHANGE + _PACKERS.pack([None, [], name, [str(arg) for arg in error.args]])
 
 
 def unpack_question(message: Piece, parts: Sequence[Piece]) -> tuple[list[Any], str]:
