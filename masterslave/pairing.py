@@ -117,8 +117,10 @@ def _note_of(view: JobView, notes: Sequence[Note]) -> Note | None:
 
 
 def _is_id(noted: str, job_id: str) -> bool:
-    # Started by ssh, a process does not know by which name of its host.
-    return noted == job_id or (":" in noted and job_id.partition(":")[2] == noted)
+    # Started by ssh, a process does not know by which name of its host; by PSI/J, only its mark.
+    if ":" in noted:
+        return noted in (job_id, job_id.partition(":")[2])
+    return noted == job_id or (noted != "" and job_id.partition("#")[2] == noted)
 
 
 def _row(

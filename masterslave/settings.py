@@ -32,6 +32,10 @@ from masterslave.chaos import Chaos
 from masterslave.errors import SettingsError
 from masterslave.units import parse_bytes
 
+#: Longest label, in characters. Larger: name servers take no message with such a name, and the
+#: command line of a slave no such argument. Smaller: somebody's label is too long.
+LABEL_LENGTH = 1000
+
 DEFAULT_PORT = 7766  # of a task manager that is not registered with a name server
 
 
@@ -202,6 +206,11 @@ def checked_path(name: str, path: object) -> str:
 
 
 def check_label(label: object) -> None:
-    """Raise `SettingsError` unless `label` can be a label: a line of visible characters."""
+    """Raise `SettingsError` unless `label` can be a label: a short line of visible characters."""
     if not isinstance(label, str) or not label.strip() or not label.isprintable():
-        raise SettingsError(f"label {label!r}: must be a line of visible characters")
+        raise SettingsError(f"label {label!r:.80}: must be a line of visible characters")
+    if len(label) > LABEL_LENGTH:
+        raise SettingsError(
+            f"label {label[:20]!r}...: must be of {LABEL_LENGTH} characters at most, not of "
+            f"{len(label)}"
+        )

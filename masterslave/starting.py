@@ -17,6 +17,7 @@ import platform
 import pwd
 import re
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -318,7 +319,7 @@ def _check_manager(plan: Plan, settings: Settings, wait: bool) -> None:
 def _clear_stale(folder: RunFolder) -> None:
     """Make way for a new start where nothing of the last one is left. Raises `StartError`."""
     plan = folder.plan()
-    remedy = f"end it with: task_manager stop {plan.label}"
+    remedy = f"end it with: task_manager stop {shlex.quote(plan.label)}"
     for submission in folder.submissions():
         if submission.ids is None:
             raise StartError(

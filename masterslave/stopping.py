@@ -11,6 +11,7 @@ cancelled has as much time as its batch system gives it.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -67,7 +68,7 @@ def find_start(label: str) -> tuple[RunFolder, Plan]:
     if not folder.exists():
         raise StartError(
             f"nothing of label {label!r} was started from this home directory; "
-            f"task_manager show {label} asks for its task manager"
+            f"task_manager show {shlex.quote(label)} asks for its task manager"
         )
     return folder, folder.plan()
 

@@ -15,6 +15,7 @@ from masterslave import settings as module
 from masterslave.errors import SettingsError
 from masterslave.settings import (
     DEFAULT_PORT,
+    LABEL_LENGTH,
     Settings,
     check_label,
     join_address,
@@ -167,3 +168,9 @@ def test_a_line_of_visible_characters_is_a_label(label: str) -> None:
 def test_anything_else_is_no_label(label: object) -> None:
     with pytest.raises(SettingsError, match=re.escape(f"label {label!r}: must be")):
         check_label(label)
+
+
+def test_a_label_that_is_too_long_is_told_so_in_a_line() -> None:
+    check_label("x" * LABEL_LENGTH)
+    with pytest.raises(SettingsError, match=r"'x{20}'\.\.\.: must be of 1000 .*, not of 70000"):
+        check_label("x" * 70_000)

@@ -321,7 +321,7 @@ def test_a_job_that_cannot_be_looked_for_is_named(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder.of("lab", here.path)
-    folder.create(PLAN._replace(on="psij"))
+    folder.create(PLAN._replace(on="psij", launcher={"executor": "lsf"}))
     folder.write(Submission("ms-lab-s0", "slave", "psij", 1, 0.0))
     with pytest.raises(StartError, match="ms-lab-s0 may have been submitted: psij jobs cannot"):
         stop("lab")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import re
 import secrets
+import signal
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -22,7 +26,7 @@ from masterslave.launchers.base import (
 )  # fmt: skip
 from masterslave.launchers.containers import process_command
 from masterslave.launchers.shell import start_of
-from masterslave.launchers.ssh import LocalLauncher
+from masterslave.launchers.ssh import KILL_AFTER_S, LocalLauncher
 
 _PHASES = {
     "NEW": Phase.PENDING, "QUEUED": Phase.PENDING, "ACTIVE": Phase.RUNNING,
@@ -32,12 +36,16 @@ _PHASES = {
 #: Until PSI/J has asked its batch system for the state of a job that it was told of.
 _ATTACH_S = 30.0
 
+#: Between two looks at processes that were told to end. Smaller: all of them are read more often.
+_LOOK_S = 0.1
+
 
 class PsijLauncher(Launcher):
     """One job per copy, as PSI/J has no arrays. `executor`: its name there, such as "lsf".
 
     `Job.options` are custom attributes, ``NAME=VALUE``. Ids are those of PSI/J's executors, but for
     "local", whose processes are told from others that have got their number since: ``PID:START``.
+    A mark follows, ``#MARK``, by which the job knows itself: PSI/J's id is not known before.
     """
 
     name = "psij"
@@ -70,23 +78,24 @@ class PsijLauncher(Launcher):
         resources = psij.ResourceSpecV1(process_count=1, cpu_cores_per_process=job.cpus or 1)
         if job.memory_bytes is not None:
             resources.memory = job.memory_bytes
-        environment = {"MASTERSLAVE_JOB_ID": "", **job.environment}  # not that of our own job
-        os.makedirs(job.log_folder, exist_ok=True)
+        name = safe_name(job.name)
         ids: list[str] = []
         try:
+            os.makedirs(job.log_folder, exist_ok=True)
             for _ in range(job.count):
-                # The id, which `log_file` has in its name, is not known before.
-                output = f"{safe_name(job.name)}.{secrets.token_hex(6)}.out"
+                mark = secrets.token_hex(6)
                 spec = psij.JobSpec(
-                    executable="sh", arguments=["-c", 'exec "$@" 2>&1', "sh", *command],
-                    directory=job.directory, environment=environment, resources=resources,
-                    attributes=attributes, stdout_path=os.path.join(job.log_folder, output),
+                    name=name, executable="sh", arguments=["-c", 'exec "$@" 2>&1', "sh", *command],
+                    directory=job.directory, resources=resources, attributes=attributes,
+                    environment={
+                        **job.environment, "MASTERSLAVE_JOB_ID": mark, "MASTERSLAVE_JOB_NAME": name,
+                    },
+                    stdout_path=self.log_file(job, f"#{mark}"),
                 )  # fmt: skip
                 one = psij.Job(spec)
                 executor.submit(one)
-                ids.append(self._own_id(str(one.native_id)))
+                ids.append(f"{self._own_id(str(one.native_id))}#{mark}")
                 self._known[ids[-1]] = one
-                os.symlink(output, self.log_file(job, ids[-1]))
         except Exception as error:
             self.cancel(ids)
             raise LauncherError(f"psij {self._name}: {error}") from error
@@ -95,7 +104,25 @@ class PsijLauncher(Launcher):
     def _submitted(self, job: Job, output: Output) -> list[str]:
         raise AssertionError("submitted by a library, not by a command")
 
+    def log_file(self, job: Job, job_id: str) -> str:
+        own = job_id.partition("#")[2] or job_id
+        return os.path.join(job.log_folder, f"{safe_name(job.name)}.{own}.log")
+
+    def find(self, name: str, log_folder: str) -> list[str]:
+        if self._name != "local":  # PSI/J has no names of jobs to look for, only to give
+            return super().find(name, log_folder)
+        first: dict[str, str] = {}  # of each mark: the others are started by it
+        for number, mark in _marked(f"MASTERSLAVE_JOB_NAME={safe_name(name)}").items():
+            other = first.get(mark)
+            if other is None or int(start_of(number)) < int(start_of(other)):
+                first[mark] = number
+        return [f"{self._own_id(number)}#{mark}" for mark, number in first.items()]
+
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
+        if self._name == "local":
+            native = {one: one.partition("#")[0] for one in ids}
+            seen = LocalLauncher().states(list(native.values()))
+            return {one: seen[own] for one, own in native.items()}
         found = {}
         for one in ids:
             job = self._attach(one)
@@ -107,6 +134,9 @@ class PsijLauncher(Launcher):
         return found
 
     def cancel(self, ids: Sequence[str]) -> None:
+        if self._name == "local":
+            _end({one.partition("#")[2] for one in ids} - {""}, KILL_AFTER_S)
+            return
         for one in ids:
             job = self._attach(one)
             if job is None or job.status.final:
@@ -124,14 +154,9 @@ class PsijLauncher(Launcher):
         """PSI/J's job of that id; None where there is none, or no longer."""
         if job_id in self._known:
             return self._known[job_id]
-        native = job_id
-        if self._name == "local":
-            native = job_id.partition(":")[0]
-            if LocalLauncher().states([job_id])[job_id].is_over:
-                return None
         job = _module().Job()
         try:
-            self._executor().attach(job, native)
+            self._executor().attach(job, job_id.partition("#")[0])
         except Exception:  # it does not know the id: the job has ended
             return None
         self._known[job_id] = job
@@ -146,6 +171,42 @@ class PsijLauncher(Launcher):
                 known = ", ".join(sorted(psij.JobExecutor.get_executor_names()))
                 raise LauncherError(f"psij has no {self._name!r}, only {known}: {error}") from error
         return self._instance
+
+
+def _marked(*wanted: str) -> dict[str, str]:
+    """Processes here whose variables are so, ``NAME=VALUE`` each, and the mark of their job."""
+    found = {}
+    for number in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{number}/environ", encoding="utf-8", errors="replace") as file:
+                variables = file.read().split("\0")
+        except OSError:  # not ours, or it has ended
+            continue
+        own = [one for one in variables if re.fullmatch("MASTERSLAVE_JOB_ID=[0-9a-f]{12}", one)]
+        if own and all(one in variables for one in wanted):
+            found[number] = own[0].partition("=")[2]
+    return found
+
+
+def _end(marks: set[str], limit_s: float) -> None:
+    """End all processes of these jobs of PSI/J's local executor: SIGTERM, at last SIGKILL.
+
+    Its own way kills at once, and not at all once one has ended in the same moment, which ends the
+    thread that it asks for states.
+    """
+
+    def signal_all(number: int) -> bool:
+        there = [one for one, mark in _marked().items() if mark in marks]
+        for one in there:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(one), number)
+        return bool(there)
+
+    deadline = time.monotonic() + limit_s
+    number = signal.SIGTERM.value
+    while signal_all(number) and time.monotonic() < deadline + limit_s:
+        number = signal.SIGKILL.value if time.monotonic() >= deadline else 0
+        time.sleep(_LOOK_S)
 
 
 def _module() -> Any:

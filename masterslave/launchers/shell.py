@@ -52,6 +52,20 @@ show() {
 }
 """
 
+#: Prints those that write to a log whose name begins with $1: the number of each is in it. The
+#: file is compared, not its path, which may lead over links.
+_FIND = """
+for log in "$1".*.log; do
+  number=${log#"$1".}
+  number=${number%.log}
+  case $number in *[!0-9]*) continue ;; esac
+  [ "/proc/$number/fd/1" -ef "$log" ] || continue
+  look "$number"
+  [ -z "$start" ] || show "$number:$start"
+done
+:
+"""
+
 #: SIGTERM to those of "$@" that run; when $limit tenths of a second are over, SIGKILL to what is
 #: left of their sessions.
 _CANCEL = """
@@ -85,6 +99,12 @@ def start_command(job: Job, count: int, where: str = "") -> list[str]:
 def show_command(ids: Sequence[str]) -> list[str]:
     """Prints those ids whose processes run, a line each."""
     return ["sh", "-c", _LOOK + _SHOW + 'show "$@"', "sh", *map(_checked, ids)]
+
+
+def find_command(job_name: str, log_folder: str) -> list[str]:
+    """Prints the ids of the processes that run of jobs of that name with that folder of logs."""
+    log = os.path.join(log_folder, safe_name(job_name))
+    return ["sh", "-c", _LOOK + _SHOW + _FIND, "sh", log]
 
 
 def cancel_command(ids: Sequence[str], limit_s: float) -> list[str]:

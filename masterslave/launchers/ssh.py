@@ -7,7 +7,6 @@ per process, and leave its process behind when it is killed.)
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import shlex
@@ -70,13 +69,7 @@ class LocalLauncher(Launcher):
             run_command(command, limit_s=COMMAND_LIMIT_S + self._kill_after_s)
 
     def find(self, name: str, log_folder: str) -> list[str]:
-        # Each copy writes to a file with its process id in the name.
-        prefix = os.path.join(os.path.abspath(log_folder), f"{safe_name(name)}.")
-        logs = glob.glob(f"{glob.escape(prefix)}*.log")
-        numbers = [path[len(prefix) : -len(".log")] for path in logs]
-        ids = [f"{number}:{shell.start_of(number)}" for number in numbers if number.isdecimal()]
-        running = [one for one, state in self.states(ids).items() if not state.is_over]
-        return [one for one in running if _writes_to(one.partition(":")[0], prefix)]
+        return run_command(shell.find_command(name, log_folder)).out.split()
 
     def log_file(self, job: Job, job_id: str) -> str:
         number = job_id.partition(":")[0]
@@ -166,6 +159,17 @@ class SshLauncher(Launcher):
         if failures:  # the other hosts have been told
             raise failures[0]
 
+    def find(self, name: str, log_folder: str) -> list[str]:
+        command = shell.find_command(name, log_folder)
+
+        def ask(host: str) -> list[str]:
+            return [f"{host}:{one}" for one in run_command(self._there(host, command)).out.split()]
+
+        found, failures = together(ask, self._hosts)
+        if failures:
+            raise failures[0]
+        return found  # of a host with two names each one twice, which is cancelled all the same
+
     def log_file(self, job: Job, job_id: str) -> str:
         number = job_id.split(":")[-2]  # on the host where it ran, unless the folder is shared
         return os.path.join(job.log_folder, f"{safe_name(job.name)}.{number}.log")
@@ -174,14 +178,6 @@ class SshLauncher(Launcher):
         # One argument: what runs there is a line for the shell of that user.
         return ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", *self._options, host,
                 shlex.join(command)]  # fmt: skip
-
-
-def _writes_to(number: str, prefix: str) -> bool:
-    """Whether the output of a process goes to its log: another one may have got its number."""
-    try:
-        return os.readlink(f"/proc/{number}/fd/1") == f"{prefix}{number}.log"
-    except OSError:
-        return False
 
 
 def _by_host(ids: Sequence[str]) -> dict[str, list[str]]:

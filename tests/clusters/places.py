@@ -79,10 +79,10 @@ def make_ssh(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def make_psij(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """PSI/J with its own way to start processes here, which kills them at once."""
+    """PSI/J with its own way to start processes here."""
     if importlib.util.find_spec("psij") is None:
         missing("no psij-python")
-    return Place(launcher("psij"), world, tells=False)
+    return Place(launcher("psij"), world)
 
 
 #: What containers see of this machine, so that their Python finds the library.
