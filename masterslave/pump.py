@@ -14,6 +14,7 @@ it runs in a thread that is not ours.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -106,7 +107,7 @@ class Pump:
             thread.join()
         self._manager.unregisterProcess(self._process_id)
         for future in self._futures.values():
-            future.cancel()
+            _cancel(future)
         self._engine.close()
         guest.unsettle(self._ticket.token)
 
@@ -307,7 +308,7 @@ class Pump:
         """Nothing is wanted of a submission any more; if it has begun, it is let run."""
         future = self._futures.get(number)
         if future is not None:
-            future.cancel()
+            _cancel(future)
 
     # --- odds -------------------------------------------------------------------------------
 
@@ -331,6 +332,12 @@ class Pump:
         with self._changed:
             if not self._ending:
                 self._changed.wait(_PAUSE_S)
+
+
+def _cancel(future: Future[Any]) -> None:
+    """Ask that a submission is not begun. Not every executor can do that (Parsl's cannot)."""
+    with contextlib.suppress(NotImplementedError):
+        future.cancel()
 
 
 def _story(engine: Engine, error: BaseException) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, free_port, wait_until
-from contract import COLUMNS, DIFFERENCES, SUBSTRATES, WITHOUT
+from contract import COLUMNS, DIFFERENCES, ENGINES, SUBSTRATES, WITHOUT
 from leftovers import library_threads
 
 from masterslave import (
@@ -105,12 +107,57 @@ def in_a_folder() -> Iterator[MasterProcess]:
 
 @contextlib.contextmanager
 def on_executor(make: Callable[[], Executor]) -> Iterator[MasterProcess]:
-    with make() as pool:
-        master = initializeMasterProcess("demo", slave_module="contract", executor=pool)
-        try:
+    with make() as pool, with_slaves_of(executor=pool) as master:
+        yield master
+
+
+@contextlib.contextmanager
+def with_slaves_of(executor: Executor | Callable[[], Executor]) -> Iterator[MasterProcess]:
+    master = initializeMasterProcess("demo", slave_module="contract", executor=executor)
+    try:
+        yield master
+    finally:
+        master.shutdown()
+
+
+@contextlib.contextmanager
+def on_loky() -> Iterator[MasterProcess]:
+    """By a factory: who does not know how it was made cannot make it again after a crash."""
+    loky = importlib.import_module("loky")
+    with with_slaves_of(executor=lambda: loky.ProcessPoolExecutor(2)) as master:
+        yield master
+
+
+@contextlib.contextmanager
+def on_dask() -> Iterator[MasterProcess]:
+    distributed = importlib.import_module("distributed")
+    with (
+        distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client,
+        on_executor(client.get_executor) as master,
+    ):
+        yield master
+
+
+@contextlib.contextmanager
+def on_mpi() -> Iterator[MasterProcess]:
+    futures = importlib.import_module("mpi4py.futures")
+    with on_executor(lambda: futures.MPIPoolExecutor(2)) as master:
+        yield master
+
+
+@contextlib.contextmanager
+def on_parsl() -> Iterator[MasterProcess]:
+    parsl = importlib.import_module("parsl")
+    provider = importlib.import_module("parsl.providers").LocalProvider(init_blocks=1, max_blocks=1)
+    htex = importlib.import_module("parsl.executors").HighThroughputExecutor(
+        address="127.0.0.1", loopback_address="127.0.0.1", max_workers_per_node=2, encrypted=False,
+        heartbeat_period=1, provider=provider,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        config = parsl.Config(executors=[htex], usage_tracking=0, run_dir=folder)
+        pool = importlib.import_module("parsl.concurrent").ParslPoolExecutor
+        with on_executor(lambda: pool(config)) as master:
             yield master
-        finally:
-            master.shutdown()
 
 
 OPEN: dict[str, Callable[[], contextlib.AbstractContextManager[MasterProcess]]] = {
@@ -121,6 +168,10 @@ OPEN: dict[str, Callable[[], contextlib.AbstractContextManager[MasterProcess]]] 
     "folder": in_a_folder,
     "threads": lambda: on_executor(lambda: ThreadPoolExecutor(2)),
     "processes": lambda: on_executor(processes),
+    "loky": on_loky,
+    "distributed": on_dask,
+    "mpi4py": on_mpi,
+    "parsl": on_parsl,
 }
 
 
@@ -135,7 +186,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
         yield patch
 
 
-@pytest.fixture(scope="module", params=SUBSTRATES)
+@pytest.fixture(
+    scope="module",
+    params=[os.environ["CONTRACT_ENGINE"]] if "CONTRACT_ENGINE" in os.environ else SUBSTRATES,
+)
 def substrate(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -314,8 +368,8 @@ def test_statistics(master: MasterProcess, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_programs_run_on_every_substrate_that_is_declared() -> None:
-    assert set(OPEN) == set(SUBSTRATES)
-    assert set().union(*WITHOUT.values()) <= set(SUBSTRATES)
+    assert set(OPEN) == {*SUBSTRATES, *ENGINES}
+    assert set().union(*WITHOUT.values()) <= set(OPEN)
 
 
 def test_the_readme_has_the_table_of_differences() -> None:

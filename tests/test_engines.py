@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import re
+import subprocess
 import sys
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import World
+from conftest import PATIENCE_S, ROOT, Program, World
+from contract import ENGINES as CONTRACT_ENGINES
 
 from masterslave import MasterProcess, SettingsError, SlaveProcess, runJob
 from masterslave.engines import Engine
@@ -87,31 +91,57 @@ ENGINES = {
 }
 
 
-@pytest.mark.parametrize("module", ENGINES)
-def test_a_program_on_an_engine(world: World, module: str) -> None:
+def need(module: str) -> None:
+    """Skip the test, or fail inside CI, where it is not installed."""
     if importlib.util.find_spec(module) is None:
         if os.environ.get("MASTERSLAVE_CI") == "1":
             pytest.fail(f"{module} is not installed, and CI installs it")
         pytest.skip(f"{module} is not installed: pip install masterslave[engines]")
+
+
+@pytest.fixture
+def world(world: World) -> World:
+    """Programs of the environment, such as mpiexec and Parsl's, need not be on the path."""
+    world.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{world.env['PATH']}"
+    for program in ("OMPI", "PRTE"):  # Open MPI, as root in a container
+        world.env[f"{program}_ALLOW_RUN_AS_ROOT"] = "1"
+        world.env[f"{program}_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    return world
+
+
+def start(world: World, module: str, *arguments: object) -> Program:
+    """Start Python so that the executor of `module` can be used; with MPI, all of its processes."""
+    if module != "mpi4py":
+        return world.start(*arguments)
+    mpiexec = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
+    command = ["mpiexec", "--oversubscribe", "-n", "3", sys.executable, "-m", "mpi4py.futures"]
+    return world.start("-c", mpiexec, *command, *arguments)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("engine", CONTRACT_ENGINES)
+def test_the_whole_contract_on_an_engine(world: World, engine: str) -> None:
+    """All programs of `test_contract.py`, with one pool, in a process of its own."""
+    need(engine)
+    world.env["CONTRACT_ENGINE"] = engine
+    program = start(
+        world, engine, "-m", "pytest", "-q", "-n", "0", "-p", "no:leftovers",
+        "-p", "no:cacheprovider", "-k", engine, ROOT / "tests" / "test_contract.py",
+    )  # fmt: skip
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        program.wait(2 * PATIENCE_S)
+    said = program.finish()
+    assert re.search(r"\d\d passed", said), said  # and were not left out
+
+
+@pytest.mark.parametrize("module", ENGINES)
+def test_a_program_on_an_engine(world: World, module: str) -> None:
+    need(module)
     import textwrap
 
     lines = textwrap.indent(textwrap.dedent(ENGINES[module]).strip(), " " * 4)
     path = world.write("script.py", textwrap.dedent(PROGRAM).replace("    {lines}", lines))
-    # Programs of the environment, such as mpiexec and Parsl's, need not be on the path.
-    world.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{world.env['PATH']}"
-    if module != "mpi4py":
-        program = world.start(path)
-    else:
-        world.env |= {
-            "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-            "PRTE_ALLOW_RUN_AS_ROOT": "1",
-            "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        }
-        start = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
-        command = ["mpiexec", "--oversubscribe", "-n", "3", sys.executable, "-m", "mpi4py.futures"]
-        program = world.start("-c", start, *command, path)
-    assert program.finish() == OUTPUT
+    assert start(world, module, path).finish() == OUTPUT
 
 
 def test_the_capacity_is_what_the_executor_says() -> None:

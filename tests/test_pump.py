@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from conftest import World
 
-from masterslave import TaskRaisedException, WorkerCrashed, initializeMasterProcess
+from masterslave import TaskRaisedException, TaskTimedOut, WorkerCrashed, initializeMasterProcess
 
 
 def fail() -> None:
@@ -48,3 +50,50 @@ def test_a_broken_pool_that_nobody_can_make_again_says_what_to_do(world: World) 
             master.retrieveResult(timeout=60)
         master.shutdown()
     assert "BrokenThreadPool" in caught.value.traceback
+
+
+class Uncancellable(Future):  # type: ignore[type-arg]
+    """As Parsl's."""
+
+    def cancel(self) -> bool:
+        raise NotImplementedError("Cancel not implemented")
+
+
+class Pool(ThreadPoolExecutor):
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        outer = Uncancellable()
+        inner = super().submit(function, *args, **kwargs)
+        inner.add_done_callback(lambda done: outer.set_result(done.result()))
+        return outer
+
+
+def test_an_executor_that_cannot_cancel_keeps_time_limits(world: World) -> None:
+    gate = threading.Event()
+    patience = 60
+    world.write("gates.py", "gate = None\n")
+    world.write(
+        "waits.py",
+        """
+        import gates
+        def do_wait():
+            return gates.gate.wait(60)
+        def do_one():
+            return 1
+        """,
+    )
+    with pytest.MonkeyPatch.context() as patch, Pool(2) as pool:
+        patch.syspath_prepend(world.path)
+        import gates  # type: ignore[import-not-found]
+
+        gates.gate = gate
+        master = initializeMasterProcess("demo", slave_module="waits", executor=pool)
+        master.requestTask("wait", timeout=0.1)
+        with pytest.raises(TaskRaisedException) as caught:
+            master.retrieveResult(timeout=patience)
+        assert isinstance(caught.value.exception, TaskTimedOut)
+        unwanted = master.requestTask("wait")
+        master.cancelTask(unwanted)
+        gate.set()
+        master.requestTask("one")
+        assert master.retrieveResult(timeout=patience)[2] == 1
+        master.shutdown()
