@@ -217,6 +217,7 @@ class Ledger:
                     and type(frame[0]) is bytes
                     and len(frame[0]) <= TINY_BYTES
                     and not task.detail
+                    and task.options.origin is None  # else it will be removed by itself
                 ):
                     tiny.append((task.ticket, done.attempt, done.duration_s, frame[0]))
                     size += task.size

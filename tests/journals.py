@@ -57,6 +57,7 @@ class TryingStore(MemoryStore):
         self.gate.set()
         self.errors: list[BaseException] = []  # of the next writes
         self.groups: list[list[Entry]] = []
+        self.written: list[Written] = []  # the same, as they were given
         self.busy = 0
         self.most_at_once = 0
         self.closed = False
@@ -70,6 +71,7 @@ class TryingStore(MemoryStore):
                 raise self.errors.pop()
             super().write(entries)
             self.groups.append(list(singly(entries)))
+            self.written += entries
         finally:
             self.busy -= 1
 

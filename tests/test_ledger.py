@@ -11,11 +11,21 @@ from conftest import wait_until
 from journals import TryingStore
 from managing import LONG_S, Call, Clock, X, give, ids, join, take, wait_for_line
 
-from masterslave.entries import Ended, HandedOut, Joined, Left, Requested
+from masterslave.entries import (
+    TINY_BYTES,
+    Ended,
+    HandedOut,
+    Joined,
+    Left,
+    Requested,
+    identity,
+)
 from masterslave.errors import JournalFull, TaskManagerTermination
 from masterslave.journal import WAITING_BYTES, Journal
+from masterslave.ledger import Ledger, names
 from masterslave.manager import TaskManager
-from masterslave.records import Outcome, TaskOptions
+from masterslave.queue import TaskQueue
+from masterslave.records import Completion, Frame, Outcome, TaskOptions
 from masterslave.settings import Settings
 
 FULL = 1_000_000  # attempts to write that fail: as good as for ever
@@ -341,3 +351,63 @@ def test_results_in_memory_can_be_had_while_nothing_can_be_written(
     (delivery,) = kept.getResults(timeout=0.0)
     assert delivery.frame == [b"value"]
     assert not kept.cancelTask("sqrt_0")
+
+
+# --- what is written together ----------------------------------------------------------------
+
+
+def run_all(
+    store: TryingStore, frames: list[Frame], options: TaskOptions, memory_bytes: int = 1 << 20
+) -> list[str]:
+    """Tasks are requested, run and end with the same frames as results; what was written."""
+    queue = TaskQueue()
+    journal = Journal(store)
+    books = Ledger(journal, queue, memory_bytes)
+    if books.request_all(7, "sqrt", frames, options) is None:
+        for frame, name in zip(frames, names("sqrt", frames, options), strict=True):
+            books.request(7, "sqrt", frame, options, name)
+    ends = []
+    while (task := queue.hand_out(1, ["sqrt"])) is not None:
+        ends.append(Completion(task.task_id, 1, "result", task.frame, 0.5, ""))
+    plain, others = queue.complete_all(1, ends)
+    assert (len(plain), others) == (len(frames), [])
+    books.finished(plain, 1)
+    journal.sync()
+    assert journal.written == journal.added == 2 * len(frames)
+    assert [entry.number for entry in store.groups[0]] == 2 * list(range(len(frames)))  # type: ignore[union-attr]
+    return [type(entry).__name__ for entry in store.written]
+
+
+def test_tiny_requests_and_results_are_written_together(store: TryingStore) -> None:
+    assert run_all(store, [[b"x"], [b"y"], [b"z"]], TaskOptions(key="k")) == ["Requests", "Results"]
+    assert store.parameters(1) == store.result(1) == [b"y"]
+
+
+@pytest.mark.parametrize(
+    "frames", [[[b"x"], [b"y", b"z"]], [[bytearray(b"x")]] * 2, [[bytes(TINY_BYTES + 1)]] * 2]
+)
+def test_what_is_not_tiny_is_written_by_itself(store: TryingStore, frames: list[Frame]) -> None:
+    assert {"Requested", "Ended"} <= set(run_all(store, frames, TaskOptions()))
+
+
+def test_tasks_of_an_attached_client_are_written_by_themselves(store: TryingStore) -> None:
+    """They will be removed one by one."""
+    options = TaskOptions(origin=("token", 1))
+    assert run_all(store, [[b"x"], [b"y"]], options) == 2 * ["Requested"] + 2 * ["Ended"]
+
+
+def test_what_is_to_rest_is_written_by_itself(store: TryingStore) -> None:
+    written = run_all(store, [[b"x"], [b"y"]], TaskOptions(), memory_bytes=1)
+    assert written == 2 * ["Requested"] + 2 * ["Ended"]
+
+
+def test_requests_that_may_take_the_place_of_earlier_ones_are_looked_at_by_themselves(
+    store: TryingStore,
+) -> None:
+    queue = TaskQueue()
+    books = Ledger(Journal(store), queue, 1 << 20)
+    assert not books.knows()
+    queue.park(0, "sqrt", identity("sqrt", [b"x"], None), TaskOptions())
+    assert books.knows()
+    assert books.request_all(7, "sqrt", [[b"x"]], TaskOptions()) is None
+    assert books.request_all(7, "sqrt", [], TaskOptions()) is None
