@@ -83,6 +83,8 @@ _TRUSTED_BYTES = PIECE_BYTES
 #: nearly all messages are short. Smaller: two system calls for more of them.
 _CHUNK_BYTES = 4096
 
+_HAS_POLL = hasattr(select, "poll") and hasattr(socket, "MSG_DONTWAIT")
+
 # Pyro's message header (its protocol.py): tag 4s, version H, type B, serializer B, flags H, ...
 _PYRO_HEADER = struct.Struct("!4sHBBHHII")
 PYRO_HEADER_BYTES = 40
@@ -305,8 +307,8 @@ class SealedSocket:
 
     @property
     def can_wait(self) -> bool:
-        """Whether a selector can tell that something comes: TLS may have it already."""
-        return not isinstance(self._sock, ssl.SSLSocket)
+        """Whether one can be told that something comes, and not wait: TLS may have it already."""
+        return _HAS_POLL and not isinstance(self._sock, ssl.SSLSocket)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until something has come, the end included; false when the time is over."""
