@@ -370,7 +370,9 @@ def missing(peer: type[Peer]) -> str:
     if importlib.util.find_spec(peer.module.partition(".")[0]) is None:
         return "not installed"
     program = peer().command()[0]
-    if shutil.which(program) is None:
+    # Sessions find those of the environment too (`sessions`).
+    where = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    if shutil.which(program, path=where) is None:
         return f"there is no {program}"
     return ""
 

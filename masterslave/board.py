@@ -128,6 +128,10 @@ class Board(_Mapping):
         """Whether anything was posted since it was read."""
         return bool(self._header[_POSTED] != self._taken)
 
+    def is_empty(self) -> bool:
+        """Whether `take` has nothing to give, whatever was sent."""
+        return not self._read and not self.has_news()
+
     def take(self, sent: int) -> list[list[Any]]:
         """The messages posted before more than `sent` others went by the pipe, in order.
 

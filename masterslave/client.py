@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from masterslave.errors import SettingsError
+from masterslave.errors import JournalError, PayloadError, SettingsError
 from masterslave.executor import ClusterExecutor
 from masterslave.identities import call_identity
 from masterslave.keyfile import load_key
 from masterslave.payload import Codec, describe
 from masterslave.records import CALL_TAG, Delivery, Frame, Outcome
-from masterslave.settings import Settings
+from masterslave.settings import Settings, checked_path
 from masterslave.stores.results import ResultStore, StoredResult
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class ClientThread:
             if name in options:
                 self._where[name] = options.pop(name)
         self._options = options
-        self._store_path = store
+        self._store_path = None if store is None else checked_path("store", store)
         self._store: ResultStore | None = None
         self._codec = Codec(shared_main=True)
         self._disk = threading.Lock()  # for the store
@@ -148,6 +148,7 @@ class ClientThread:
         for name, value in (("function", function), ("then", then)):
             if not callable(value) and (value is not None or name == "function"):
                 raise SettingsError(f"ClientThread: {name}={describe(value)} cannot be called")
+        self._check_process()
         identity = call_identity(function, args, kwargs) if self._store is not None else b""
         with self._changed:
             if identity:
@@ -173,8 +174,9 @@ class ClientThread:
 
         That is what a call raised, with its remote traceback as the cause, or the callback. The
         other jobs go on then, and `wait` may be called again. `timeout`: seconds, after which
-        `TimeoutError` is raised.
+        `TimeoutError` is raised. In a forked process, where no result comes, `RuntimeError` is.
         """
+        self._check_process()
         with self._changed:
             if not self._changed.wait_for(lambda: self._failure or not self._left, timeout):
                 raise TimeoutError(f"{self._left} jobs are not done after {timeout:g} s")
@@ -185,6 +187,8 @@ class ClientThread:
     def stop(self) -> None:
         """End: what no slave has yet is not run. What runs is finished, and handed over. Blocks."""
         if self._executor is None or self._thread is None:
+            return
+        if self._executor._core.pid != os.getpid():  # a forked process has no part in it
             return
         self._executor.shutdown(wait=True, cancel_futures=True)
         if threading.current_thread() is not self._thread:
@@ -214,6 +218,13 @@ class ClientThread:
 
         future = self._view.submit_call(function, args, kwargs, take)
         future.add_done_callback(lambda done: self._done() if done.cancelled() else None)
+
+    def _check_process(self) -> None:
+        """Raise in a forked process, where nobody gives locks back that were held at the time."""
+        if self._executor is not None and self._executor._core.pid != os.getpid():
+            raise RuntimeError(
+                "this ClientThread belongs to the process that forked; make another one"
+            )
 
     def _find(self, identity: bytes) -> Frame | None:
         if self._store is None:
@@ -263,7 +274,9 @@ class ClientThread:
             if is_new and delivery.outcome == Outcome.RESULT:
                 try:
                     frame = self._lasting(delivery.frame)
-                except Exception as error:  # of no use to a later run, either
+                except PayloadError:  # cannot be read: who hands it over says so
+                    pass
+                except Exception as error:  # of no use to a later run
                     self._failed(error)
                 else:
                     new.append(StoredResult(job.identity, job.name, frame))
@@ -282,7 +295,11 @@ class ClientThread:
         small = (bytes(piece) for piece in frame if len(piece) <= _SMALL_BYTES)
         if not any(b"cloudpickle" in piece for piece in small):
             return frame
-        return self._codec.encode(self._codec.decode(frame), "result")
+        value = self._codec.decode(frame)
+        try:
+            return self._codec.encode(value, "result")
+        except PayloadError as error:
+            raise JournalError(f"results {self._store_path}: not kept: {error}") from error
 
     def _hand_over(self, arrival: _Arrival) -> None:
         assert self._executor is not None

@@ -712,7 +712,9 @@ class TaskManager(ClientDesk):
         """Put tasks into the queue; `names`: their identities, where those are known already."""
         books = self._ledger
         together: list[str] | None
-        if books is None:
+        if books is None and len(frames) == 1 and self._slaves_wait:  # it is handed out at once
+            together = [self._queue.request(process_id, tag, frames[0], options).id]
+        elif books is None:
             together = self._queue.request_all(process_id, tag, frames, options)
         else:
             together = books.request_all(process_id, tag, frames, options)

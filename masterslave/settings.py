@@ -194,6 +194,17 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def checked_path(name: str, path: object) -> str:
+    """The path that an argument of that name gives. Raises `SettingsError` for what is none.
+
+    An empty one is none, though the system takes it for the working directory in places.
+    """
+    text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
+    if not text or "\0" in text:
+        raise SettingsError(f"{name}={path!r}: must be a path; for the working directory write '.'")
+    return text
+
+
 def check_label(label: object) -> None:
     """Raise `SettingsError` unless `label` can be a label: a short line of visible characters."""
     if not isinstance(label, str) or not label.strip() or not label.isprintable():

@@ -18,7 +18,7 @@ from masterslave.errors import (
     SettingsError,
     SlaveError,
 )
-from masterslave.settings import check_label, split_address
+from masterslave.settings import check_label, checked_path, split_address
 
 if TYPE_CHECKING:
     pass
@@ -111,9 +111,7 @@ def folder_path(folder: Any) -> str | None:
     """A slave's argument of that name, as a path. Raises `SettingsError`."""
     if folder is None:
         return None
-    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
-        raise SettingsError(f"folder={folder!r}: must be a directory's path")
-    return os.path.abspath(os.fsdecode(folder))
+    return os.path.abspath(checked_path("folder", folder))
 
 
 def startSlaveProcess(

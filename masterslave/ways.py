@@ -11,7 +11,6 @@ Told by `MasterProcess`'s arguments, or by who makes the master for somebody (`c
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from os import PathLike
@@ -23,7 +22,7 @@ from masterslave.clients import MAX_WEIGHT, MIN_WEIGHT
 from masterslave.errors import SettingsError
 from masterslave.hooks import Observer
 from masterslave.service import Service
-from masterslave.settings import Settings, split_address
+from masterslave.settings import Settings, checked_path, split_address
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 class FolderWay(NamedTuple):
     """A shared folder as the way between master and slaves."""
 
-    path: str | PathLike[str]
+    path: str
     network: bool = False  # whether the task manager listens as well
     straggler_fraction: float = 0.05  # when so few tasks are left, slow ones are run twice; 0: none
 
@@ -105,8 +104,8 @@ def folder_way(
         or not 0 <= fraction <= 1
     ):
         raise SettingsError(f"straggler_fraction={fraction!r}: must be a number from 0 to 1")
-    path = failover_folder if folder is None else folder
-    return None if path is None else FolderWay(path, folder is None, fraction)
+    name, path = ("failover_folder", failover_folder) if folder is None else ("folder", folder)
+    return None if path is None else FolderWay(checked_path(name, path), folder is None, fraction)
 
 
 def open_service(
@@ -123,6 +122,8 @@ def open_service(
 
     Raises `SettingsError` for what does not go together, and what the one that is chosen raises.
     """
+    if journal is not None:
+        journal = checked_path("journal", journal)
     joins = given.attach or given.master_host is not None
     if given.folder is not None and (given.executor is not None or joins):
         raise SettingsError("give a folder, executor= or attach=, not two of them")
@@ -154,7 +155,7 @@ def _join(
     label: str,
     settings: Settings,
     given: Circumstances,
-    journal: str | PathLike[str] | None,
+    journal: str | None,
     weight: float,
 ) -> Attachment:
     """A task manager that is there already."""
@@ -170,7 +171,7 @@ def _join(
         split_address(master_host)
     if journal is not None:
         raise SettingsError(
-            f"journal={os.fspath(journal)!r}: is kept by the task manager that is joined: "
+            f"journal={journal!r}: is kept by the task manager that is joined: "
             "task_manager serve LABEL --journal FILE"
         )
     if (

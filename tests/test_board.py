@@ -56,11 +56,16 @@ def test_what_was_posted_is_taken_once_and_in_order(pair: Pair) -> None:
 
 
 def test_what_comes_after_a_message_of_the_pipe_waits_for_that(pair: Pair) -> None:
+    assert pair.board.is_empty()
     for sent in (0, 1, 1, 3):
         pair.poster.post([sent])
+    assert not pair.board.is_empty()
     assert pair.board.take(0) == [[0]]
+    assert not pair.board.has_news()
+    assert not pair.board.is_empty(), "some were read and not given"
     assert pair.board.take(2) == [[1], [1]]
     assert pair.board.take(3) == [[3]]
+    assert pair.board.is_empty()
 
 
 def test_too_long_a_message_is_not_posted(pair: Pair) -> None:

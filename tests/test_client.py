@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sqlite3
@@ -193,6 +192,9 @@ def test_what_makes_no_sense_is_refused(here: World) -> None:
         client.submit(pow, 2, 2)
     with pytest.raises(SettingsError, match="callback=int 3"):
         ClientThread(3)  # type: ignore[arg-type]
+    for path in (5, "", "a\0b"):
+        with pytest.raises(SettingsError, match=r"store=.*must be a path"):
+            ClientThread(store=path)  # type: ignore[arg-type]
     with client:
         with pytest.raises(SettingsError, match="then=int 3"):
             client.submit(pow, 2, 2, then=3)  # type: ignore[arg-type]
@@ -291,12 +293,37 @@ def test_a_result_that_cannot_be_read_is_a_failure_and_not_kept(here: World) -> 
         with pytest.raises(PayloadError, match="cannot be read back"):
             client.wait(PATIENCE_S)
         job = client.submit(pow, 2, 5)  # the thread goes on
-        with contextlib.suppress(PayloadError):  # from the attempt to hand it over
-            client.wait(PATIENCE_S)
-        client.wait(PATIENCE_S)
+        client.wait(PATIENCE_S)  # and what failed is said once
         assert got.results == {job: 32}
     with sqlite3.connect("results.db") as file:
         assert file.execute("SELECT name FROM result").fetchall() == [("pow",)]
+
+
+def test_a_forked_process_has_no_part_in_it(here: World) -> None:
+    program = here.script(
+        """
+        import os, time
+        from masterslave import ClientThread
+
+        if __name__ == "__main__":
+            with ClientThread(workers=1, store="results.db") as client:
+                client.submit(time.sleep, 0.1)
+                child = os.fork()
+                if not child:
+                    for call in (client.wait, lambda: client.submit(pow, 2, 2)):
+                        try:
+                            call()
+                        except RuntimeError as error:
+                            print(error, flush=True)
+                    client.stop()
+                    os._exit(0)
+                os.waitpid(child, 0)
+                client.wait()
+                print("ended", flush=True)
+        """
+    )
+    said = "this ClientThread belongs to the process that forked; make another one\n"
+    assert program.finish() == 2 * said + "ended\n"
 
 
 def test_a_store_is_one_programs(here: World) -> None:

@@ -8,13 +8,15 @@ import re
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import World, is_running, wait_until
 
-from masterslave.errors import FolderInUse
+from masterslave.errors import FolderInUse, SettingsError
 from masterslave.folder.files import Files
 from masterslave.master import MasterProcess
+from masterslave.slave import SlaveProcess
 
 JOB = """
     import os, sys, time
@@ -113,6 +115,26 @@ def test_no_master_is_said_in_one_line(world: World) -> None:
     show = world.task_manager("show")
     show.finish(2)  # wrong usage
     assert "name a LABEL, or a folder" in show.err
+
+
+@pytest.mark.parametrize("folder", [5, "", "a\0b"])
+def test_what_is_no_path_is_refused(folder: Any) -> None:
+    for name in ("folder", "failover_folder"):
+        with pytest.raises(SettingsError, match=f"^{name}=.*must be a path"):
+            MasterProcess("demo", **{name: folder})
+    with pytest.raises(SettingsError, match=r"^folder=.*must be a path"):
+        SlaveProcess("demo", folder=folder)
+
+
+def test_a_folder_that_cannot_be_made_is_said_in_one_line(world: World) -> None:
+    mistyped = world.path / "shraed" / "run1"
+    with pytest.raises(SettingsError, match=r"there is no directory .*shraed; make it, or correct"):
+        MasterProcess("demo", folder=mistyped)
+    assert not mistyped.parent.exists()
+    (world.path / "loop").symlink_to(world.path / "loop")
+    for path, why in (("loop", "Too many levels"), ("/proc/run1", "no directory can be made")):
+        with pytest.raises(SettingsError, match=why):
+            MasterProcess("demo", folder=world.path / path)
 
 
 def test_slaves_are_killed_and_nothing_is_lost_or_doubled(world: World) -> None:

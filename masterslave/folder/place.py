@@ -113,6 +113,11 @@ class Place:
         token = secrets.token_hex(4)  # process ids of containers are those of others, too
         self.files = Files(self.at("aside"), f"{self.owner}-{token}")
         base = seal.derive(key, b"id")
+        above = os.path.dirname(self.path)
+        if make and not os.path.isdir(above):  # most likely mistyped
+            raise SettingsError(
+                f"folder {self.path}: there is no directory {above}; make it, or correct the path"
+            )
         try:
             if make:
                 for name in _DIRECTORIES:
@@ -125,6 +130,8 @@ class Place:
         except Refused as error:
             raise SettingsError(f"folder {self.path}: its file id {error}") from None
         except FileNotFoundError:
+            if make:  # such as in /proc
+                raise SettingsError(f"folder {self.path}: no directory can be made there") from None
             raise ConnectionFailed(
                 f"folder {self.path}: no master has been here; start the master first, or name "
                 "the folder that was given to it"
