@@ -283,7 +283,7 @@ class _Stop:
                 self.say(f"{what} {ids} on {on} has ended")
             for one in submissions:
                 self._folder.forget(one)
-        except LauncherError as error:
+        except (LauncherError, StartError) as error:  # the others are ended all the same
             self._left.append(f"{what} {ids}: {error}")
 
 

@@ -331,6 +331,35 @@ def test_a_full_disk_is_told_in_a_line(here: World, monkeypatch: pytest.MonkeyPa
     nothing_is_left(here)
 
 
+def test_a_record_that_cannot_be_changed_keeps_nothing_alive(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started("lab", on="local", serve=True)
+    wait_for_slave("lab")
+
+    def read_only(folder: RunFolder, submission: Submission) -> None:
+        raise StartError("read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "forget", read_only)
+        with pytest.raises(StartError, match=r"stop lab: slave .*: read-only; task manager "):
+            stop("lab")
+    wait_until(lambda: not here.processes())
+    assert stop("lab")[-1] == "nothing is left"
+    nothing_is_left(here)
+
+
+def test_a_directory_that_has_gone_is_told(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = here.path / "gone"
+    gone.mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir(gone)
+        gone.rmdir()
+        with pytest.raises(StartError, match="the working directory has been removed"):
+            start("lab", on="local", serve=True)
+    nothing_is_left(here)
+
+
 def test_slaves_of_others_stay(here: World, start_master: StartMaster) -> None:
     master = start_master("lab")
     own = here.task_manager("slave", "lab")
