@@ -288,10 +288,19 @@ class Dispatch:
 
     def room(self, now: float) -> int:
         """How many tasks of any length may be here: one per ready worker; none if no use."""
-        if self.draining or self.stalled(now):
+        if self.draining:
             return 0
-        usable = [w for w in self._workers.values() if w.ready and w.blame is None]
-        return sum(1 for worker in usable if worker.line or not worker.unread)
+        room, stalled = 0, True
+        for worker in self._workers.values():
+            if worker.line:
+                stalled = stalled and now - worker.busy_since > STALL_S
+            elif worker.unread:
+                continue
+            else:
+                stalled = False
+            if worker.ready and worker.blame is None:
+                room += 1
+        return 0 if stalled else room
 
     def runs_low(self, now: float) -> bool:
         """Whether a worker may want a task that is not here within `ENOUGH_S` seconds."""

@@ -61,6 +61,7 @@ class JobView(NamedTuple):
     phase: str
     word: str = ""  # the system's own word for the phase
     over: bool = False  # whether it has ended, as far as the system can tell
+    reason: str = ""  # why it waits
 
 
 class Row(NamedTuple):
@@ -130,7 +131,9 @@ def _row(
     if view.word and view.word.lower() != phase:
         phase = f"{phase} ({view.word})"
     if view.role != "slave":
-        said = f"ended; its log: {words or '(nothing)'}" if view.over else ""
+        said = f"waits: {view.reason}" if view.reason else ""
+        if view.over:
+            said = f"ended; its log: {words or '(nothing)'}"
         return Row(view.id, view.role, phase, remark=said, missing=view.over)
     if slave is not None:
         return _slave_row(slave)._replace(job=view.id, phase=phase)
@@ -139,7 +142,9 @@ def _row(
     if note is None and view.over:
         remark = f"ended before its slave said anything; its log: {words or '(nothing)'}"
     elif note is None:
-        remark = "no slave yet" if view.phase == "running" else "waits for its turn"
+        remark = f"waits: {view.reason}" if view.reason else "waits for its turn"
+        if view.phase == "running":
+            remark = "no slave yet"
         missing = view.phase == "running"
     elif note.progress == Progress.REGISTERED:
         where = f"on {note.host}, PID {note.pid}"

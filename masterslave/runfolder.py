@@ -25,7 +25,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -120,21 +120,36 @@ class RunFolder:
         return cls(start_root(home) / file_name(label))
 
     def create(self, plan: Plan) -> bool:
-        """Make it, with its plan, at once; False if there is one already."""
+        """Make it, with its plan, at once; False if there is one already.
+
+        Raises `StartError` when it cannot be written.
+        """
         parent = self.path.parent
-        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))  # owner-only by itself
-        try:
-            for name in ("jobs", "slaves", "logs"):
-                (made / name).mkdir(mode=0o700)
-            _write(made / "start.json", {"version": _VERSION, **plan._asdict()})
-            made.rename(self.path)  # fails where there is a folder that is not empty
-        except OSError:
-            shutil.rmtree(made, ignore_errors=True)
-            if self.exists():
-                return False
-            raise
+        with self._kept():
+            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))  # owner-only by itself
+            try:
+                for name in ("jobs", "slaves", "logs"):
+                    (made / name).mkdir(mode=0o700)
+                _write(made / "start.json", {"version": _VERSION, **plan._asdict()})
+                made.rename(self.path)  # fails where there is a folder that is not empty
+            except OSError:
+                shutil.rmtree(made, ignore_errors=True)
+                if self.exists():
+                    return False
+                raise
         return True
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Raise `StartError` where something cannot be written, such as on a full disk."""
+        try:
+            yield
+        except OSError as error:
+            raise StartError(
+                f"the record of the start in {self.path} cannot be kept: "
+                f"{error.strerror or error}; see to that, then try again"
+            ) from error
 
     def exists(self) -> bool:
         """Whether there is a start of the label."""
@@ -147,12 +162,13 @@ class RunFolder:
     # --- submissions ------------------------------------------------------------------------
 
     def write(self, submission: Submission) -> None:
-        """Put a submission on record, or replace what is on record of it."""
-        _write(self._jobs / f"{submission.name}.json", submission._asdict())
+        """Put a submission on record, or replace what is on record of it. Raises `StartError`."""
+        with self._kept():
+            _write(self._jobs / f"{submission.name}.json", submission._asdict())
 
     def forget(self, submission: Submission) -> None:
-        """A submission was not made after all, or all of it is over."""
-        with contextlib.suppress(FileNotFoundError):
+        """A submission was not made after all, or all of it is over. Raises `StartError`."""
+        with self._kept(), contextlib.suppress(FileNotFoundError):
             (self._jobs / f"{submission.name}.json").unlink()
 
     def submissions(self) -> list[Submission]:
@@ -172,8 +188,8 @@ class RunFolder:
     # --- the end ----------------------------------------------------------------------------
 
     def mark_stopping(self) -> None:
-        """From now on, nothing more is submitted."""
-        with contextlib.suppress(FileExistsError):
+        """From now on, nothing more is submitted. Raises `StartError` when it cannot be written."""
+        with self._kept(), contextlib.suppress(FileExistsError):
             os.close(os.open(self._stopping, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
     def is_stopping(self) -> bool:
@@ -181,9 +197,12 @@ class RunFolder:
         return self._stopping.exists() or not self.path.exists()
 
     def remove(self) -> None:
-        """Nothing is left of it. Jobs that still write to it are left to themselves."""
+        """Nothing is left of it. Jobs that still write to it are left to themselves.
+
+        Raises `StartError` where it cannot be removed.
+        """
         aside = self.path.parent / f".old-{os.getpid()}-{time.monotonic_ns()}"
-        with contextlib.suppress(FileNotFoundError):
+        with self._kept(), contextlib.suppress(FileNotFoundError):
             self.path.rename(aside)  # at once, whatever takes long or is in the way
             shutil.rmtree(aside, ignore_errors=True)
 

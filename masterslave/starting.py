@@ -85,11 +85,8 @@ def choose(
     if on is None:
         return available_launcher()
     chosen = launcher(on, **(settings or {}))
-    if ask and not chosen.is_available():
-        raise LauncherError(
-            f"{on} does not answer on {platform.node()}; look whether its commands are there and "
-            "its server runs, or choose another system with --on"
-        )
+    if ask:
+        chosen.check_available()
     return chosen
 
 
@@ -243,7 +240,7 @@ def start(
         platform.node(), time.time(), serve,
         "" if not serve else ("local" if here else chosen.name), serve or wait, master or "",
         {
-            "directory": os.getcwd(),
+            "directory": _directory(),
             "walltime_s": None if walltime is None else parse_duration(walltime),
             "environment": environment(settings, os.environ),
             "options": list(options),
@@ -266,6 +263,15 @@ def start(
         if not folder.create(plan):
             raise StartError(f"{label} is being started by another process at this moment")
     return run.submit_all(n, journal)
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise StartError(
+            "the working directory has been removed; change to one that is there"
+        ) from error
 
 
 def check_request(
@@ -416,7 +422,8 @@ class _Run:
 def submit_on_record(folder: RunFolder, role: str, where: Launcher, job: Job) -> list[str]:
     """Submit a job whose name is on record before, and whose ids are after it.
 
-    Raises `LauncherError`, and `StartError` when the run is stopped; nothing is left then.
+    Raises `LauncherError`, and `StartError` when the run is stopped or cannot be kept on record;
+    nothing is left then.
     """
     stopped = StartError(f"{job.name}: the run is being stopped, nothing more is started")
     submission = Submission(job.name, role, where.name, job.count, time.time())
@@ -431,5 +438,10 @@ def submit_on_record(folder: RunFolder, role: str, where: Launcher, job: Job) ->
     if folder.is_stopping():  # whoever stops it may not have found the name yet
         where.cancel(ids)
         raise stopped
-    folder.write(submission._replace(ids=tuple(ids)))
+    try:
+        folder.write(submission._replace(ids=tuple(ids)))
+    except StartError:  # such as on a disk that is full
+        where.cancel(ids)
+        folder.forget(submission)
+        raise
     return ids

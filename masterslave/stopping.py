@@ -14,6 +14,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from masterslave import naming
@@ -87,7 +88,7 @@ def views(plan: Plan, submissions: Sequence[Submission]) -> list[JobView]:
             if state.phase is Phase.UNKNOWN and not fresh:
                 phase = Phase.ENDED.value
             over = state.is_over and not unsure
-            found.append(JobView(job_id, one.name, one.role, phase, state.word, over))
+            found.append(JobView(job_id, one.name, one.role, phase, state.word, over, state.reason))
     return found
 
 
@@ -102,6 +103,8 @@ def overview(label: str) -> Overview:
     seen = views(plan, submissions)
     notes = folder.notes()
     status, address, why = ask_manager(plan)
+    if status is None:
+        why = _why_silent(seen) or why
     slaves = status["slaves"] if status is not None else []
     by_name = {one.name: one for one in submissions}
     words = {
@@ -114,6 +117,16 @@ def overview(label: str) -> Overview:
         tasks = {name: sum(status[name].values()) for name in ("waiting", "running", "finished")}
     rows = pair(seen, notes, slaves, words, answered=status is not None)
     return Overview(plan, folder.is_stopping(), address, why, tasks, rows)
+
+
+def _why_silent(seen: Sequence[JobView]) -> str:
+    """What its job says of a task manager that does not answer; empty if nothing."""
+    for view in seen:
+        if view.role == "manager" and view.over:
+            return f"its job {view.id} has ended"
+        if view.role == "manager" and view.phase == "pending":
+            return f"its job {view.id} waits: {view.reason or 'for its turn'}"
+    return ""
 
 
 def log_of(folder: RunFolder, plan: Plan, submission: Submission, job_id: str) -> str:
@@ -153,9 +166,13 @@ def stop(
     something could not be ended; what is on record stays then, and `stop` can be called again.
     """
     folder, plan = find_start(label)
-    folder.mark_stopping()
     limit_s = Settings.from_environment().grace_s + _LEAVE_S if within is None else within
-    return _Stop(folder, plan, limit_s, tell).run()
+    stopping = _Stop(folder, plan, limit_s, tell)
+    try:
+        folder.mark_stopping()
+    except StartError as error:  # a full disk keeps no job alive
+        stopping.say(f"{error}; goes on, and cannot keep others from starting more")
+    return stopping.run()
 
 
 class _Stop:
@@ -180,10 +197,11 @@ class _Stop:
         if self._left:
             raise StartError(f"stop {self._plan.label}: {'; '.join(self._left)}")
         self._folder.remove()
-        self._say("nothing is left")
+        self.say("nothing is left")
         return self._lines
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Tell a line, and keep it."""
         self._lines.append(line)
         self._tell(line)
 
@@ -198,9 +216,10 @@ class _Stop:
             self._left.append(f"{submission.name} may have been submitted: {error}")
             return submission
         number = f"{len(ids)} jobs" if len(ids) != 1 else "1 job"
-        self._say(f"{submission.name}: the start was cut off; {number} of that name found")
+        self.say(f"{submission.name}: the start was cut off; {number} of that name found")
         found = submission._replace(ids=tuple(ids))
-        self._folder.write(found)
+        with suppress(StartError):  # asked for again, if `stop` is
+            self._folder.write(found)
         return found
 
     def _living(self, submissions: Sequence[Submission]) -> list[str]:
@@ -214,7 +233,9 @@ class _Stop:
         status, _, why = ask_manager(self._plan)
         if status is None:
             if submissions:
-                self._say(f"the task manager does not answer, so slaves are cancelled: {why}")
+                managers = [one for one in self._folder.submissions() if one.role == "manager"]
+                why = _why_silent(views(self._plan, managers)) or why
+                self.say(f"the task manager does not answer, so slaves are cancelled: {why}")
             return False
         chosen = _own_slaves(status["slaves"], self._folder.notes(), everyone=self._plan.serves)
         if not chosen:
@@ -229,12 +250,12 @@ class _Stop:
             finally:
                 link.close()
         except MasterSlaveError as error:
-            self._say(f"slaves could not be told to leave, so they are cancelled: {error}")
+            self.say(f"slaves could not be told to leave, so they are cancelled: {error}")
             return False
-        self._say(f"told {told} {'slave' if told == 1 else 'slaves'} to finish what runs and leave")
+        self.say(f"told {told} {'slave' if told == 1 else 'slaves'} to finish what runs and leave")
         gone = _wait(lambda: not self._present(chosen), self._limit_s)
         if not gone:
-            self._say(f"some slaves have not left within {self._limit_s:g} s")
+            self.say(f"some slaves have not left within {self._limit_s:g} s")
         return True
 
     def _present(self, chosen: list[int]) -> bool:
@@ -250,7 +271,7 @@ class _Stop:
             living = self._living(submissions)
             if living:
                 launcher_of(self._plan, submissions[0]).cancel(living)
-                self._say(f"cancelled {what} {', '.join(living)} on {on}")
+                self.say(f"cancelled {what} {', '.join(living)} on {on}")
                 if not _wait(lambda: not self._living(submissions), _CANCEL_S):
                     stay = ", ".join(self._living(submissions))
                     self._left.append(
@@ -259,10 +280,10 @@ class _Stop:
                     )
                     return
             else:
-                self._say(f"{what} {ids} on {on} has ended")
+                self.say(f"{what} {ids} on {on} has ended")
             for one in submissions:
                 self._folder.forget(one)
-        except LauncherError as error:
+        except (LauncherError, StartError) as error:  # the others are ended all the same
             self._left.append(f"{what} {ids}: {error}")
 
 

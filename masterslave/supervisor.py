@@ -124,6 +124,7 @@ class Supervisor:
         self._memory_look_at = 0.0
         self._dispatch = Dispatch(None if self._lifetime is None else self._lifetime.drain_at)
         self._workers: dict[int, WorkerProcess] = {}
+        self._writing: set[int] = set()  # workers to whom not all could be sent yet
         self._next_worker = 0
         self._ended: set[WorkerProcess] = set()  # reported dead, not yet buried
         self._is_blind = False  # whether the system does not report deaths by itself
@@ -302,12 +303,17 @@ class Supervisor:
                     worker.kill()  # it is of no use any more
 
     def _update_mask(self, worker: WorkerProcess) -> None:
-        if worker.pipe_closed:
+        writes = worker.pipe.wants_to_write
+        if writes == (worker.number in self._writing) or worker.pipe_closed:
             return
-        mask = selectors.EVENT_READ | (selectors.EVENT_WRITE * worker.pipe.wants_to_write)
         key = self._selector.get_key(worker.pipe)
-        if key.events != mask:
-            self._selector.modify(worker.pipe, mask, key.data)
+        self._selector.modify(
+            worker.pipe, selectors.EVENT_READ | (selectors.EVENT_WRITE * writes), key.data
+        )
+        if writes:
+            self._writing.add(worker.number)
+        else:
+            self._writing.discard(worker.number)
 
     def _relay(self, worker: WorkerProcess) -> None:
         worker.relay_stderr()
@@ -368,6 +374,7 @@ class Supervisor:
         """A worker has ended: account for its tasks, free what it used."""
         if self._workers.pop(worker.number, None) is None:
             return
+        self._writing.discard(worker.number)
         self._hear(worker, worker.pipe.receive_all())  # what it had still sent
         if not worker.pipe_closed:
             self._selector.unregister(worker.pipe)

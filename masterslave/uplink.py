@@ -21,6 +21,8 @@ selector tells that it is there. What is large, slow or goes wrong is left to th
 When the connection breaks, the sender looks for the task manager again for `master_gone_s`
 seconds, registers under its old process id, says what it holds, and hands in what was not
 acknowledged; handing in twice is harmless.
+
+The module is longer than others as its threads and the supervisor share one state and one lock.
 """
 
 from __future__ import annotations

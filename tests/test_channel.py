@@ -25,11 +25,11 @@ from masterslave.transports.channel import (
     MSGPACK_ID,
     SERPENT_ID,
     ChannelError,
-    GuardedSocket,
     SealedSocket,
     check_message,
     keep_alive,
 )
+from masterslave.transports.guarded import GuardedSocket
 
 # --- records --------------------------------------------------------------------------------
 
@@ -268,7 +268,7 @@ def test_pyros_header_is_what_it_is_taken_for() -> None:
     fields = channel._PYRO_HEADER.unpack_from(sent)
     assert fields[0] == b"PYRO" and fields[2:5] == (4, SERPENT_ID, protocol.FLAGS_ONEWAY)
     assert fields[6:] == (5, 11)
-    assert len(sent) == channel._PYRO_HEADER_BYTES + 5 + 11
+    assert len(sent) == channel.PYRO_HEADER_BYTES + 5 + 11
 
 
 # --- the guard of the name server -----------------------------------------------------------

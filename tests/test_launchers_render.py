@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from masterslave.errors import LauncherError
-from masterslave.launchers import launcher, pbs, sge
-from masterslave.launchers.base import Container, Job, Rendered, safe_name
+from masterslave.launchers import launcher, pbs, sge, slurm
+from masterslave.launchers.base import Container, Job, Phase, Rendered, safe_name
 from masterslave.launchers.containers import process_command
 from masterslave.launchers.htcondor import description
 from masterslave.launchers.local import SlaveOptions, slave_job
@@ -325,6 +325,18 @@ Job Id:\t14
 )
 def test_jobs_of_grid_engine_by_their_full_name(name: str, ids: list[str]) -> None:
     assert sge._named(QSTAT_SGE, name) == ids
+
+
+def test_why_a_job_waits() -> None:
+    """Where the reason is not that others are before it."""
+    states = slurm._read("1|PENDING|JobHeldUser\n2|PENDING|Resources\n3_1|RUNNING|None\n4|FAILED\n")
+    assert {one: state.reason for one, state in states.items()} == {
+        "1": "JobHeldUser", "2": "", "3_1": "", "4": "",
+    }  # fmt: skip
+    assert states["4"].phase is Phase.ENDED
+    assert "qmod -cj" in sge._reason("Eqw")
+    assert [sge._reason(word) for word in ("hqw", "qw")] == ["it is held", ""]
+    assert pbs._read("Job Id: 1\n    job_state = H\n")["1"].reason == "it is held"
 
 
 def test_jobs_of_pbs_by_name_that_have_not_ended() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,8 +15,18 @@ import pytest
 from command import StartMaster
 from conftest import PATIENCE_S, World, is_running, wait_until
 
-from masterslave import ClusterExecutor, StartError, allocate, masterHost, start, stop
+from masterslave import (
+    ClusterExecutor,
+    StartError,
+    allocate,
+    masterHost,
+    runfolder,
+    start,
+    starting,
+    stop,
+)
 from masterslave.errors import ConnectionFailed, LabelInUse, LauncherError, SettingsError
+from masterslave.keyfile import load_key
 from masterslave.launchers.ssh import LocalLauncher
 from masterslave.runfolder import Plan, RunFolder, Submission
 from masterslave.settings import Settings
@@ -305,6 +316,77 @@ def test_nothing_is_submitted_while_it_is_stopped(here: World) -> None:
 def test_a_submission_that_fails_leaves_nothing(here: World) -> None:
     with pytest.raises(LauncherError):
         start("lab", on="local", serve=True, options=["--partition=x"])
+    nothing_is_left(here)
+
+
+def test_a_full_disk_is_told_in_a_line(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And keeps nobody from stopping what runs."""
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    started("lab", on="local", serve=True)
+    wait_for_slave("lab")
+    monkeypatch.setattr(runfolder, "_write", full)
+    with pytest.raises(StartError, match="cannot be kept: No space left on device; see to that"):
+        start("other", on="local", wait=True)
+
+    def not_marked(folder: RunFolder) -> None:
+        raise StartError("no space")
+
+    monkeypatch.setattr(RunFolder, "mark_stopping", not_marked)
+    lines = stop("lab")
+    assert lines[0] == "no space; goes on, and cannot keep others from starting more"
+    assert lines[-1] == "nothing is left"
+    nothing_is_left(here)
+
+
+def test_a_record_that_cannot_be_changed_keeps_nothing_alive(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started("lab", on="local", serve=True)
+    wait_for_slave("lab")
+
+    def read_only(folder: RunFolder, submission: Submission) -> None:
+        raise StartError("read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "forget", read_only)
+        with pytest.raises(StartError, match=r"stop lab: slave .*: read-only; task manager "):
+            stop("lab")
+    wait_until(lambda: not here.processes())
+    assert stop("lab")[-1] == "nothing is left"
+    nothing_is_left(here)
+
+
+def test_a_directory_that_has_gone_is_told(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = here.path / "gone"
+    gone.mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir(gone)
+        gone.rmdir()
+        with pytest.raises(StartError, match="the working directory has been removed"):
+            start("lab", on="local", serve=True)
+    nothing_is_left(here)
+
+
+def test_a_slave_that_ends_at_once_has_left_word_of_the_reason(
+    here: World, start_master: StartMaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key is another one than its master's, which `start` would have found out."""
+    master = start_master("lab")
+    monkeypatch.setenv("MASTERSLAVE_KEY_FILE", str(here.path / "other-key"))
+    monkeypatch.setattr(starting, "_check_manager", lambda *arguments: None)
+    load_key(here.path / "other-key")
+    found = started("lab", on="local", master=master.address)
+    wait_until(lambda: rows("lab")[0].phase == "ended", "the slave has ended")
+    (row,) = rows("lab")
+    assert (row.job, row.missing) == (found.slaves[0], True)
+    assert row.remark.startswith("failed on ")
+    assert f"PID {pid_of(row.job)}, Python 3" in row.remark
+    assert f"tries {master.address}" in row.remark
+    assert "key" in row.remark.rpartition(master.address)[2]
+    stop("lab")
     nothing_is_left(here)
 
 

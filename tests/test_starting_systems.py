@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import re
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +18,8 @@ from clusters.pool import Pool
 from clusters.systems import Systems, missing
 from conftest import PATIENCE_S, ROOT, World, wait_until
 
-from masterslave import ClusterExecutor, allocate, masterHost, start, stop
+from masterslave import ClusterExecutor, StartError, allocate, masterHost, runfolder, start, stop
+from masterslave.errors import LauncherError
 from masterslave.launchers import launcher
 from masterslave.launchers.base import run_command
 from masterslave.runfolder import RunFolder
@@ -68,16 +73,72 @@ def test_manager_and_slaves_in_jobs(slurm: World) -> None:
 
 
 def test_why_a_slave_is_missing(slurm: World) -> None:
-    held = started("held", 1, "slurm", wait=True, options=["--begin=now+1hour"])
-    (row,) = overview("held").rows
-    assert (row.phase, row.remark, row.missing) == ("pending", "waits for its turn", False)
+    held = started("held", 1, "slurm", serve=True, options=["--hold"])
+    seen = overview("held")
+    assert seen.why == f"its job {held.manager} waits: JobHeldUser"
+    for row in seen.rows:
+        assert (row.phase, row.remark, row.missing) == ("pending", "waits: JobHeldUser", False)
     broken = started("broken", 1, "slurm", wait=True, python="/bin/false")
     alone = started("alone", 1, "slurm", wait=True)
     wait_until(lambda: "before its slave said anything" in overview("broken").rows[0].remark)
     wait_until(lambda: "looks for its manager on " in overview("alone").rows[0].remark)
     for label in ("held", "broken", "alone"):
         stop(label)
-    assert all_over((*held.slaves, *broken.slaves, *alone.slaves))
+    assert all_over((held.manager, *held.slaves, *broken.slaves, *alone.slaves))
+    wait_until(lambda: not slurm.processes())
+
+
+def test_what_slurm_refuses_is_told_in_its_words(slurm: World) -> None:
+    program = slurm.task_manager("start", "lab", "--serve", "--on", "slurm", "--", "--partition=x")
+    program.finish(1)
+    assert "sbatch: error: invalid partition specified: x" in program.err
+    assert program.err.count("\n") == 1
+    assert not list((slurm.path / ".masterslave" / "starts").iterdir())
+
+
+def test_a_job_whose_record_cannot_be_kept_is_cancelled(
+    slurm: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the job's id comes back."""
+    write = runfolder._write
+    submitted = []
+
+    def full(path: Path, values: Mapping[str, Any]) -> None:
+        if values.get("ids"):
+            submitted.extend(values["ids"])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, values)
+
+    monkeypatch.setattr(runfolder, "_write", full)
+    with pytest.raises(StartError, match="cannot be kept: No space left on device"):
+        start("lab", 2, "slurm", wait=True)
+    assert len(submitted) == 2
+    wait_until(lambda: all_over(tuple(submitted)))
+    assert not list((slurm.path / ".masterslave" / "starts").iterdir())
+
+
+def test_slaves_come_while_tasks_wait_and_leave_when_idle(slurm: World) -> None:
+    """Two at most, however many tasks wait."""
+    started("lab", 1, "slurm", serve=True, here=True, low=0, high=2, idle=2.0)
+    folder = RunFolder.of("lab", slurm.path)
+    most = 0
+
+    def living() -> int:
+        nonlocal most
+        listed = run_command(["squeue", "--noheader", "--array", "--format=%i"])
+        most = max(most, len(listed.out.split()))
+        return most
+
+    with ClusterExecutor("lab", masterHost("lab", PATIENCE_S)) as executor:
+        assert living() == 0
+        futures = [executor.submit(time.sleep, 0.2) for _ in range(100)]
+        wait_until(lambda: living() and all(future.done() for future in futures), "all is done")
+    assert most == 2
+    assert len([note for note in folder.notes() if note.job_id]) >= 2
+    wait_until(lambda: not run_command(["squeue", "--noheader"]).out, "idle slaves have left")
+    rows = overview("lab").rows
+    assert not [row for row in rows if row.slave or row.missing]
+    stop("lab")
     wait_until(lambda: not slurm.processes())
 
 
@@ -145,6 +206,14 @@ def reach(
     return {}
 
 
+def test_a_system_that_psij_does_not_know_is_named(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach("psij", world, systems, monkeypatch)
+    with pytest.raises(LauncherError, match=r"psij has no 'cray', only .*local"):
+        start("lab", 1, "psij", serve=True, launcher_settings={"executor": "cray"})
+
+
 @UNCLOSED
 @pytest.mark.parametrize("name", ["slurm", "sge", "pbs", "ssh", "psij"])
 def test_a_start_that_was_killed_is_found_by_the_name_of_its_jobs(
@@ -174,6 +243,19 @@ def test_a_start_that_was_killed_is_found_by_the_name_of_its_jobs(
     wait_until(lambda: not world.processes())
 
 
+def test_a_host_that_there_is_not_is_named(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = reach("ssh", world, systems, monkeypatch)
+    settings["hosts"] = ["node1", "nohost.invalid"]
+    with pytest.raises(
+        LauncherError, match=r"cannot log in to nohost\.invalid: .*resolve"
+    ) as caught:
+        start("lab", 2, "ssh", serve=True, launcher_settings=settings)
+    assert "\n" not in str(caught.value)
+    assert not world.processes()
+
+
 @UNCLOSED
 @pytest.mark.parametrize("name", ["sge", "pbs", "ssh", "psij"])
 def test_other_systems(
@@ -188,6 +270,20 @@ def test_other_systems(
     stop("lab")
     where = launcher(name, **settings)
     assert all(state.is_over for state in where.states(found.slaves).values())
+    wait_until(lambda: not world.processes())
+
+
+@pytest.mark.parametrize("name", ["sge", "pbs"])
+def test_an_allocation_of_other_systems(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    settings = reach(name, world, systems, monkeypatch)
+    with allocate(2, name, launcher_settings=settings) as workers:
+        with workers.executor() as executor:
+            assert sum(executor.map(abs, range(-99, 1))) == 4950
+        ids = workers.started.slaves
+    assert len(ids) == 2
+    assert all(state.is_over for state in launcher(name, **settings).states(ids).values())
     wait_until(lambda: not world.processes())
 
 
@@ -246,6 +342,11 @@ def test_htcondor_with_manager_and_slaves_in_jobs(pool: Pool) -> None:
     assert found["on"] == "htcondor" and found["manager"] and len(found["slaves"]) == 2
     assert pool.run("python3", "calls.py") == "4950\n"
     wait_until(lambda: paired(pool) == 2, "both jobs have their slaves")
+    pool.task_manager("start", "held", "--on", "htcondor", "-w", "--", "hold = true")
+    (row,) = json.loads(pool.task_manager("status", "held", "--json"))["rows"]
+    assert (row["phase"], row["missing"]) == ("pending (HELD)", False)
+    assert row["remark"].startswith("waits: held: ")
+    pool.task_manager("stop", "held")
     assert "told 2 slaves to finish what runs and leave" in pool.task_manager("stop", "lab")
     assert queue_is_empty(pool)
     wait_until(lambda: not pool.world.processes())

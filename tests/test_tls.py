@@ -23,11 +23,10 @@ from masterslave.proofs import GREETING, NONCE_BYTES
 from masterslave.settings import join_address, split_address
 from masterslave.transports.channel import (
     SealedSocket,
-    check_certificates,
     client_handshake,
     server_handshake,
-    server_tls,
 )
+from masterslave.transports.tls import check_certificates, server_tls
 
 HERE = Path(__file__).resolve().parent / "certificates"
 LABEL = "hidden"

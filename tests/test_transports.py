@@ -527,3 +527,65 @@ def test_a_task_whose_way_to_the_slave_broke_is_not_lost() -> None:
         for link in links:
             link.close()
         server.stop()
+
+
+# --- calls that wait without a thread -------------------------------------------------------
+
+
+def manager_of(server: PyroServer) -> TaskManager:
+    exchanges = server._daemon.exchanges
+    assert exchanges is not None
+    return exchanges._manager
+
+
+def test_where_nothing_tells_of_what_comes_calls_wait_in_their_threads(
+    server: PyroServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("masterslave.transports.channel._HAS_POLL", False)
+    manager = manager_of(server)
+    link = PyroLink(address(server), "job", KEY, PATIENCE_S)
+    assert link.fileno() is None, "its calls cannot be posted"
+    process_id, _ = join(link)
+    call = Call(link.call, "exchange", process_id, [], [], 1, 4 * PATIENCE_S)
+    wait_for_line(manager, 1)
+    manager.addTaskRequest("sqrt", [b"x"])
+    tasks, notices = call.outcome()
+    assert ([task[0] for task in tasks], notices) == (["sqrt_0"], {})
+    link.close()
+
+
+@pytest.mark.parametrize("size", [10, 20_000, 200_000])
+def test_a_parked_call_is_answered_whatever_the_size(server: PyroServer, size: int) -> None:
+    manager = manager_of(server)
+    link = PyroLink(address(server), "job", KEY, PATIENCE_S)
+    process_id, _ = join(link)
+    frame = [b"head", b"x" * size]
+    for _ in range(3):
+        link.begin_exchange(process_id, [], [], 1, 4 * PATIENCE_S)
+        wait_for_line(manager, 1)
+        task_id = manager.addTaskRequest("sqrt", frame)
+        tasks, _ = link.end_exchange()
+        assert [(task[0], list(map(bytes, task[3]))) for task in tasks] == [(task_id, frame)]
+        done = [task_id, tasks[0][2], "result", [b"r"], 0.0, ""]
+        assert link.call("exchange", process_id, [done], [], 0, 0.0) == [[], {}]
+    link.close()
+
+
+def test_a_parked_slave_that_is_cut_off_is_noticed_at_once(server: PyroServer) -> None:
+    manager = manager_of(server)
+    link = PyroLink(address(server), "job", KEY, PATIENCE_S)
+    process_id, _ = join(link)
+    link.begin_exchange(process_id, [], [], 1, 4 * PATIENCE_S)
+    wait_for_line(manager, 1)
+    link.close()
+    wait_until(lambda: process_id not in manager.activeProcesses(), "it is lost")
+    manager.addTaskRequest("sqrt", [b"x"])
+    assert manager.numberOfTasks()[0] == {"sqrt": 1}
+
+
+def test_a_parked_call_ends_with_its_time(server: PyroServer) -> None:
+    link = PyroLink(address(server), "job", KEY, PATIENCE_S)
+    process_id, _ = join(link)
+    assert link.call("exchange", process_id, [], [], 1, 0.05) == [[], {}]
+    assert link.call("exchange", process_id, [], [], 1, 0.0) == [[], {}]
+    link.close()

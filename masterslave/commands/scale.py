@@ -70,8 +70,11 @@ class _Loop:
             pause_s = self._scaler.failed(now)
             log.error("%s; next attempt in %g s", error, pause_s, extra={"action": "start_failed"})
         except StartError as error:
-            log.info("%s", error)
-            return False
+            if self._folder.is_stopping():
+                log.info("%s", error)
+                return False
+            pause_s = self._scaler.failed(now)  # such as on a disk that is full
+            log.error("%s; next attempt in %g s", error, pause_s, extra={"action": "start_failed"})
         return True
 
     def _pending(self, now: float) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import platform
 import re
 import shlex
 import signal
@@ -100,6 +101,7 @@ class JobState(NamedTuple):
 
     phase: Phase
     word: str = ""  # such as "OUT_OF_MEMORY"; empty where the system does not know the id
+    reason: str = ""  # why it waits, where the system says so
 
     @property
     def is_over(self) -> bool:
@@ -123,6 +125,14 @@ class Launcher(ABC):
     @abstractmethod
     def is_available(self) -> bool:
         """Whether the system is here and answers. Takes seconds at most, raises nothing."""
+
+    def check_available(self) -> None:
+        """Raise `LauncherError` where it is not, with what can be said of the reason."""
+        if not self.is_available():
+            raise LauncherError(
+                f"{self.name} does not answer on {platform.node()}; look whether its commands are "
+                "there and its server runs, or choose another system with --on"
+            )
 
     @abstractmethod
     def render(self, job: Job) -> Rendered:

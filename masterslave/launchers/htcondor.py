@@ -74,11 +74,14 @@ class HtcondorLauncher(Launcher):
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
         found: dict[str, JobState] = {}
         for part in in_portions(ids):
-            columns = ("ClusterId", "ProcId", "JobStatus")
+            columns = ("ClusterId", "ProcId", "JobStatus", "HoldReason")
             listed = run_command(["condor_q", *part, "-autoformat", *columns]).out
             for line in listed.splitlines():
-                cluster, process, number = (*line.split(), "", "", "")[:3]
-                found[f"{cluster}.{process}"] = _STATES.get(number, JobState(Phase.UNKNOWN))
+                cluster, process, number, reason = (*line.split(None, 3), *[""] * 4)[:4]
+                state = _STATES.get(number, JobState(Phase.UNKNOWN))
+                if state.word == "HELD":
+                    state = state._replace(reason=f"held: {reason.strip()}")
+                found[f"{cluster}.{process}"] = state
         return {one: found.get(one, JobState(Phase.UNKNOWN)) for one in ids}
 
     def cancel(self, ids: Sequence[str]) -> None:

@@ -155,5 +155,6 @@ def _read(text: str) -> dict[str, JobState]:
         elif state is not None and current:
             word = state[1]
             phase = Phase.PENDING if word in _PENDING else Phase.RUNNING
-            found[current] = JobState(Phase.ENDED if word in _ENDED else phase, word)
+            reason = "it is held" if word == "H" else ""
+            found[current] = JobState(Phase.ENDED if word in _ENDED else phase, word, reason)
     return found

@@ -93,7 +93,7 @@ def _read(text: str) -> dict[str, JobState]:
         if len(fields) < 8 or not fields[0].isdecimal():
             continue
         number, word, last = fields[0], fields[4], fields[-1]
-        state = JobState(_phase(word), word)
+        state = JobState(_phase(word), word, _reason(word))
         found[number] = state
         found[f"{number}.{last}"] = state  # of a plain job: never asked for
     return found
@@ -112,6 +112,12 @@ def _named(text: str, name: str) -> list[str]:
         elif fields[:2] == ["Full", "jobname:"] and fields[2:] == [name]:
             found.append(current)
     return found
+
+
+def _reason(word: str) -> str:
+    if "E" in word:
+        return "its start has failed; qstat -j tells why, qmod -cj has it tried again"
+    return "it is held" if "h" in word else ""
 
 
 def _phase(word: str) -> Phase:

@@ -68,7 +68,7 @@ class SlurmLauncher(Launcher):
         found: dict[str, JobState] = {}
         for part in in_portions(list(dict.fromkeys(one.partition("_")[0] for one in ids))):
             listed = run_command(
-                ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T",
+                ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r",
                  f"--jobs={','.join(part)}"],
                 statuses=(0, 1),
             )  # fmt: skip
@@ -101,11 +101,13 @@ def _accounted(ids: Sequence[str]) -> dict[str, JobState]:
 
 
 def _read(text: str) -> dict[str, JobState]:
-    """Lines such as ``12_3|RUNNING``."""
+    """Lines such as ``12_3|PENDING|Resources``, or ``12_3|FAILED`` of accounting."""
     found = {}
     for line in text.splitlines():
-        job_id, _, words = line.partition("|")
+        job_id, words, reason = (*line.split("|", 2), "", "")[:3]
         word = words.split()[0] if words.split() else ""  # "CANCELLED by 0"
         phase = Phase.PENDING if word in _PENDING else Phase.ENDED
-        found[job_id] = JobState(Phase.RUNNING if word in _RUNNING else phase, word)
+        if word not in _PENDING or reason in ("None", "Priority", "Resources"):
+            reason = ""  # those say that it waits for its turn
+        found[job_id] = JobState(Phase.RUNNING if word in _RUNNING else phase, word, reason)
     return found

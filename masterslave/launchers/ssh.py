@@ -109,6 +109,18 @@ class SshLauncher(Launcher):
     def is_available(self) -> bool:
         return all(answers(self._there(host, ["true"])) for host in self._hosts[:1])
 
+    def check_available(self) -> None:
+        def log_in(host: str) -> list[str]:
+            try:
+                run_command(self._there(host, ["true"]))
+            except LauncherError as error:
+                raise LauncherError(f"cannot log in to {host}: {error}") from error
+            return []
+
+        _, failures = together(log_in, self._hosts)
+        if failures:
+            raise failures[0]
+
     def counts(self, copies: int) -> dict[str, int]:
         """How many copies each host gets. Raises `LauncherError` when there is no room."""
         if self._room is None:

@@ -31,7 +31,6 @@ A message is Pyro's, or an exchange (see `exchanges`), which Pyro never sees.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import select
 import socket
@@ -41,7 +40,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from masterslave.errors import AuthenticationError, SettingsError
+from masterslave.errors import AuthenticationError
 from masterslave.lending import ENTRY_BYTES, OFFER, Peer
 from masterslave.pieces import PIECE_BYTES
 from masterslave.proofs import (
@@ -84,10 +83,12 @@ _TRUSTED_BYTES = PIECE_BYTES
 #: nearly all messages are short. Smaller: two system calls for more of them.
 _CHUNK_BYTES = 4096
 
+_HAS_POLL = hasattr(select, "poll") and hasattr(socket, "MSG_DONTWAIT")
+
 # Pyro's message header (its protocol.py): tag 4s, version H, type B, serializer B, flags H, ...
 _PYRO_HEADER = struct.Struct("!4sHBBHHII")
-_PYRO_HEADER_BYTES = 40
-_CONNECT, _CONNECT_OK, _CONNECT_FAIL, _INVOKE, _RESULT, _PING = 1, 2, 3, 4, 5, 6
+PYRO_HEADER_BYTES = 40
+CONNECT, CONNECT_OK, CONNECT_FAIL, INVOKE, RESULT, PING = 1, 2, 3, 4, 5, 6
 _EXCEPTION, _CORRELATION = 1 << 0, 1 << 6
 MSGPACK_ID = 4
 SERPENT_ID = 1
@@ -107,14 +108,14 @@ def check_message(header: Piece, serializer_id: int, types: tuple[int, ...], lim
     Refused: other serializers (marshal can crash the interpreter), compression (it could unpack
     to any size), batches, streams, and blobs whose envelope Pyro always reads with marshal.
     """
-    if len(header) < _PYRO_HEADER_BYTES:
+    if len(header) < PYRO_HEADER_BYTES:
         raise ChannelError("a message is shorter than its header")
     tag, _, kind, serializer, flags, _, data, annotations = _PYRO_HEADER.unpack_from(header)
     if tag != b"PYRO":
         raise ChannelError("not a Pyro message")
     if kind not in types:
         raise ChannelError(f"a message of type {kind} is not accepted here")
-    if serializer != serializer_id and kind != _PING:
+    if serializer != serializer_id and kind != PING:
         raise ChannelError(f"serializer {serializer} is not accepted here, only {serializer_id}")
     if flags & ~(_EXCEPTION | _CORRELATION):
         raise ChannelError(f"message flags {flags:#x} are not accepted here")
@@ -141,7 +142,7 @@ def server_handshake(sock: socket.socket, key: bytes, timeout_s: float) -> Seale
         raise AuthenticationError("a client could not prove that it holds the key")
     sock.settimeout(None)
     outgoing, incoming = signers(key, client_nonce, server_nonce, server=True)
-    return SealedSocket(sock, outgoing, incoming, (_INVOKE, _PING))
+    return SealedSocket(sock, outgoing, incoming, (INVOKE, PING))
 
 
 def client_handshake(sock: socket.socket, key: bytes, timeout_s: float) -> SealedSocket:
@@ -158,61 +159,10 @@ def client_handshake(sock: socket.socket, key: bytes, timeout_s: float) -> Seale
     sock.sendall(client_proof(key, client_nonce, server_nonce))
     sock.settimeout(None)
     outgoing, incoming = signers(key, client_nonce, server_nonce, server=False)
-    return SealedSocket(sock, outgoing, incoming, (_RESULT, _PING))
+    return SealedSocket(sock, outgoing, incoming, (RESULT, PING))
 
 
-# --- TLS ------------------------------------------------------------------------------------
-
-
-@functools.cache  # of what was found good
-def check_certificates(
-    role: str, certificate: str, key: str, password: str, authorities: str
-) -> None:
-    """Raise `SettingsError` unless these files can be used by a "SERVER" or "CLIENT".
-
-    To be asked before Pyro loads them: that would ask for a missing password at the terminal, and
-    keep a context that failed half way, to use it at the next attempt.
-    """
-    names = {f"{role}CERT": certificate, f"{role}KEY": key, "CACERTS": authorities}
-    for name, path in names.items():
-        if path and not os.path.exists(path):
-            raise SettingsError(f"PYRO_SSL_{name}={path!r}: there is no such file")
-    context = ssl.SSLContext(
-        ssl.PROTOCOL_TLS_SERVER if role == "SERVER" else ssl.PROTOCOL_TLS_CLIENT
-    )
-    culprit = f"PYRO_SSL_{role}CERT={certificate!r} with PYRO_SSL_{role}KEY={key!r}"
-    hint = ", or the key has another password" if password else ", or the key needs a password"
-    try:
-        if certificate:
-            context.load_cert_chain(certificate, key or None, lambda: password)
-        culprit, hint = f"PYRO_SSL_CACERTS={authorities!r}", ""
-        if os.path.isdir(authorities):
-            context.load_verify_locations(capath=authorities)
-        elif authorities:
-            context.load_verify_locations(cafile=authorities)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{culprit} cannot be used: {tls_reason(error)}{hint}") from error
-
-
-def tls_reason(error: Exception) -> str:
-    """What went wrong, in OpenSSL's words without its decoration."""
-    reason = getattr(error, "reason", None)
-    if isinstance(reason, str):
-        return reason.lower().replace("_", " ")
-    return getattr(error, "strerror", None) or str(error)
-
-
-def server_tls(sock: socket.socket, timeout_s: float) -> None:
-    """The TLS handshake that was left out when `sock` was accepted; nothing without TLS.
-
-    Blocks for `timeout_s` seconds at most. Raises `OSError`.
-    """
-    if isinstance(sock, ssl.SSLSocket):
-        sock.settimeout(timeout_s)
-        try:
-            sock.do_handshake()
-        except ssl.SSLError as error:
-            raise ChannelError(f"no TLS: {tls_reason(error)}") from error
+# --- connections, whatever is sent on them ---------------------------------------------------
 
 
 def end_connection(sock: Any) -> None:
@@ -357,8 +307,8 @@ class SealedSocket:
 
     @property
     def can_wait(self) -> bool:
-        """Whether a selector can tell that something comes: TLS may have it already."""
-        return not isinstance(self._sock, ssl.SSLSocket)
+        """Whether one can be told that something comes, and not wait: TLS may have it already."""
+        return _HAS_POLL and not isinstance(self._sock, ssl.SSLSocket)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until something has come, the end included; false when the time is over."""
@@ -432,9 +382,9 @@ class SealedSocket:
 
     def _checked(self, data: Piece) -> memoryview:
         """What Pyro may see of a message: all of it, if it is harmless."""
-        header = data[:_PYRO_HEADER_BYTES]
+        header = data[:PYRO_HEADER_BYTES]
         size = check_message(header, MSGPACK_ID, self._types, MAX_RECORD_BYTES)
-        if len(data) != _PYRO_HEADER_BYTES + size:  # a second message would pass without a look
+        if len(data) != PYRO_HEADER_BYTES + size:  # a second message would pass without a look
             raise ChannelError("a record is not one whole message")
         return memoryview(data)
 
@@ -521,46 +471,6 @@ class SealedSocket:
     def shutdown(self, how: int) -> None:
         """End the connection, in both directions whatever `how` says."""
         end_connection(self._sock)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
-
-
-class GuardedSocket:
-    """Passes Pyro messages through after a look at their header, for Pyro's own name server.
-
-    The name server is open to all by design: it is spoken to without a key and holds addresses
-    only. But neither side of it need decode whatever the other one names: one serializer, plain
-    messages, no length that no name has.
-    """
-
-    #: Of a message to a name server, which has a name, an address and some words. Larger: a
-    #: stranger can have more stored.
-    _TO_SERVER_BYTES = 1 << 14
-
-    #: Of a message from a name server, which may list all names.
-    _TO_CLIENT_BYTES = 1 << 22
-
-    def __init__(self, sock: socket.socket, *, server: bool) -> None:
-        self._sock = sock
-        to_server, to_client = (_CONNECT, _INVOKE, _PING), (_CONNECT_OK, _CONNECT_FAIL, _RESULT)
-        self._types = to_server if server else to_client
-        self._limit = self._TO_SERVER_BYTES if server else self._TO_CLIENT_BYTES
-        self._header = b""
-        self._left = 0  # bytes of the current message's body
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        """Receive within the current message; the header is let through once it is harmless."""
-        if self._left:
-            data = self._sock.recv(min(size, self._left), flags)
-            self._left -= len(data)
-            return data
-        data = self._sock.recv(min(size, _PYRO_HEADER_BYTES - len(self._header)), flags)
-        self._header += data
-        if len(self._header) == _PYRO_HEADER_BYTES:
-            self._left = check_message(self._header, SERPENT_ID, self._types, self._limit)
-            self._header = b""
-        return data
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

@@ -31,10 +31,7 @@ from masterslave.errors import (
 )
 from masterslave.settings import join_address
 from masterslave.transports import literals
-from masterslave.transports.channel import (
-    GuardedSocket,
-    server_tls,
-)
+from masterslave.transports.guarded import GuardedSocket
 from masterslave.transports.pyro import PyroServer
 from masterslave.transports.sockets import (
     accept_at_once,
@@ -44,6 +41,7 @@ from masterslave.transports.sockets import (
     what_to_check,
 )
 from masterslave.transports.strangers import Strangers
+from masterslave.transports.tls import server_tls
 
 log = logging.getLogger(__name__)
 

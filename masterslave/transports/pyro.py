@@ -42,8 +42,9 @@ from masterslave.errors import (
     remote_error,
 )
 from masterslave.manager import TaskManager
-from masterslave.records import Piece, frame_bytes
+from masterslave.records import Piece
 from masterslave.settings import join_address
+from masterslave.transports.answers import Exchanges
 from masterslave.transports.channel import (
     ChannelEnded,
     ChannelError,
@@ -52,9 +53,8 @@ from masterslave.transports.channel import (
     end_connection,
     keep_alive,
     server_handshake,
-    server_tls,
 )
-from masterslave.transports.exchanges import pack, pack_error, unpack_answer, unpack_question
+from masterslave.transports.exchanges import pack, unpack_answer
 from masterslave.transports.remote import REMOTE_METHODS, check_call
 from masterslave.transports.sockets import (
     accept_at_once,
@@ -65,14 +65,9 @@ from masterslave.transports.sockets import (
     what_to_check,
 )
 from masterslave.transports.strangers import Strangers, Throttle
-from masterslave.waiters import Parked
+from masterslave.transports.tls import server_tls
 
 log = logging.getLogger(__name__)
-
-#: Tasks up to this size are sent to a parked slave by the thread that has them for it: they fit
-#: into the buffers of a connection on which nothing is on its way. Larger: it might have to wait.
-#: Smaller: a thread is started for each message.
-_AT_ONCE_BYTES = 8192
 
 # --- errors cross as themselves -------------------------------------------------------------
 
@@ -110,7 +105,7 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
         self._connections: set[Any] = set()
         self._dropped = False
         self.share = True
-        self.exchanges: _Exchanges | None = None
+        self.exchanges: Exchanges | None = None
         self.on_loss: Callable[[int, int], None] = lambda process_id, generation: None
         self.on_sign_of_life: Callable[[int], None] = lambda process_id: None
         self._strangers = Strangers(end)
@@ -205,80 +200,6 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
             end_connection(conn.sock)
 
 
-class _Exchanges:
-    """Answers the exchanges of slaves, each in the thread of its connection.
-
-    A call that waits is parked: its thread only looks whether the connection breaks or the time is
-    over, and who has a task for the slave sends it.
-    """
-
-    def __init__(self, manager: TaskManager) -> None:
-        self._manager = manager
-
-    def serve(self, sealed: SealedSocket) -> bool:
-        """Answer the next message if it is an exchange; blocks. False: it is Pyro's, or the end.
-
-        Raises `OSError`, and anything else for what is no exchange.
-        """
-        message = sealed.next_exchange()
-        if message is None:
-            return False
-        args, label = unpack_question(message, sealed.take_pieces())
-        try:
-            if label != self._manager.label:
-                raise LabelUnknown(label)
-            check_call("exchange", args, {})
-            if sealed.can_wait:
-                answer = self._manager.exchangeOrPark(_sender(sealed), *args)
-            else:
-                answer = self._manager.exchange(*args)
-        except Exception as error:
-            sealed.attach(())
-            sealed.sendall(pack_error(error))
-            return True
-        if isinstance(answer, Parked):
-            del message
-            timeout_s = args[4]
-            del args
-            if not sealed.wait(timeout_s):
-                self._manager.endParked(answer)
-        else:
-            _send(sealed, answer)
-        return True
-
-
-def _send(sealed: SealedSocket, answer: list[Any]) -> None:
-    message, parts = pack(answer)
-    sealed.attach(parts)
-    sealed.sendall(message)
-
-
-def _sender(sealed: SealedSocket) -> Callable[[list[Any]], None]:
-    """What sends an answer to a parked call, from any thread, without waiting for the slave."""
-
-    def answer(reply: list[Any]) -> None:
-        if sum(frame_bytes(task.frame) for task in reply[0]) > _AT_ONCE_BYTES:
-            threading.Thread(
-                target=_send_large, args=(sealed, reply), name="pyro-answer", daemon=True
-            ).start()
-            return
-        try:
-            sealed.send_now(pack(reply)[0])
-        except OSError as error:  # its thread sees that, too, and what it held is run elsewhere
-            log.debug("an answer could not be sent: %s", error)
-            end_connection(sealed)
-
-    return answer
-
-
-def _send_large(sealed: SealedSocket, answer: list[Any]) -> None:
-    try:
-        _send(sealed, answer)
-    except OSError as error:
-        log.debug("an answer could not be sent: %s", error)
-        end_connection(sealed)
-
-
 def _exported(manager: TaskManager, daemon: _Daemon) -> Any:
     """An object whose methods are the remote methods of `manager`, as Pyro wants to see them."""
 
@@ -350,7 +271,7 @@ class PyroServer:
                 "another master may be using the port (MASTERSLAVE_PORT chooses another)"
             ) from error
         self._daemon.share = share
-        self._daemon.exchanges = _Exchanges(manager)
+        self._daemon.exchanges = Exchanges(manager)
         self._daemon.on_loss = lambda process_id, generation: manager.lostProcess(
             process_id, "its connection closed", generation
         )

@@ -30,11 +30,10 @@ from masterslave.errors import (
 )
 from masterslave.settings import join_address
 from masterslave.transports.channel import (
-    check_certificates,
     end_connection,
     keep_alive,
-    tls_reason,
 )
+from masterslave.transports.tls import check_certificates, tls_reason
 
 #: Connections that a task manager serves at a time; two per slave. Larger costs nothing until they
 #: come. Smaller refuses slaves.
