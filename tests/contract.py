@@ -13,10 +13,6 @@ from typing import Any
 
 SUBSTRATES = ("memory", "network", "unshared", "attached", "folder", "threads", "processes")
 
-#: Those of others, by the modules that must be installed. Each has the programs run in a process of
-#: its own (`test_engines.py`), for some keep processes and threads until the end of theirs.
-ENGINES = ("loky", "distributed", "mpi4py", "parsl")
-
 #: The columns of the README's table.
 COLUMNS = (
     "slaves, over the network, a folder or in a process",
@@ -28,8 +24,7 @@ COLUMNS = (
 DIFFERENCES: dict[str, tuple[str, str, str]] = {
     "a handler ends its process": (
         "its task alone counts a crash, with host, signal and last words",
-        "all that ran in the pool runs again; who crashes alone counts a crash; loky: if a "
-        "function makes the pool; mpi4py: MPI ends the master, too",
+        "all that ran in the pool runs again; who crashes alone counts a crash (MPI: the job ends)",
         "the master ends with it",
     ),
     "a time limit": (
@@ -81,8 +76,8 @@ DIFFERENCES: dict[str, tuple[str, str, str]] = {
 
 #: Capabilities that programs need, and the substrates without them.
 WITHOUT = {
-    "crash": {"threads", "mpi4py"},
-    "kill": {"threads", "processes", *ENGINES},
+    "crash": {"threads", "mpi"},
+    "kill": {"threads", "processes"},
 }
 
 

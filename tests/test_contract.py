@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import functools
 import os
 import tempfile
 import threading
@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, free_port, wait_until
-from contract import COLUMNS, DIFFERENCES, ENGINES, SUBSTRATES, WITHOUT
+from contract import COLUMNS, DIFFERENCES, SUBSTRATES, WITHOUT
+from engines import ENGINES
 from leftovers import library_threads
 
 from masterslave import (
@@ -107,57 +108,22 @@ def in_a_folder() -> Iterator[MasterProcess]:
 
 @contextlib.contextmanager
 def on_executor(make: Callable[[], Executor]) -> Iterator[MasterProcess]:
-    with make() as pool, with_slaves_of(executor=pool) as master:
-        yield master
-
-
-@contextlib.contextmanager
-def with_slaves_of(executor: Executor | Callable[[], Executor]) -> Iterator[MasterProcess]:
-    master = initializeMasterProcess("demo", slave_module="contract", executor=executor)
-    try:
-        yield master
-    finally:
-        master.shutdown()
-
-
-@contextlib.contextmanager
-def on_loky() -> Iterator[MasterProcess]:
-    """By a factory: who does not know how it was made cannot make it again after a crash."""
-    loky = importlib.import_module("loky")
-    with with_slaves_of(executor=lambda: loky.ProcessPoolExecutor(2)) as master:
-        yield master
-
-
-@contextlib.contextmanager
-def on_dask() -> Iterator[MasterProcess]:
-    distributed = importlib.import_module("distributed")
-    with (
-        distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client,
-        on_executor(client.get_executor) as master,
-    ):
-        yield master
-
-
-@contextlib.contextmanager
-def on_mpi() -> Iterator[MasterProcess]:
-    futures = importlib.import_module("mpi4py.futures")
-    with on_executor(lambda: futures.MPIPoolExecutor(2)) as master:
-        yield master
-
-
-@contextlib.contextmanager
-def on_parsl() -> Iterator[MasterProcess]:
-    parsl = importlib.import_module("parsl")
-    provider = importlib.import_module("parsl.providers").LocalProvider(init_blocks=1, max_blocks=1)
-    htex = importlib.import_module("parsl.executors").HighThroughputExecutor(
-        address="127.0.0.1", loopback_address="127.0.0.1", max_workers_per_node=2, encrypted=False,
-        heartbeat_period=1, provider=provider,
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        config = parsl.Config(executors=[htex], usage_tracking=0, run_dir=folder)
-        pool = importlib.import_module("parsl.concurrent").ParslPoolExecutor
-        with on_executor(lambda: pool(config)) as master:
+    with make() as pool:
+        master = initializeMasterProcess("demo", slave_module="contract", executor=pool)
+        try:
             yield master
+        finally:
+            master.shutdown()
+
+
+@contextlib.contextmanager
+def on_engine(name: str) -> Iterator[MasterProcess]:
+    with ENGINES[name]() as executor:
+        master = initializeMasterProcess("demo", slave_module="contract", executor=executor)
+        try:
+            yield master
+        finally:
+            master.shutdown()
 
 
 OPEN: dict[str, Callable[[], contextlib.AbstractContextManager[MasterProcess]]] = {
@@ -168,11 +134,11 @@ OPEN: dict[str, Callable[[], contextlib.AbstractContextManager[MasterProcess]]] 
     "folder": in_a_folder,
     "threads": lambda: on_executor(lambda: ThreadPoolExecutor(2)),
     "processes": lambda: on_executor(processes),
-    "loky": on_loky,
-    "distributed": on_dask,
-    "mpi4py": on_mpi,
-    "parsl": on_parsl,
+    **{name: functools.partial(on_engine, name) for name in ENGINES},
 }
+
+#: What is tested in this session: `test_engines` starts one for each engine.
+TESTED = [os.environ["CONTRACT_ENGINE"]] if "CONTRACT_ENGINE" in os.environ else SUBSTRATES
 
 
 @pytest.fixture(scope="module")
@@ -186,10 +152,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
         yield patch
 
 
-@pytest.fixture(
-    scope="module",
-    params=[os.environ["CONTRACT_ENGINE"]] if "CONTRACT_ENGINE" in os.environ else SUBSTRATES,
-)
+@pytest.fixture(scope="module", params=TESTED)
 def substrate(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
