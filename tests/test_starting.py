@@ -15,8 +15,18 @@ import pytest
 from command import StartMaster
 from conftest import PATIENCE_S, World, is_running, wait_until
 
-from masterslave import ClusterExecutor, StartError, allocate, masterHost, runfolder, start, stop
+from masterslave import (
+    ClusterExecutor,
+    StartError,
+    allocate,
+    masterHost,
+    runfolder,
+    start,
+    starting,
+    stop,
+)
 from masterslave.errors import ConnectionFailed, LabelInUse, LauncherError, SettingsError
+from masterslave.keyfile import load_key
 from masterslave.launchers.ssh import LocalLauncher
 from masterslave.runfolder import Plan, RunFolder, Submission
 from masterslave.settings import Settings
@@ -357,6 +367,26 @@ def test_a_directory_that_has_gone_is_told(here: World, monkeypatch: pytest.Monk
         gone.rmdir()
         with pytest.raises(StartError, match="the working directory has been removed"):
             start("lab", on="local", serve=True)
+    nothing_is_left(here)
+
+
+def test_a_slave_that_ends_at_once_has_left_word_of_the_reason(
+    here: World, start_master: StartMaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key is another one than its master's, which `start` would have found out."""
+    master = start_master("lab")
+    monkeypatch.setenv("MASTERSLAVE_KEY_FILE", str(here.path / "other-key"))
+    monkeypatch.setattr(starting, "_check_manager", lambda *arguments: None)
+    load_key(here.path / "other-key")
+    found = started("lab", on="local", master=master.address)
+    wait_until(lambda: rows("lab")[0].phase == "ended", "the slave has ended")
+    (row,) = rows("lab")
+    assert (row.job, row.missing) == (found.slaves[0], True)
+    assert row.remark.startswith("failed on ")
+    assert f"PID {pid_of(row.job)}, Python 3" in row.remark
+    assert f"tries {master.address}" in row.remark
+    assert "key" in row.remark.rpartition(master.address)[2]
+    stop("lab")
     nothing_is_left(here)
 
 
