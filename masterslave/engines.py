@@ -63,6 +63,13 @@ class Engine:
         """As `Executor.submit`; raises whatever that raises."""
         return self._pool.submit(function, *args)
 
+    def cancel(self, future: Future[Any]) -> None:
+        """Have it not run, if it has not begun and the executor can do that."""
+        try:
+            future.cancel()
+        except Exception as error:  # Parsl's raise NotImplementedError
+            log.debug("%s does not cancel: %r", self.name, error)
+
     def is_broken_by(self, error: BaseException) -> bool:
         """Whether the error says that nothing more can be run by the present pool."""
         return isinstance(error, BrokenExecutor)

@@ -24,7 +24,7 @@ COLUMNS = (
 DIFFERENCES: dict[str, tuple[str, str, str]] = {
     "a handler ends its process": (
         "its task alone counts a crash, with host, signal and last words",
-        "all that ran in the pool runs again; who crashes alone counts a crash",
+        "all that ran in the pool runs again; who crashes alone counts a crash (MPI: the job ends)",
         "the master ends with it",
     ),
     "a time limit": (
@@ -76,7 +76,7 @@ DIFFERENCES: dict[str, tuple[str, str, str]] = {
 
 #: Capabilities that programs need, and the substrates without them.
 WITHOUT = {
-    "crash": {"threads"},
+    "crash": {"threads", "mpi"},
     "kill": {"threads", "processes"},
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, free_port, wait_until
 from contract import COLUMNS, DIFFERENCES, SUBSTRATES, WITHOUT
+from engines import ENGINES
 from leftovers import library_threads
 
 from masterslave import (
@@ -113,6 +116,16 @@ def on_executor(make: Callable[[], Executor]) -> Iterator[MasterProcess]:
             master.shutdown()
 
 
+@contextlib.contextmanager
+def on_engine(name: str) -> Iterator[MasterProcess]:
+    with ENGINES[name]() as executor:
+        master = initializeMasterProcess("demo", slave_module="contract", executor=executor)
+        try:
+            yield master
+        finally:
+            master.shutdown()
+
+
 OPEN: dict[str, Callable[[], contextlib.AbstractContextManager[MasterProcess]]] = {
     "memory": over_memory,
     "network": over_network,
@@ -121,7 +134,11 @@ OPEN: dict[str, Callable[[], contextlib.AbstractContextManager[MasterProcess]]] 
     "folder": in_a_folder,
     "threads": lambda: on_executor(lambda: ThreadPoolExecutor(2)),
     "processes": lambda: on_executor(processes),
+    **{name: functools.partial(on_engine, name) for name in ENGINES},
 }
+
+#: What is tested in this session: `test_engines` starts one for each engine.
+TESTED = [os.environ["CONTRACT_ENGINE"]] if "CONTRACT_ENGINE" in os.environ else SUBSTRATES
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +152,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
         yield patch
 
 
-@pytest.fixture(scope="module", params=SUBSTRATES)
+@pytest.fixture(scope="module", params=TESTED)
 def substrate(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -314,8 +331,8 @@ def test_statistics(master: MasterProcess, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_programs_run_on_every_substrate_that_is_declared() -> None:
-    assert set(OPEN) == set(SUBSTRATES)
-    assert set().union(*WITHOUT.values()) <= set(SUBSTRATES)
+    assert set(OPEN) == {*SUBSTRATES, *ENGINES}
+    assert set().union(*WITHOUT.values()) <= set(OPEN)
 
 
 def test_the_readme_has_the_table_of_differences() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
+import textwrap
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import World
+from conftest import ROOT, World
+from engines import ENGINES, MODULES
 
 from masterslave import MasterProcess, SettingsError, SlaveProcess, runJob
 from masterslave.engines import Engine
@@ -49,7 +52,7 @@ PROGRAM = """
 OUTPUT = "[100, 101, 102, 103, 104, 105, 106, 107, 108] True\nZeroDivisionError True\n"
 
 #: Module that must be installed -> how a program uses it.
-ENGINES = {
+PROGRAMS = {
     "loky": """
         import loky
         with loky.get_reusable_executor(2) as pool:
@@ -87,31 +90,53 @@ ENGINES = {
 }
 
 
-@pytest.mark.parametrize("module", ENGINES)
-def test_a_program_on_an_engine(world: World, module: str) -> None:
+def demand(module: str) -> None:
+    """It must be installed in CI; elsewhere, the test is skipped without it."""
     if importlib.util.find_spec(module) is None:
         if os.environ.get("MASTERSLAVE_CI") == "1":
             pytest.fail(f"{module} is not installed, and CI installs it")
         pytest.skip(f"{module} is not installed: pip install masterslave[engines]")
-    import textwrap
 
-    lines = textwrap.indent(textwrap.dedent(ENGINES[module]).strip(), " " * 4)
-    path = world.write("script.py", textwrap.dedent(PROGRAM).replace("    {lines}", lines))
+
+def before(world: World, module: str) -> list[str]:
+    """What stands before a program on the command line of the interpreter."""
     # Programs of the environment, such as mpiexec and Parsl's, need not be on the path.
     world.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{world.env['PATH']}"
     if module != "mpi4py":
-        program = world.start(path)
-    else:
-        world.env |= {
-            "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-            "PRTE_ALLOW_RUN_AS_ROOT": "1",
-            "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        }
-        start = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
-        command = ["mpiexec", "--oversubscribe", "-n", "3", sys.executable, "-m", "mpi4py.futures"]
-        program = world.start("-c", start, *command, path)
+        return []
+    world.env |= {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_ALLOW_RUN_AS_ROOT": "1",
+        "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    start = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
+    command = ["mpiexec", "--oversubscribe", "-n", "3", sys.executable, "-m", "mpi4py.futures"]
+    return ["-c", start, *command]
+
+
+@pytest.mark.parametrize("module", PROGRAMS)
+def test_a_program_on_an_engine(world: World, module: str) -> None:
+    demand(module)
+    lines = textwrap.indent(textwrap.dedent(PROGRAMS[module]).strip(), " " * 4)
+    path = world.write("script.py", textwrap.dedent(PROGRAM).replace("    {lines}", lines))
+    program = world.start(*before(world, module), path)
     assert program.finish() == OUTPUT
+
+
+@pytest.mark.timeout(300)  # many tests, and slow starters among them
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_contract_on_an_engine(world: World, name: str) -> None:
+    """All of `test_contract`, in a session of its own, whose leftovers are those of the engine."""
+    demand(MODULES[name])
+    command = [*before(world, MODULES[name]), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    # What engines warn of is not ours.
+    options = ["-o", "filterwarnings=default", "-p", "no:xdist", "--color=no", "--timeout", "60"]
+    world.env["CONTRACT_ENGINE"] = name
+    program = world.start(*command, *options, ROOT / "tests" / "test_contract.py")
+    program.wait(240)
+    printed = program.finish(None)  # not 0 when the engine has left something behind
+    assert re.search(r"^\d\d passed(, \d skipped)? in ", printed, re.MULTILINE), printed
 
 
 def test_the_capacity_is_what_the_executor_says() -> None:
