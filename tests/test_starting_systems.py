@@ -369,3 +369,20 @@ def test_a_start_with_htcondor_that_was_killed_is_found_by_the_name_of_its_jobs(
     assert over == ["-9 [True, True, True]", "-9 [False, False]"]
     assert queue_is_empty(pool)
     wait_until(lambda: not pool.world.processes())
+
+
+def test_the_submit_file_of_a_shared_folder(pool: Pool) -> None:
+    """One master and its slaves, none of which is told where another one runs."""
+    for name in ("folder.py", "folder.sub"):
+        pool.give(ROOT / "examples" / name)
+    pool.run("condor_submit", "slaves=3", "folder.sub")
+    said = pool.there / "folder-0.out"
+    wait_until(lambda: said.exists() and said.read_text(), "the master has printed")
+    assert said.read_text() == "the sum of squares is 2470\n"
+    wait_until(lambda: queue_is_empty(pool), "the slaves have left with their master")
+    errors = {path.name: path.read_text() for path in pool.there.glob("folder-*.err")}
+    assert set(errors) == {f"folder-{number}.err" for number in range(4)}
+    assert not any("Traceback" in text for text in errors.values()), errors
+    for name in ("tasks", "slaves", "aside", "refused"):
+        assert list((pool.there / "run1" / name).iterdir()) == []
+    wait_until(lambda: not pool.world.processes(), "nothing is left")
