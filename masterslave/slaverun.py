@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from masterslave import naming, slavecode
 from masterslave.errors import AuthenticationError, ConnectionFailed, SettingsError, SlaveError
-from masterslave.folder.links import FolderConnector
+from masterslave.folder.links import FolderConnector, JobOver
 from masterslave.keyfile import load_key
 from masterslave.memory import check_supported
 from masterslave.settings import Settings
@@ -224,9 +224,12 @@ def _find_in_folder(
     while met.label is None:
         try:
             met().close()
-        except ConnectionFailed:
+        except ConnectionFailed as error:
             if not wait:
                 raise
+            if isinstance(error, JobOver):  # nobody is to wait for a job that has ended
+                log.warning("%s: leaving", error)
+                return None
             if terms.idle_s is not None and time.monotonic() - terms.began > terms.idle_s:
                 log.warning("no master in %s s in folder %s: leaving", f"{terms.idle_s:g}", folder)
                 return None

@@ -107,6 +107,19 @@ def test_a_slave_that_waits_and_one_that_is_idle(world: World) -> None:
     job.finish(143)
 
 
+def test_who_comes_when_the_job_is_over_leaves(world: World) -> None:
+    """In a batch system with fewer places than slaves, the last ones begin when all is done."""
+    world.script(JOB, 0, 0, 1).finish(None)
+    late = world.task_manager("slave", "--folder", "shared", "-w")
+    late.finish()
+    assert "its job is over; start the master to go on: leaving" in late.err
+    hasty = world.task_manager("slave", "--folder", "shared")
+    hasty.finish(1)
+    assert hasty.err.count("\n") == 1
+    again = world.script(JOB, 3, 0.01, 1)  # and the next master takes that back
+    assert again.finish().startswith("True ")
+
+
 def test_no_master_is_said_in_one_line(world: World) -> None:
     slave = world.task_manager("slave", "--folder", "shared")
     slave.finish(1)

@@ -11,6 +11,10 @@ from masterslave.folder.seal import Refused
 from masterslave.folder.session import Session
 
 
+class JobOver(ConnectionFailed):
+    """The folder's master has ended its job in order, and no other one has come since."""
+
+
 class FolderLink:
     """A `Link` to the task manager of a folder."""
 
@@ -54,10 +58,11 @@ class FolderConnector:
             return FolderLink(self._session)
 
     def find_master(self, place: Place) -> str:
-        """The label of the folder's living master. Raises `ConnectionFailed`."""
+        """The label of the folder's living master. Raises `ConnectionFailed`, or `JobOver`."""
         try:
             head = place.read("master")[0]
         except FileNotFoundError:
+            self._check_over(place)
             raise ConnectionFailed(
                 f"folder {place.path}: no master is at work in it; start it first, or wait with -w"
             ) from None
@@ -69,10 +74,20 @@ class FolderConnector:
                 f"folder {place.path}: is that of {label!r}, not {self._label!r}"
             )
         if not lives(place, Who.of(head["who"]), 2.0):
+            self._check_over(place)
             raise ConnectionFailed(f"folder {place.path}: the master of {label!r} has gone")
         if not head["ready"]:
             raise ConnectionFailed(f"folder {place.path}: the master of {label!r} has just begun")
         return label
+
+    @staticmethod
+    def _check_over(place: Place) -> None:
+        """Raise `JobOver` if the master has said so; one that begins takes that back."""
+        try:
+            place.read("stop")
+        except (Refused, OSError):
+            return
+        raise JobOver(f"folder {place.path}: its job is over; start the master to go on")
 
 
 def read_status(path: str, key: bytes) -> dict[str, Any]:
