@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import socket
 from collections import Counter
@@ -64,6 +65,7 @@ STORED = """
     run = sys.argv[1]
     with ClientThread(lambda job, y: say("got" + run, str(y)), "{where}", label="demo",
                       store="results.db") as client:
+        say("attached" + run, "")
         for x in range({tasks}):
             client.submit(noted, x)
 """
@@ -81,12 +83,19 @@ class Scene:
         self.done_before: list[tuple[set[int], int]] = []  # results got, lines of `ran` by then
         self.manager = self._serve()
         wait_until(self.answers, "it is there")
-        self.slaves = [self._script("slave.py", SLAVE) for _ in range(2)]
+        self.slaves = [self._slave() for _ in range(2)]
         self.clients = [
             self._script("attached.py", ATTACHED),
             self._script("executor.py", EXECUTOR),
         ]
         self.stored = self._store()
+        wait_until(lambda: bool(self.lines("attached") and self.lines("executor")), "all work")
+
+    def _slave(self) -> Program:
+        slave = self._script("slave.py", SLAVE)
+        ready = re.compile(rf"PID {slave.pid} .*is ready")
+        wait_until(lambda: ready.search(self.manager.err) is not None, "the slave is there")
+        return slave
 
     def _serve(self) -> Program:
         where = ("--port", self.port, "--journal", "tasks.db")
@@ -99,7 +108,10 @@ class Scene:
 
     def _store(self) -> Program:
         self.runs += 1
-        return self._script("stored.py", STORED, self.runs)
+        program = self._script("stored.py", STORED, self.runs)
+        there = self.world.path / f"attached{self.runs}"
+        wait_until(lambda: there.exists() or program.poll() is not None, "the client is there")
+        return program
 
     def lines(self, name: str) -> list[int]:
         path: Path = self.world.path / name
@@ -134,7 +146,7 @@ class Scene:
     def kill_slave(self) -> None:
         self.slaves[0].kill()
         self.slaves[0].wait()
-        self.slaves = [*self.slaves[1:], self._script("slave.py", SLAVE)]
+        self.slaves = [*self.slaves[1:], self._slave()]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
