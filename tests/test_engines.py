@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -10,8 +11,9 @@ import textwrap
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
-from conftest import ROOT, World
+from conftest import ROOT, World, wait_until
 from engines import ENGINES, MODULES
 
 from masterslave import MasterProcess, SettingsError, SlaveProcess, runJob
@@ -137,6 +139,52 @@ def test_the_contract_on_an_engine(world: World, name: str) -> None:
     program.wait(240)
     printed = program.finish(None)  # not 0 when the engine has left something behind
     assert re.search(r"^\d\d passed(, \d skipped)? in ", printed, re.MULTILINE), printed
+
+
+RESTARTED = """
+    import time
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+    from masterslave import MasterProcess, SlaveProcess, runJob
+
+    class Master(MasterProcess):
+        def run(self):
+            self.requestTasks("work", ((i,) for i in range(40)))
+            print(sorted(r for _, _, r in self.results(timeout=100)) == list(range(40)))
+
+    class Slave(SlaveProcess):
+        def do_work(self, i):
+            time.sleep(0.1)
+            with open("ran", "a") as file:
+                file.write(f"{i}\\n")
+            return i
+
+    if __name__ == "__main__":
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            runJob("demo", Master, Slave, executor=pool, journal="journal.db")
+"""
+
+
+def test_a_killed_master_with_a_process_pool_goes_on_from_its_journal(world: World) -> None:
+    """What had ended is not run again, but for what the journal had not got yet."""
+
+    def ran() -> list[int]:
+        file = world.path / "ran"
+        return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+    job = world.script(RESTARTED)
+    wait_until(lambda: len(ran()) >= 10, "some tasks have run")
+    job.kill()
+    job.wait()
+    for process in world.processes():  # Python's own pool outlives a master that was killed
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("spawn_main" in word for word in process.cmdline()):
+                process.kill()
+    wait_until(lambda: not world.processes(), "Python's resource tracker has ended by itself")
+    assert len(ran()) < 40  # else it would show nothing
+    assert world.start(world.path / "script.py").finish() == "True\n"
+    assert set(ran()) == set(range(40))
+    assert len(ran()) <= 40 + 8  # what ran, or was on its way to the journal
 
 
 def test_the_capacity_is_what_the_executor_says() -> None:

@@ -238,6 +238,19 @@ def test_a_label_is_started_once(here: World) -> None:
     nothing_is_left(here)
 
 
+def test_slaves_are_ended_where_the_system_of_their_manager_does_not_answer(here: World) -> None:
+    found = started("lab", on="local", wait=True)
+    folder = RunFolder.of("lab", here.path)
+    there = Submission("ms-lab-manager", "manager", "ssh", 1, 0.0, ("nohost.invalid:4711:1",))
+    folder.write(there)
+    with pytest.raises(StartError, match="stop lab: task manager nohost"):
+        stop("lab")
+    assert not is_running(pid_of(found.slaves[0]))
+    folder.forget(there)
+    stop("lab")
+    nothing_is_left(here)
+
+
 def test_a_stale_record_is_replaced(here: World) -> None:
     first = started("lab", on="local", serve=True)
     for job_id in (first.manager, *first.slaves):
