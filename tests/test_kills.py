@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import signal
@@ -93,9 +94,12 @@ class Scene:
 
     def _slave(self) -> Program:
         slave = self._script("slave.py", SLAVE)
-        ready = re.compile(rf"PID {slave.pid} .*is ready")
-        wait_until(lambda: ready.search(self.manager.err) is not None, "the slave is there")
+        wait_until(lambda: self.has(slave), "the slave is there")
         return slave
+
+    def has(self, slave: Program) -> bool:
+        """Whether the slave has come to the task manager that is there now."""
+        return re.search(rf"PID {slave.pid} .*is ready", self.manager.err) is not None
 
     def _serve(self) -> Program:
         where = ("--port", self.port, "--journal", "tasks.db")
@@ -169,6 +173,8 @@ def test_every_call_has_one_result_whatever_is_killed(world: World, seed: int) -
     for got, ran in scene.done_before:
         again = {x * x for x in scene.lines("ran")[ran:]} & got
         assert not again, "what was on disk was called again"
+    for slave in scene.slaves:  # or it looks for a minute for a task manager that has ended
+        wait_until(functools.partial(scene.has, slave), "the slave is there again")
     scene.manager.send_signal(signal.SIGTERM)
     wait_until(lambda: not world.processes(), "nothing is left")
     assert "Traceback" not in scene.manager.err
