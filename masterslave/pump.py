@@ -106,7 +106,7 @@ class Pump:
             thread.join()
         self._manager.unregisterProcess(self._process_id)
         for future in self._futures.values():
-            future.cancel()
+            _cancel(future)
         self._engine.close()
         guest.unsettle(self._ticket.token)
 
@@ -307,7 +307,7 @@ class Pump:
         """Nothing is wanted of a submission any more; if it has begun, it is let run."""
         future = self._futures.get(number)
         if future is not None:
-            future.cancel()
+            _cancel(future)
 
     # --- odds -------------------------------------------------------------------------------
 
@@ -331,6 +331,14 @@ class Pump:
         with self._changed:
             if not self._ending:
                 self._changed.wait(_PAUSE_S)
+
+
+def _cancel(future: Future[Any]) -> None:
+    """Take it back if its executor can do that; Parsl's raises `NotImplementedError`."""
+    try:
+        future.cancel()
+    except Exception as error:  # of somebody else's executor; it runs to its end, unseen
+        log.debug("a submission cannot be cancelled: %s: %s", type(error).__name__, error)
 
 
 def _story(engine: Engine, error: BaseException) -> str:

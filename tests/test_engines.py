@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
+import math
+import textwrap
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
-from conftest import World
+from conftest import PATIENCE_S, ROOT, World
+from contract import WITHOUT
+from foreign import POOLS, require_engine, start_on
 
-from masterslave import MasterProcess, SettingsError, SlaveProcess, runJob
+from masterslave import (
+    MasterProcess,
+    SettingsError,
+    SlaveProcess,
+    TaskRaisedException,
+    initializeMasterProcess,
+    runJob,
+)
 from masterslave.engines import Engine
 
 PROGRAM = """
@@ -89,29 +99,34 @@ ENGINES = {
 
 @pytest.mark.parametrize("module", ENGINES)
 def test_a_program_on_an_engine(world: World, module: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        if os.environ.get("MASTERSLAVE_CI") == "1":
-            pytest.fail(f"{module} is not installed, and CI installs it")
-        pytest.skip(f"{module} is not installed: pip install masterslave[engines]")
-    import textwrap
-
+    require_engine(module)
     lines = textwrap.indent(textwrap.dedent(ENGINES[module]).strip(), " " * 4)
     path = world.write("script.py", textwrap.dedent(PROGRAM).replace("    {lines}", lines))
-    # Programs of the environment, such as mpiexec and Parsl's, need not be on the path.
-    world.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{world.env['PATH']}"
-    if module != "mpi4py":
-        program = world.start(path)
-    else:
-        world.env |= {
-            "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-            "PRTE_ALLOW_RUN_AS_ROOT": "1",
-            "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        }
-        start = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
-        command = ["mpiexec", "--oversubscribe", "-n", "3", sys.executable, "-m", "mpi4py.futures"]
-        program = world.start("-c", start, *command, path)
+    program = start_on(world, module, path)
     assert program.finish() == OUTPUT
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("module", POOLS)
+def test_an_engine_keeps_the_contract(world: World, module: str) -> None:
+    """`test_contract.py` with one pool of the engine, in a process of its own."""
+    require_engine(module)
+    world.env |= {"CONTRACT_SUBSTRATE": module, "PYTHONDONTWRITEBYTECODE": "1"}
+    # Warnings of the engine are its own affair. What is left behind is looked for by this session:
+    # the inner one would count what others do on this machine, and processes of the engine.
+    report = world.path / "report.xml"
+    options = ["-W", "ignore", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
+    program = start_on(
+        world, module, "-m", "pytest", *options, f"--junitxml={report}",
+        ROOT / "tests" / "test_contract.py",
+    )  # fmt: skip
+    program.wait(4 * PATIENCE_S)
+    assert report.exists(), f"{program.out}\n{program.err}"
+    (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
+    counts = {name: int(suite.get(name, "-1")) for name in ("failures", "errors", "skipped")}
+    lacks = module in WITHOUT["crash"]
+    assert counts == {"failures": 0, "errors": 0, "skipped": int(lacks)}, program.out
+    assert int(suite.get("tests", "0")) > 15
 
 
 def test_the_capacity_is_what_the_executor_says() -> None:
@@ -119,6 +134,58 @@ def test_the_capacity_is_what_the_executor_says() -> None:
         assert Engine(pool).capacity == 3
     with ProcessPoolExecutor(4) as pool:
         assert Engine(pool).capacity == 4
+
+
+def test_the_capacity_of_parsl_is_that_of_all_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = SimpleNamespace(nodes_per_block=2, max_blocks=5)
+    there = {
+        "htex": SimpleNamespace(max_workers_per_node=8, provider=blocks),
+        "threads": SimpleNamespace(max_threads=3),
+        "_parsl_internal": SimpleNamespace(max_threads=10),
+    }
+    with Uncancellable() as pool:
+        pool._dfk = SimpleNamespace(executors=there)
+        assert Engine(pool).capacity == 83
+        there["htex"].max_workers_per_node = math.inf  # as many as each node has processors
+        monkeypatch.setattr("os.cpu_count", lambda: 4)
+        assert Engine(pool).capacity == 43
+
+
+class Uncancellable(Executor):
+    """As Parsl's: nothing is taken back, and nothing is known of its workers."""
+
+    _dfk: Any = None
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(2)
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = self._pool.submit(function, *args, **kwargs)
+
+        def cancel() -> bool:
+            raise NotImplementedError("cancel")
+
+        future.cancel = cancel  # type: ignore[method-assign]
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._pool.shutdown(wait)
+
+
+def test_a_submission_that_cannot_be_cancelled_runs_to_its_end(world: World) -> None:
+    gate, runs = world.path / "gate", world.path / "runs"
+    with Uncancellable() as pool:
+        master = initializeMasterProcess("demo", slave_module="contract", executor=pool)
+        try:
+            late = master.requestTask("touch", str(runs), str(gate), timeout=0.1)
+            with pytest.raises(TaskRaisedException) as caught:
+                master.retrieveResult(timeout=PATIENCE_S)
+            assert caught.value.task_id == late
+            master.requestTask("square", 3)
+            assert master.retrieveResult(timeout=PATIENCE_S)[2] == 9
+        finally:
+            master.shutdown()
+            gate.touch()
 
 
 def test_a_pool_of_a_factory_is_made_again_and_shut_down() -> None:
