@@ -31,7 +31,7 @@ from typing import Any
 from masterslave import arguments, naming
 from masterslave.errors import MasterSlaveError
 from masterslave.keyfile import load_key
-from masterslave.settings import Settings, checked_path
+from masterslave.settings import Settings, check_label, checked_path
 
 _COMMANDS = (
     "show", "list", "slave", "serve", "start", "stop", "status", "scale", "failures", "journal",
@@ -40,10 +40,10 @@ _COMMANDS = (
 
 #: Options that are followed by a value.
 _WITH_VALUE = (
-    "-m", "--master", "-n", "--workers", "--memory", "--lifetime", "--chaos",
+    "-m", "--master", "-n", "--number", "--workers", "--memory", "--lifetime", "--chaos",
     "--idle", "--record", "--job", "--folder",
-    "--on", "--per-slave", "--walltime", "--min", "--max", "--mount", "--container-option",
-    "--python", "--host", "--within", "--set",
+    "--on", "--per-slave", "--walltime", "--min", "--max", "--mount", "--container",
+    "--container-option", "--python", "--host", "--within", "--set",
     "--to", "--journal", "--port",
 )  # fmt: skip
 
@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("Pyro5").setLevel(logging.CRITICAL)  # says the same in more words
     run = _HERE.get(options.command) or _elsewhere(options.command)
     try:
+        if getattr(options, "label", None) is not None:
+            check_label(options.label)
         return run(options, Settings.from_environment())
     except MasterSlaveError as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]

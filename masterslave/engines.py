@@ -6,7 +6,6 @@
 | `ThreadPoolExecutor`, loky, any other   | its `max_workers`       | by a factory                |
 | mpi4py's `MPIPoolExecutor`              | its `num_workers`       | by a factory                |
 | Dask's `client.get_executor()`          | threads of its cluster  | Dask does so itself         |
-| Parsl's `ParslPoolExecutor`             | of all blocks it may have | Parsl does so itself      |
 | any that says nothing                   | processors of this host | by a factory                |
 
 A factory is given in place of an executor: a function without arguments that makes one.
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
@@ -64,6 +62,13 @@ class Engine:
     def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """As `Executor.submit`; raises whatever that raises."""
         return self._pool.submit(function, *args)
+
+    def cancel(self, future: Future[Any]) -> None:
+        """Have it not run, if it has not begun and the executor can do that."""
+        try:
+            future.cancel()
+        except Exception as error:  # Parsl's raise NotImplementedError
+            log.debug("%s does not cancel: %r", self.name, error)
 
     def is_broken_by(self, error: BaseException) -> bool:
         """Whether the error says that nothing more can be run by the present pool."""
@@ -126,25 +131,4 @@ def _capacity(pool: Any) -> int:
     if client is not None:
         with contextlib.suppress(Exception):  # Dask's; its cluster may be on its way
             return sum(client.nthreads().values()) or (os.cpu_count() or 1)
-    kernel = getattr(pool, "_dfk", None)
-    if kernel is not None:
-        with contextlib.suppress(Exception):  # Parsl's, and none of it promised
-            return _parsl_workers(kernel.executors) or (os.cpu_count() or 1)
     return os.cpu_count() or 1
-
-
-def _parsl_workers(executors: dict[str, Any]) -> int:
-    """Workers in all blocks that Parsl may start: it starts them only for what was submitted."""
-    count = 0
-    for name, executor in executors.items():
-        if name == "_parsl_internal":  # moves files
-            continue
-        threads = getattr(executor, "max_threads", 0)
-        provider = getattr(executor, "provider", None)
-        if provider is not None:
-            each = executor.max_workers_per_node
-            workers = (os.cpu_count() or 1) if math.isinf(each) else int(each)
-            count += workers * provider.nodes_per_block * provider.max_blocks
-        else:
-            count += threads
-    return count

@@ -106,7 +106,7 @@ class Pump:
             thread.join()
         self._manager.unregisterProcess(self._process_id)
         for future in self._futures.values():
-            _cancel(future)
+            self._engine.cancel(future)
         self._engine.close()
         guest.unsettle(self._ticket.token)
 
@@ -135,8 +135,13 @@ class Pump:
                     self._refuse()
         except Exception as error:
             log.exception("the pump failed")
-            self._broken = f"the pump failed: {type(error).__name__}: {error}"
+            self._give_up(f"the pump failed: {type(error).__name__}: {error}")
             while not self._ending:
+                for happened in self._news():  # there may be tasks among it
+                    try:
+                        happened()
+                    except Exception:
+                        log.exception("the pump failed again")
                 self._refuse()
 
     def _step(self) -> None:
@@ -144,8 +149,7 @@ class Pump:
         with self._changed:
             if not self._inbox and not self._ending and not self._broken:
                 self._changed.wait(self._flights.next_deadline(time.monotonic()))
-            news, self._inbox = self._inbox, deque()
-        for happened in news:
+        for happened in self._news():
             happened()
         for number in self._flights.tick(time.monotonic()):
             self._drop(number)
@@ -155,6 +159,11 @@ class Pump:
             if flight is None:
                 break
             self._submit(flight)
+
+    def _news(self) -> deque[Callable[[], None]]:
+        with self._changed:
+            news, self._inbox = self._inbox, deque()
+        return news
 
     def _hand_in(self) -> None:
         """Hand in what has ended, and take what there is to do."""
@@ -307,7 +316,7 @@ class Pump:
         """Nothing is wanted of a submission any more; if it has begun, it is let run."""
         future = self._futures.get(number)
         if future is not None:
-            _cancel(future)
+            self._engine.cancel(future)
 
     # --- odds -------------------------------------------------------------------------------
 
@@ -331,14 +340,6 @@ class Pump:
         with self._changed:
             if not self._ending:
                 self._changed.wait(_PAUSE_S)
-
-
-def _cancel(future: Future[Any]) -> None:
-    """Take it back if its executor can do that; Parsl's raises `NotImplementedError`."""
-    try:
-        future.cancel()
-    except Exception as error:  # of somebody else's executor; it runs to its end, unseen
-        log.debug("a submission cannot be cancelled: %s: %s", type(error).__name__, error)
 
 
 def _story(engine: Engine, error: BaseException) -> str:

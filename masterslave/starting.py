@@ -240,7 +240,7 @@ def start(
         platform.node(), time.time(), serve,
         "" if not serve else ("local" if here else chosen.name), serve or wait, master or "",
         {
-            "directory": os.getcwd(),
+            "directory": _directory(),
             "walltime_s": None if walltime is None else parse_duration(walltime),
             "environment": environment(settings, os.environ),
             "options": list(options),
@@ -263,6 +263,15 @@ def start(
         if not folder.create(plan):
             raise StartError(f"{label} is being started by another process at this moment")
     return run.submit_all(n, journal)
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise StartError(
+            "the working directory has been removed; change to one that is there"
+        ) from error
 
 
 def check_request(

@@ -234,7 +234,8 @@ class _Stop:
         if status is None:
             if submissions:
                 managers = [one for one in self._folder.submissions() if one.role == "manager"]
-                why = _why_silent(views(self._plan, managers)) or why
+                with suppress(LauncherError):  # told where its jobs are to be ended
+                    why = _why_silent(views(self._plan, managers)) or why
                 self.say(f"the task manager does not answer, so slaves are cancelled: {why}")
             return False
         chosen = _own_slaves(status["slaves"], self._folder.notes(), everyone=self._plan.serves)
@@ -283,7 +284,7 @@ class _Stop:
                 self.say(f"{what} {ids} on {on} has ended")
             for one in submissions:
                 self._folder.forget(one)
-        except LauncherError as error:
+        except (LauncherError, StartError) as error:  # the others are ended all the same
             self._left.append(f"{what} {ids}: {error}")
 
 

@@ -13,9 +13,6 @@ from typing import Any
 
 SUBSTRATES = ("memory", "network", "unshared", "attached", "folder", "threads", "processes")
 
-#: Executors of others, each a substrate in a run of its own: see `test_engines.py`.
-ENGINES = ("loky", "distributed", "parsl", "mpi4py")
-
 #: The columns of the README's table.
 COLUMNS = (
     "slaves, over the network, a folder or in a process",
@@ -27,8 +24,7 @@ COLUMNS = (
 DIFFERENCES: dict[str, tuple[str, str, str]] = {
     "a handler ends its process": (
         "its task alone counts a crash, with host, signal and last words",
-        "all that ran in the pool runs again; who crashes alone counts a crash; "
-        "mpi4py: MPI ends the whole job",
+        "all that ran in the pool runs again; who crashes alone counts a crash (MPI: the job ends)",
         "the master ends with it",
     ),
     "a time limit": (
@@ -80,8 +76,8 @@ DIFFERENCES: dict[str, tuple[str, str, str]] = {
 
 #: Capabilities that programs need, and the substrates without them.
 WITHOUT = {
-    "crash": {"threads", "mpi4py"},
-    "kill": {"threads", "processes", *ENGINES},
+    "crash": {"threads", "mpi"},
+    "kill": {"threads", "processes"},
 }
 
 

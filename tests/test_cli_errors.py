@@ -40,6 +40,14 @@ def test_no_name_server(run: Run, command: list[str]) -> None:
     check_error(run(*command, "job"), "no name server answers", "-m HOST")
 
 
+@pytest.mark.parametrize("command", [*COMMANDS, ["serve"], ["start"], ["stop"], ["status"]])
+def test_a_label_that_is_too_long(run: Run, command: list[str]) -> None:
+    status, out, err = run(*command, "x" * 2000)
+    assert (status, out) == (1, "")
+    assert "label 'xxxxxxxxxxxxxxxxxxxx'...: must be of 1000 characters at most" in err
+    assert err.count("\n") == 1
+
+
 def test_no_name_server_to_list(run: Run, world: World) -> None:
     check_error(run("list"), "no name server answers", str(world.ns_port))
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, free_port, wait_until
-from contract import COLUMNS, DIFFERENCES, ENGINES, SUBSTRATES, WITHOUT
-from foreign import POOLS, Given
+from contract import COLUMNS, DIFFERENCES, SUBSTRATES, WITHOUT
+from engines import ENGINES
 from leftovers import library_threads
 
 from masterslave import (
@@ -108,24 +108,22 @@ def in_a_folder() -> Iterator[MasterProcess]:
 
 @contextlib.contextmanager
 def on_executor(make: Callable[[], Executor]) -> Iterator[MasterProcess]:
-    with make() as pool, on_engine(pool) as master:
-        yield master
+    with make() as pool:
+        master = initializeMasterProcess("demo", slave_module="contract", executor=pool)
+        try:
+            yield master
+        finally:
+            master.shutdown()
 
 
 @contextlib.contextmanager
-def on_engine(pool: Given) -> Iterator[MasterProcess]:
-    master = initializeMasterProcess("demo", slave_module="contract", executor=pool)
-    try:
-        yield master
-    finally:
-        master.shutdown()
-
-
-@contextlib.contextmanager
-def on_foreign(name: str) -> Iterator[MasterProcess]:
-    """The executor of somebody else, see `foreign`."""
-    with POOLS[name]() as pool, on_engine(pool) as master:
-        yield master
+def on_engine(name: str) -> Iterator[MasterProcess]:
+    with ENGINES[name]() as executor:
+        master = initializeMasterProcess("demo", slave_module="contract", executor=executor)
+        try:
+            yield master
+        finally:
+            master.shutdown()
 
 
 OPEN: dict[str, Callable[[], contextlib.AbstractContextManager[MasterProcess]]] = {
@@ -136,11 +134,11 @@ OPEN: dict[str, Callable[[], contextlib.AbstractContextManager[MasterProcess]]] 
     "folder": in_a_folder,
     "threads": lambda: on_executor(lambda: ThreadPoolExecutor(2)),
     "processes": lambda: on_executor(processes),
-    **{name: partial(on_foreign, name) for name in ENGINES},
+    **{name: functools.partial(on_engine, name) for name in ENGINES},
 }
 
-#: Set by `test_engines.py`: the one that is run, by a process of its own.
-CHOSEN = os.environ.get("CONTRACT_SUBSTRATE")
+#: What is tested in this session: `test_engines` starts one for each engine.
+TESTED = [os.environ["CONTRACT_ENGINE"]] if "CONTRACT_ENGINE" in os.environ else SUBSTRATES
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +152,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
         yield patch
 
 
-@pytest.fixture(scope="module", params=[CHOSEN] if CHOSEN else SUBSTRATES)
+@pytest.fixture(scope="module", params=TESTED)
 def substrate(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -334,7 +332,6 @@ def test_statistics(master: MasterProcess, capsys: pytest.CaptureFixture[str]) -
 
 def test_the_programs_run_on_every_substrate_that_is_declared() -> None:
     assert set(OPEN) == {*SUBSTRATES, *ENGINES}
-    assert set(ENGINES) == set(POOLS)
     assert set().union(*WITHOUT.values()) <= set(OPEN)
 
 

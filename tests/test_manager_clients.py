@@ -130,7 +130,7 @@ def test_a_slave_gets_tiny_tasks_in_the_place_of_cancelled_ones(manager: TaskMan
     slave = join(manager)
     manager.addTaskRequest("sqrt", X)
     (task,) = take(manager, slave)
-    give(manager, slave, task, duration_s=0.45 * HORIZON_S)
+    give(manager, slave, task, duration_s=0.9 * HORIZON_S)
     cancelled = manager.addTaskRequests("sqrt", [X] * 5)
     assert ids(take(manager, slave)) == cancelled[:2]  # more would last too long
     for task_id in cancelled:

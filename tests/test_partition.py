@@ -81,3 +81,54 @@ def test_a_slave_that_was_cut_off_comes_back_and_no_result_is_lost_or_doubled(
     assert job.out.endswith("last task\n")
     for slave in slaves:
         slave.finish()
+
+
+CLIENT = """
+    import sys
+    from masterslave import ClusterExecutor, MasterProcess
+
+    master = MasterProcess("served", attach=True, master_host=sys.argv[1])
+    master.requestTasks("square", ((x,) for x in range(30)))
+    print(sorted(result for task_id, tag, result in master.results()), flush=True)
+    open("attached", "w").close()
+    master.requestTask("until", "healed")
+    print(master.retrieveResult()[2], flush=True)
+    master.shutdown()
+    with ClusterExecutor("served", sys.argv[1]) as executor:
+        print(sum(executor.map(abs, range(-10, 0))))
+"""
+
+SLAVE = """
+    import os, sys, time
+    from masterslave import startSlaveProcess
+
+    def do_square(x):
+        return x * x
+
+    def do_until(path):
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        return path
+
+    startSlaveProcess("served", sys.argv[1])
+"""
+
+
+def test_a_served_task_manager_its_slave_and_its_client_are_on_three_hosts(
+    world: World, hosts: Namespaces
+) -> None:
+    world.env["MASTERSLAVE_HOST"] = "0.0.0.0"
+    port = 2799  # of hosts of our own: nobody else has it
+    served = start(world, hosts, 1, "-m", "masterslave", "serve", "served", "--port", port, "-v")
+    wait_until(lambda: f":{port}" in served.out, "it is served")
+    where = f"{hosts.address(1)}:{port}"
+    start(world, hosts, 2, world.write("slave.py", SLAVE), where)
+    client = start(world, hosts, 3, world.write("client.py", CLIENT), where)
+    wait_until(lambda: (world.path / "attached").exists(), "the client has results")
+    hosts.cut(3, silently=False)
+    wait_until(lambda: "client" in served.err, "the task manager misses its client")
+    (world.path / "healed").touch()  # its result is there before the client is
+    hosts.heal(3)
+    assert client.finish().splitlines() == [str([x * x for x in range(30)]), "healed", "55"]
+    served.terminate()
+    wait_until(lambda: not world.processes(), "slave and task manager have ended")

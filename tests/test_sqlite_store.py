@@ -408,7 +408,7 @@ def test_hand_outs_of_what_is_left_stay(path: Path, monkeypatch: pytest.MonkeyPa
         store.write([Forgotten(number, False)])
     kept = found(store)
     store.close()
-    assert kept == found(SqliteStore(path, KEY))
+    assert kept == read(path)
     assert kept.attempts == [HandedOut(1, ((n, 1), (n + 1, 1))) for n in range(0, 40, 8)]
 
 

@@ -15,8 +15,18 @@ import pytest
 from command import StartMaster
 from conftest import PATIENCE_S, World, is_running, wait_until
 
-from masterslave import ClusterExecutor, StartError, allocate, masterHost, runfolder, start, stop
+from masterslave import (
+    ClusterExecutor,
+    StartError,
+    allocate,
+    masterHost,
+    runfolder,
+    start,
+    starting,
+    stop,
+)
 from masterslave.errors import ConnectionFailed, LabelInUse, LauncherError, SettingsError
+from masterslave.keyfile import load_key
 from masterslave.launchers.ssh import LocalLauncher
 from masterslave.runfolder import Plan, RunFolder, Submission
 from masterslave.settings import Settings
@@ -228,6 +238,19 @@ def test_a_label_is_started_once(here: World) -> None:
     nothing_is_left(here)
 
 
+def test_slaves_are_ended_where_the_system_of_their_manager_does_not_answer(here: World) -> None:
+    found = started("lab", on="local", wait=True)
+    folder = RunFolder.of("lab", here.path)
+    there = Submission("ms-lab-manager", "manager", "ssh", 1, 0.0, ("nohost.invalid:4711:1",))
+    folder.write(there)
+    with pytest.raises(StartError, match="stop lab: task manager nohost"):
+        stop("lab")
+    assert not is_running(pid_of(found.slaves[0]))
+    folder.forget(there)
+    stop("lab")
+    nothing_is_left(here)
+
+
 def test_a_stale_record_is_replaced(here: World) -> None:
     first = started("lab", on="local", serve=True)
     for job_id in (first.manager, *first.slaves):
@@ -328,6 +351,55 @@ def test_a_full_disk_is_told_in_a_line(here: World, monkeypatch: pytest.MonkeyPa
     lines = stop("lab")
     assert lines[0] == "no space; goes on, and cannot keep others from starting more"
     assert lines[-1] == "nothing is left"
+    nothing_is_left(here)
+
+
+def test_a_record_that_cannot_be_changed_keeps_nothing_alive(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started("lab", on="local", serve=True)
+    wait_for_slave("lab")
+
+    def read_only(folder: RunFolder, submission: Submission) -> None:
+        raise StartError("read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "forget", read_only)
+        with pytest.raises(StartError, match=r"stop lab: slave .*: read-only; task manager "):
+            stop("lab")
+    wait_until(lambda: not here.processes())
+    assert stop("lab")[-1] == "nothing is left"
+    nothing_is_left(here)
+
+
+def test_a_directory_that_has_gone_is_told(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = here.path / "gone"
+    gone.mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir(gone)
+        gone.rmdir()
+        with pytest.raises(StartError, match="the working directory has been removed"):
+            start("lab", on="local", serve=True)
+    nothing_is_left(here)
+
+
+def test_a_slave_that_ends_at_once_has_left_word_of_the_reason(
+    here: World, start_master: StartMaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key is another one than its master's, which `start` would have found out."""
+    master = start_master("lab")
+    monkeypatch.setenv("MASTERSLAVE_KEY_FILE", str(here.path / "other-key"))
+    monkeypatch.setattr(starting, "_check_manager", lambda *arguments: None)
+    load_key(here.path / "other-key")
+    found = started("lab", on="local", master=master.address)
+    wait_until(lambda: rows("lab")[0].phase == "ended", "the slave has ended")
+    (row,) = rows("lab")
+    assert (row.job, row.missing) == (found.slaves[0], True)
+    assert row.remark.startswith("failed on ")
+    assert f"PID {pid_of(row.job)}, Python 3" in row.remark
+    assert f"tries {master.address}" in row.remark
+    assert "key" in row.remark.rpartition(master.address)[2]
+    stop("lab")
     nothing_is_left(here)
 
 

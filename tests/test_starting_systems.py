@@ -206,6 +206,14 @@ def reach(
     return {}
 
 
+def test_a_system_that_psij_does_not_know_is_named(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach("psij", world, systems, monkeypatch)
+    with pytest.raises(LauncherError, match=r"psij has no 'cray', only .*local"):
+        start("lab", 1, "psij", serve=True, launcher_settings={"executor": "cray"})
+
+
 @UNCLOSED
 @pytest.mark.parametrize("name", ["slurm", "sge", "pbs", "ssh", "psij"])
 def test_a_start_that_was_killed_is_found_by_the_name_of_its_jobs(
@@ -265,6 +273,20 @@ def test_other_systems(
     wait_until(lambda: not world.processes())
 
 
+@pytest.mark.parametrize("name", ["sge", "pbs"])
+def test_an_allocation_of_other_systems(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    settings = reach(name, world, systems, monkeypatch)
+    with allocate(2, name, launcher_settings=settings) as workers:
+        with workers.executor() as executor:
+            assert sum(executor.map(abs, range(-99, 1))) == 4950
+        ids = workers.started.slaves
+    assert len(ids) == 2
+    assert all(state.is_over for state in launcher(name, **settings).states(ids).values())
+    wait_until(lambda: not world.processes())
+
+
 # --- HTCondor: the pool has a system of its own, so all of it runs there ------------------------
 
 
@@ -320,6 +342,11 @@ def test_htcondor_with_manager_and_slaves_in_jobs(pool: Pool) -> None:
     assert found["on"] == "htcondor" and found["manager"] and len(found["slaves"]) == 2
     assert pool.run("python3", "calls.py") == "4950\n"
     wait_until(lambda: paired(pool) == 2, "both jobs have their slaves")
+    pool.task_manager("start", "held", "--on", "htcondor", "-w", "--", "hold = true")
+    (row,) = json.loads(pool.task_manager("status", "held", "--json"))["rows"]
+    assert (row["phase"], row["missing"]) == ("pending (HELD)", False)
+    assert row["remark"].startswith("waits: held: ")
+    pool.task_manager("stop", "held")
     assert "told 2 slaves to finish what runs and leave" in pool.task_manager("stop", "lab")
     assert queue_is_empty(pool)
     wait_until(lambda: not pool.world.processes())
@@ -342,3 +369,20 @@ def test_a_start_with_htcondor_that_was_killed_is_found_by_the_name_of_its_jobs(
     assert over == ["-9 [True, True, True]", "-9 [False, False]"]
     assert queue_is_empty(pool)
     wait_until(lambda: not pool.world.processes())
+
+
+def test_the_submit_file_of_a_shared_folder(pool: Pool) -> None:
+    """One master and its slaves, none of which is told where another one runs."""
+    for name in ("folder.py", "folder.sub"):
+        pool.give(ROOT / "examples" / name)
+    pool.run("condor_submit", "slaves=3", "folder.sub")
+    said = pool.there / "folder-0.out"
+    wait_until(lambda: said.exists() and said.read_text(), "the master has printed")
+    assert said.read_text() == "the sum of squares is 2470\n"
+    wait_until(lambda: queue_is_empty(pool), "the slaves have left with their master")
+    errors = {path.name: path.read_text() for path in pool.there.glob("folder-*.err")}
+    assert set(errors) == {f"folder-{number}.err" for number in range(4)}
+    assert not any("Traceback" in text for text in errors.values()), errors
+    for name in ("tasks", "slaves", "aside", "refused"):
+        assert list((pool.there / "run1" / name).iterdir()) == []
+    wait_until(lambda: not pool.world.processes(), "nothing is left")

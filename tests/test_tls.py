@@ -238,6 +238,48 @@ def test_what_passes_is_hidden_if_tls_is_on(tls: World, on: bool) -> None:
         assert (word in passed) is not on
 
 
+SERVED_SLAVE = """
+    from masterslave import startSlaveProcess
+
+    def do_repeat(text):
+        return text + text
+
+    startSlaveProcess("hidden", "ADDRESS")
+"""
+
+CLIENTS = """
+    import sys
+    from masterslave import ClientThread, ClusterExecutor, MasterProcess
+
+    where = sys.argv[1]
+    master = MasterProcess("hidden", attach=True, master_host=where)
+    master.requestTask("repeat", "SECRET")
+    print(master.retrieveResult()[2])
+    master.shutdown()
+    with ClusterExecutor("hidden", where) as executor:
+        print(executor.submit(lambda text: text.upper(), "SECRET").result())
+    with ClientThread(lambda job, text: print(text), where, label="hidden") as client:
+        client.submit(str.title, "SECRET")
+""".replace("SECRET", SECRET)
+
+
+def test_clients_of_a_served_task_manager_are_in_tls(tls: World) -> None:
+    served = tls.task_manager("serve", LABEL, "-v")
+    wait_until(lambda: served.out.endswith("\n") or served.poll() is not None, "it is served")
+    address = served.out.split()[-1]
+    tls.script(SERVED_SLAVE.replace("ADDRESS", address), name="slave.py")
+    with Recorder(address) as recorder:
+        client = tls.script(CLIENTS, recorder.address, name="client.py")
+        assert client.finish().splitlines() == [SECRET * 2, SECRET.upper(), SECRET.title()]
+    assert recorder.streams and all(is_tls(bytes(stream)) for stream in recorder.streams)
+    set_pyro(tls, SSL="")
+    plain = tls.script(CLIENTS, address, name="client.py")
+    plain.finish(1)
+    assert "that PYRO_SSL is on for both sides" in plain.err.strip().splitlines()[-1]
+    served.terminate()
+    wait_until(lambda: not tls.processes(), "slave and task manager have ended")
+
+
 def test_a_plain_connection_learns_nothing(tls: World) -> None:
     job = Job(tls)
     for address in (job.address, name_server_of(tls)):

@@ -63,6 +63,9 @@ class PsijLauncher(Launcher):
             return False
         return True
 
+    def check_available(self) -> None:
+        self._executor()
+
     def render(self, job: Job) -> Rendered:
         check(job)
         return Rendered((tuple(process_command(job)),))
