@@ -31,7 +31,7 @@ from typing import Any
 from masterslave import arguments, naming
 from masterslave.errors import MasterSlaveError
 from masterslave.keyfile import load_key
-from masterslave.settings import Settings, check_label
+from masterslave.settings import Settings, check_label, checked_path
 
 _COMMANDS = (
     "show", "list", "slave", "serve", "start", "stop", "status", "scale", "failures", "journal",
@@ -247,7 +247,8 @@ def _show(options: argparse.Namespace, settings: Settings) -> int:
     if options.folder is not None:
         from masterslave.folder.links import read_status
 
-        status = read_status(options.folder, load_key(settings.key_file))
+        folder = checked_path("--folder", options.folder)
+        status = read_status(folder, load_key(settings.key_file))
     else:
         link = _connect(options, settings, options.label)
         try:
@@ -294,7 +295,7 @@ def _slave(options: argparse.Namespace, settings: Settings) -> int:
         memory=options.memory,
         lifetime_s=options.lifetime,
         follow=options.follow,
-        folder=options.folder,
+        folder=None if options.folder is None else checked_path("--folder", options.folder),
         idle_s=options.idle,
         note=note,
     )

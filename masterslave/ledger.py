@@ -66,6 +66,7 @@ class Ledger:
         """
         processes: dict[int, ProcessInfo] = {}
         tags: dict[int, str] = {}
+        told: set[int] = set()  # slaves of which the ends of attempts tell
         forgotten: dict[int, str] = {}  # failures that are kept to be looked at: their tags
         queue = self._queue
         for entry in self._journal.entries():
@@ -93,12 +94,15 @@ class Ledger:
                 if tag is None:
                     queue.number_used(entry.number)
                     continue
+                told.add(entry.process)
                 info = processes.get(entry.process)
                 unknown = f"slave {entry.process} of an earlier run"
                 self._ended_before(entry, tag, info.machine if info else unknown, failures)
         known = {*queue.holders(), *queue.blamed()}
         for process in known - processes.keys():  # it has left, or was never a slave of ours
             queue.release(process)
+        for process in processes.keys() - known - told:  # lost in earlier runs: nobody asks for it
+            self._journal.add(Left(process))
         return {process: processes[process] for process in sorted(known & processes.keys())}
 
     def _ended_before(

@@ -216,6 +216,9 @@ class TaskManager(ClientDesk):
             member = self._roster.lose(process_id)
             if member is None:
                 return
+            for forgotten in self._roster.take_crowded_out():
+                if self._ledger is not None and forgotten.is_slave:
+                    self._ledger.left(forgotten.id)  # nor does a journal grow with each loss
             story = f"{member.info.machine} was lost: {reason}"
             effects = self._queue.lose(process_id, story, max(1, member.info.workers))
             is_client = self._clients.lose(process_id, self._clock())

@@ -111,6 +111,7 @@ class Roster:
         self.present: dict[int, Member] = {}
         self.liveness = Liveness()
         self._lost: dict[int, Member] = {}
+        self._crowded_out: list[Member] = []
         self._next_id = 0
         self._generation = first_generation
 
@@ -149,8 +150,13 @@ class Roster:
             self.liveness.forget(process_id)
             self._lost[process_id] = member
             if len(self._lost) > _LOST:
-                del self._lost[next(iter(self._lost))]
+                self._crowded_out.append(self._lost.pop(next(iter(self._lost))))
         return member
+
+    def take_crowded_out(self) -> list[Member]:
+        """Those that are remembered no more since the last call, as too many others were lost."""
+        taken, self._crowded_out = self._crowded_out, []
+        return taken
 
     def get(self, process_id: int) -> Member:
         """The present process with that id. Raises `UnknownProcess`."""

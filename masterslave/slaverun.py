@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from masterslave import naming, slavecode
 from masterslave.errors import AuthenticationError, ConnectionFailed, SettingsError, SlaveError
 from masterslave.folder.links import FolderConnector
+from masterslave.folder.place import no_parent
 from masterslave.keyfile import load_key
 from masterslave.memory import check_supported
 from masterslave.settings import Settings
@@ -220,6 +221,9 @@ def _find_in_folder(
     folder: str, key: bytes, terms: _Terms, wait: bool
 ) -> tuple[str, FolderConnector] | None:
     """The label of the master that is at work there, and the way to it; None: nobody came."""
+    mistyped = no_parent(folder)
+    if mistyped:  # no master will ever come there
+        raise SettingsError(mistyped)
     met = FolderConnector(folder, key)
     while met.label is None:
         try:

@@ -132,9 +132,30 @@ def test_a_folder_that_cannot_be_made_is_said_in_one_line(world: World) -> None:
         MasterProcess("demo", folder=mistyped)
     assert not mistyped.parent.exists()
     (world.path / "loop").symlink_to(world.path / "loop")
-    for path, why in (("loop", "Too many levels"), ("/proc/run1", "no directory can be made")):
-        with pytest.raises(SettingsError, match=why):
+    for path, why in (("loop", "Too many levels"), ("/proc", "no directory can be made")):
+        with pytest.raises(SettingsError, match=f"{why}.*; name a directory that master and"):
             MasterProcess("demo", folder=world.path / path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("", "--folder='': must be a path; for the working directory write '.'"),
+        ("shraed/run1", "shraed; make it, or correct the path"),
+        ("loop", "loop: Too many levels of symbolic links; name a directory that"),
+    ],
+)
+def test_a_wrong_folder_of_a_command_is_said_in_one_line(
+    world: World, folder: str, words: str
+) -> None:
+    """Also where it would wait: no master comes to where none can be."""
+    (world.path / "loop").symlink_to(world.path / "loop")
+    for command in (["slave", "-w"], ["slave"], ["show"]):
+        program = world.task_manager(*command, "--folder", folder)
+        program.finish(1)
+        assert words in program.err
+        assert len(program.err.splitlines()) == 1
+    assert not (world.path / "shraed").exists()
 
 
 def test_slaves_are_killed_and_nothing_is_lost_or_doubled(world: World) -> None:

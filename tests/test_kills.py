@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 import signal
 import socket
 from collections import Counter
@@ -64,6 +66,7 @@ STORED = """
     run = sys.argv[1]
     with ClientThread(lambda job, y: say("got" + run, str(y)), "{where}", label="demo",
                       store="results.db") as client:
+        say("attached" + run, "")
         for x in range({tasks}):
             client.submit(noted, x)
 """
@@ -81,12 +84,22 @@ class Scene:
         self.done_before: list[tuple[set[int], int]] = []  # results got, lines of `ran` by then
         self.manager = self._serve()
         wait_until(self.answers, "it is there")
-        self.slaves = [self._script("slave.py", SLAVE) for _ in range(2)]
+        self.slaves = [self._slave() for _ in range(2)]
         self.clients = [
             self._script("attached.py", ATTACHED),
             self._script("executor.py", EXECUTOR),
         ]
         self.stored = self._store()
+        wait_until(lambda: bool(self.lines("attached") and self.lines("executor")), "all work")
+
+    def _slave(self) -> Program:
+        slave = self._script("slave.py", SLAVE)
+        wait_until(lambda: self.has(slave), "the slave is there")
+        return slave
+
+    def has(self, slave: Program) -> bool:
+        """Whether the slave has come to the task manager that is there now."""
+        return re.search(rf"PID {slave.pid} .*is ready", self.manager.err) is not None
 
     def _serve(self) -> Program:
         where = ("--port", self.port, "--journal", "tasks.db")
@@ -99,7 +112,10 @@ class Scene:
 
     def _store(self) -> Program:
         self.runs += 1
-        return self._script("stored.py", STORED, self.runs)
+        program = self._script("stored.py", STORED, self.runs)
+        there = self.world.path / f"attached{self.runs}"
+        wait_until(lambda: there.exists() or program.poll() is not None, "the client is there")
+        return program
 
     def lines(self, name: str) -> list[int]:
         path: Path = self.world.path / name
@@ -134,7 +150,7 @@ class Scene:
     def kill_slave(self) -> None:
         self.slaves[0].kill()
         self.slaves[0].wait()
-        self.slaves = [*self.slaves[1:], self._script("slave.py", SLAVE)]
+        self.slaves = [*self.slaves[1:], self._slave()]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -157,6 +173,8 @@ def test_every_call_has_one_result_whatever_is_killed(world: World, seed: int) -
     for got, ran in scene.done_before:
         again = {x * x for x in scene.lines("ran")[ran:]} & got
         assert not again, "what was on disk was called again"
+    for slave in scene.slaves:  # or it looks for a minute for a task manager that has ended
+        wait_until(functools.partial(scene.has, slave), "the slave is there again")
     scene.manager.send_signal(signal.SIGTERM)
     wait_until(lambda: not world.processes(), "nothing is left")
     assert "Traceback" not in scene.manager.err

@@ -11,6 +11,7 @@ from conftest import wait_until
 from journals import TryingStore
 from managing import LONG_S, Call, Clock, X, give, ids, join, take, wait_for_line
 
+from masterslave import roster
 from masterslave.entries import (
     TINY_BYTES,
     Ended,
@@ -411,3 +412,28 @@ def test_requests_that_may_take_the_place_of_earlier_ones_are_looked_at_by_thems
     assert books.knows()
     assert books.request_all(7, "sqrt", [[b"x"]], TaskOptions()) is None
     assert books.request_all(7, "sqrt", [], TaskOptions()) is None
+
+
+def test_slaves_that_were_lost_do_not_stay_on_record(
+    store: TryingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "_LOST", 2)
+
+    def run() -> tuple[TaskManager, Journal]:
+        journal = Journal(store)
+        return TaskManager("job", Settings(key_file=Path("unused")), journal=journal), journal
+
+    def on_record(journal: Journal) -> list[int]:
+        journal.sync()
+        return [one.process for one in store.entries() if isinstance(one, Joined)]
+
+    manager, journal = run()
+    slaves = [join(manager) for _ in range(5)]
+    for slave in slaves:
+        manager.announceSlave(slave)
+    assert on_record(journal) == slaves
+    for slave in slaves:
+        manager.lostProcess(slave, "killed")
+    assert on_record(journal) == slaves[-2:]  # who may come back
+    # None of them held a task, so the next run waits for none of them.
+    assert on_record(run()[1]) == []

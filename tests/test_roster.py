@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from masterslave import roster as roster_module
 from masterslave.errors import UnknownProcess
 from masterslave.pace import HORIZON_S, Pace
 from masterslave.records import ProcessInfo
@@ -212,3 +213,14 @@ def test_so_many_of_the_lost_are_remembered_and_no_more() -> None:
     assert roster.known(members[0].id) is None
     assert roster.known(members[-1].id) is members[-1]
     assert len(roster.all_known()) < 5000
+
+
+def test_who_is_remembered_no_more_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster_module, "_LOST", 2)
+    roster = Roster()
+    members = [join(roster) for _ in range(4)]
+    for member in members:
+        roster.lose(member.id)
+    assert roster.take_crowded_out() == members[:2]
+    assert roster.take_crowded_out() == []
+    assert [member.id for member in roster.all_known()] == [2, 3]

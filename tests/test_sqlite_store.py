@@ -394,7 +394,7 @@ def test_the_file_does_not_grow_with_what_was_forgotten(
         rows.append([count for (count,) in counts])
         sizes.append(store._db.execute("PRAGMA page_count").fetchone()[0])
     store.close()
-    assert [max(column) for column in zip(*rows, strict=True)] == [0, 0, 0, 0, 3, 7, 0]
+    assert [max(column) for column in zip(*rows, strict=True)] == [0, 0, 0, 0, 3, 6, 0]
     assert max(sizes[20:]) == max(sizes[:20])
 
 

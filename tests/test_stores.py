@@ -336,3 +336,30 @@ def test_the_oldest_failures_go(place: Place, monkeypatch: pytest.MonkeyPatch) -
     assert [task.number for task in kept.tasks] == sorted(order[3:])
     assert {one.number for one in kept.attempts if not isinstance(one, HandedOut)} == {1, 2}
     assert kept.ends.keys() == {1, 2}
+
+
+def test_failures_are_bounded_in_bytes_but_for_the_newest(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (memory, sqlite):
+        monkeypatch.setattr(module, "KEPT_FAILURE_BYTES", 100_000)
+    monkeypatch.setattr(sqlite, "PIECE_BYTES", 25_000)  # the largest ones are kept in pieces
+    store = place.open()
+
+    def fail(number: int, size: int) -> None:
+        nonlocal store
+        frame = [bytes(size)]
+        store.write([requested(number, frame=frame), ended(number, frame=frame)])
+        store.write([Forgotten(number, True)])
+        if number % 5 == 0:
+            store = place.again(store)
+
+    for number in range(20):
+        fail(number, 10_001)
+    assert found(store).failures == {16, 17, 18, 19}  # parameters and result, and what is beside
+    fail(20, 30_000)
+    assert found(store).failures == {19, 20}
+    fail(21, 200_000)
+    kept = found(place.again(store))
+    assert kept.failures == {21}
+    assert [task.number for task in kept.tasks] == [21] and kept.ends.keys() == {21}

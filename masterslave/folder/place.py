@@ -102,6 +102,18 @@ class Who(NamedTuple):
         return self.is_here() and started_at(self.pid) != self.started
 
 
+_REMEDY = "name a directory that master and slaves share and may write to"
+
+
+def no_parent(path: str | os.PathLike[str]) -> str:
+    """What to tell of a folder that nobody could make, as there is nothing to make it in."""
+    path = os.path.abspath(path)
+    above = os.path.dirname(path)
+    if os.path.isdir(above):
+        return ""
+    return f"folder {path}: there is no directory {above}; make it, or correct the path"
+
+
 class Place:
     """A shared folder as one process uses it."""
 
@@ -113,11 +125,9 @@ class Place:
         token = secrets.token_hex(4)  # process ids of containers are those of others, too
         self.files = Files(self.at("aside"), f"{self.owner}-{token}")
         base = seal.derive(key, b"id")
-        above = os.path.dirname(self.path)
-        if make and not os.path.isdir(above):  # most likely mistyped
-            raise SettingsError(
-                f"folder {self.path}: there is no directory {above}; make it, or correct the path"
-            )
+        mistyped = no_parent(self.path)
+        if mistyped:  # where a slave may not see it, the network may still do
+            raise (SettingsError if make else ConnectionFailed)(mistyped)
         try:
             if make:
                 for name in _DIRECTORIES:
@@ -131,13 +141,17 @@ class Place:
             raise SettingsError(f"folder {self.path}: its file id {error}") from None
         except FileNotFoundError:
             if make:  # such as in /proc
-                raise SettingsError(f"folder {self.path}: no directory can be made there") from None
+                raise SettingsError(
+                    f"folder {self.path}: no directory can be made there; {_REMEDY}"
+                ) from None
             raise ConnectionFailed(
                 f"folder {self.path}: no master has been here; start the master first, or name "
                 "the folder that was given to it"
             ) from None
         except OSError as error:
-            raise SettingsError(f"folder {self.path}: {error.strerror or error}") from error
+            raise SettingsError(
+                f"folder {self.path}: {error.strerror or error}; {_REMEDY}"
+            ) from error
         self._key = seal.derive(key, b"files" + identity)
 
     def at(self, *parts: str) -> str:

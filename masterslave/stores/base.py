@@ -12,6 +12,10 @@ from masterslave.records import Frame
 #: manager's journal is larger for ever. Smaller: a job in which much fails forgets how it began.
 KEPT_FAILURES = 1000
 
+#: Bytes of these, beside which older ones are not kept; the newest one is, whatever its size.
+#: Larger: a larger journal, for ever. Smaller: few failures with large parameters can be replayed.
+KEPT_FAILURE_BYTES = 1 << 28
+
 #: Hand-outs, and slaves that left, of which it is not worth while to look for the superfluous
 #: ones. Larger: a larger journal. Smaller: more looks.
 KEPT_ROWS = 1000

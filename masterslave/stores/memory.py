@@ -21,8 +21,8 @@ from masterslave.entries import (
     singly,
 )
 from masterslave.errors import DataNotFound, JournalDamaged
-from masterslave.records import AT_REST, Frame
-from masterslave.stores.base import KEPT_FAILURES
+from masterslave.records import AT_REST, Frame, frame_bytes
+from masterslave.stores.base import KEPT_FAILURE_BYTES, KEPT_FAILURES
 
 _Kept = TypeVar("_Kept")
 
@@ -81,6 +81,10 @@ class MemoryStore:
             kept for kept in self._attempts if isinstance(kept, HandedOut) or kept.number != number
         ]
 
+    def _size(self, number: int) -> int:
+        kept = self._requested.get(number), self._ended.get(number)
+        return sum(frame_bytes(one.frame) for one in kept if one is not None)
+
     def _forget(self, entry: Forgotten) -> None:
         self._highest = max(self._highest, entry.number)
         self._forgotten.pop(entry.number, None)
@@ -88,7 +92,10 @@ class MemoryStore:
             self._remove(entry.number)
         else:
             self._forgotten[entry.number] = entry
-            if len(self._forgotten) > KEPT_FAILURES:
+            while len(self._forgotten) > 1 and (
+                len(self._forgotten) > KEPT_FAILURES
+                or sum(map(self._size, self._forgotten)) > KEPT_FAILURE_BYTES
+            ):
                 oldest = next(iter(self._forgotten))
                 del self._forgotten[oldest]
                 self._remove(oldest)

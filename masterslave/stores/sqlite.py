@@ -56,7 +56,7 @@ from masterslave.errors import (
     JournalInUse,
 )
 from masterslave.records import AT_REST, Frame, ProcessInfo, TaskOptions, frame_bytes
-from masterslave.stores.base import KEPT_FAILURES, KEPT_ROWS
+from masterslave.stores.base import KEPT_FAILURE_BYTES, KEPT_FAILURES, KEPT_ROWS
 from masterslave.stores.paged import PagedFile, same
 from masterslave.stores.pages import ENDING, TASK, Gathered, options_of, plain
 from masterslave.stores.statements import migrations, queries
@@ -118,6 +118,8 @@ class SqliteStore(PagedFile):
         self._seq: int | None = None  # of the last entry; None: not looked up yet
         self._hand_outs: int | None = None  # rows, or a few more; None: not counted yet
         super().__init__()
+        self._moves = KEPT_ROWS  # of slaves that came or left since those that left were bounded
+        self._failure_bytes: int | None = None  # at most so many; None: not looked at yet
         self._tidy_at = KEPT_ROWS  # hand-outs at which superfluous ones are looked for
         self._closed = False
         with _opening:
@@ -282,7 +284,10 @@ class SqliteStore(PagedFile):
             self._strike(rows.get("remove_task", ()), end)
             gone = [entry.number for _, entry in numbered if isinstance(entry, Forgotten)]
             if "add_forgotten" in rows:
-                self._remove_oldest_failures(end)
+                self._remove_oldest_failures(rows["add_forgotten"][0][1], end)
+            moves = len(rows.get("add_process", ())) + len(rows.get("remove_process", ()))
+            if moves:
+                self._bound_former_processes(moves)
             if self._hand_outs is not None:
                 self._hand_outs += len(rows.get("add_hand_out", ()))
             if gone:
@@ -345,12 +350,38 @@ class SqliteStore(PagedFile):
             for name in _REMOVE_TASK:
                 rows.setdefault(name, []).append((entry.number,))
 
-    def _remove_oldest_failures(self, seq: int) -> None:
-        """(In a transaction.) Bound the failures that are kept though they are forgotten."""
+    def _remove_oldest_failures(self, since: int, seq: int) -> None:
+        """(In a transaction.) Bound the failures that are kept though they are forgotten.
+
+        `since`: the `seq` of the first that is new.
+        """
         old = self._db.execute(queries()["too_old"], (KEPT_FAILURES,)).fetchall()
+        if self._failure_bytes is not None:
+            new = self._db.execute(queries()["failure_sizes"], (since,))
+            self._failure_bytes += sum(size for _, size in new)
+        if self._failure_bytes is None or self._failure_bytes > KEPT_FAILURE_BYTES:
+            old = sorted({*old, *self._too_large()})
         for name in (*_REMOVE_TASK, "remove_forgotten") if old else ():
             self._db.executemany(queries()[name], old)
         self._strike(old, seq)
+
+    def _too_large(self) -> list[tuple[int]]:
+        """(In a transaction.) Failures beside which there are too many bytes of newer ones."""
+        kept_bytes, old = 0, []
+        for index, (number, size) in enumerate(self._db.execute(queries()["failure_sizes"], (0,))):
+            if index and kept_bytes + size > KEPT_FAILURE_BYTES:
+                old.append((number,))
+            else:
+                kept_bytes += size
+        self._failure_bytes = kept_bytes
+        return old
+
+    def _bound_former_processes(self, moves: int) -> None:
+        """(In a transaction.) So many slaves came or left: of those that left, the newest stay."""
+        self._moves += moves
+        if self._moves >= KEPT_ROWS:
+            self._db.execute(queries()["remove_former_processes"], (KEPT_ROWS,))
+            self._moves = 0
 
     # --- removing ---------------------------------------------------------------------------
 
@@ -384,7 +415,6 @@ class SqliteStore(PagedFile):
                 idle.append((seq,))
                 gone += numbers
         self._db.executemany(queries()["remove_hand_out"], idle)
-        self._db.execute(queries()["remove_former_processes"], (KEPT_ROWS,))
         self._hand_outs -= len(idle)
         self._tidy_at = max(KEPT_ROWS, 2 * self._hand_outs)
         return gone

@@ -102,6 +102,16 @@ DELETE FROM forgotten WHERE number = ?;
 -- name: forgotten
 SELECT number, seq, mac FROM forgotten WHERE number >= ? ORDER BY number;
 
+-- Bytes of those that were forgotten since, the newest first. Lengths are read without the values.
+-- name: failure_sizes
+SELECT number,
+    ifnull((SELECT ifnull(length(parameters), 0) FROM task WHERE task.number = f.number), 0)
+    + ifnull((SELECT ifnull(length(result), 0) + length(story) FROM ending
+              WHERE ending.number = f.number), 0)
+    + ifnull((SELECT sum(length(bytes)) FROM piece
+              WHERE piece.number = f.number AND kind IN ('parameters', 'result')), 0)
+FROM forgotten AS f WHERE seq >= ? ORDER BY seq DESC;
+
 -- All but the newest of them.
 -- name: too_old
 SELECT number FROM forgotten ORDER BY seq DESC LIMIT -1 OFFSET ?;
