@@ -6,6 +6,7 @@
 | `ThreadPoolExecutor`, loky, any other   | its `max_workers`       | by a factory                |
 | mpi4py's `MPIPoolExecutor`              | its `num_workers`       | by a factory                |
 | Dask's `client.get_executor()`          | threads of its cluster  | Dask does so itself         |
+| Parsl's `ParslPoolExecutor`             | of all its blocks       | Parsl does so itself        |
 | any that says nothing                   | processors of this host | by a factory                |
 
 A factory is given in place of an executor: a function without arguments that makes one.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
@@ -131,4 +133,24 @@ def _capacity(pool: Any) -> int:
     if client is not None:
         with contextlib.suppress(Exception):  # Dask's; its cluster may be on its way
             return sum(client.nthreads().values()) or (os.cpu_count() or 1)
+    kernel = getattr(pool, "_dfk", None)
+    if kernel is not None:
+        with contextlib.suppress(Exception):  # Parsl's, and none of it promised
+            return _parsl_workers(kernel.executors) or (os.cpu_count() or 1)
     return os.cpu_count() or 1
+
+
+def _parsl_workers(executors: dict[str, Any]) -> int:
+    """Workers in all blocks that Parsl may start: it starts them only for what was submitted."""
+    count = 0
+    for name, executor in executors.items():
+        if name == "_parsl_internal":  # moves files
+            continue
+        provider = getattr(executor, "provider", None)
+        if provider is None:
+            count += int(getattr(executor, "max_threads", 0))
+            continue
+        each = executor.max_workers_per_node
+        workers = (os.cpu_count() or 1) if math.isinf(each) else int(each)
+        count += workers * provider.nodes_per_block * provider.max_blocks
+    return count

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import re
 import sys
 import textwrap
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -192,6 +194,24 @@ def test_the_capacity_is_what_the_executor_says() -> None:
         assert Engine(pool).capacity == 3
     with ProcessPoolExecutor(4) as pool:
         assert Engine(pool).capacity == 4
+
+
+def test_the_capacity_of_parsl_is_that_of_all_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = SimpleNamespace(nodes_per_block=2, max_blocks=5)
+    htex = SimpleNamespace(max_workers_per_node=8, provider=blocks)
+    there = {
+        "htex": htex,
+        "threads": SimpleNamespace(max_threads=3),
+        "_parsl_internal": SimpleNamespace(max_threads=10),
+    }
+
+    class Parsl(Executor):
+        _dfk = SimpleNamespace(executors=there)
+
+    assert Engine(Parsl()).capacity == 83
+    htex.max_workers_per_node = math.inf  # as many as a node has processors
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert Engine(Parsl()).capacity == 43
 
 
 def test_a_pool_of_a_factory_is_made_again_and_shut_down() -> None:
