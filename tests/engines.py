@@ -26,9 +26,12 @@ def loky() -> Iterator[Opened]:
 
 @contextlib.contextmanager
 def dask() -> Iterator[Opened]:
+    from dask import config as dask_config
     from distributed import Client
 
+    # A task that kills its worker is tried again by Dask itself, otherwise, each time in a new one.
     with (
+        dask_config.set({"distributed.scheduler.allowed-failures": 0}),
         tempfile.TemporaryDirectory() as folder,
         Client(
             n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=folder
@@ -50,6 +53,7 @@ def parsl() -> Iterator[Opened]:
         executor: Any = HighThroughputExecutor(
             address="127.0.0.1", loopback_address="127.0.0.1", max_workers_per_node=2,
             encrypted=False, provider=LocalProvider(init_blocks=1, max_blocks=1),
+            heartbeat_period=2,  # its processes end sooner
         )  # fmt: skip
         config = Config(executors=[executor], usage_tracking=0, run_dir=folder)
         with ParslPoolExecutor(config) as pool:
