@@ -209,6 +209,7 @@ class _Reader:
         self._chunk = memoryview(bytearray(_CHUNK_BYTES))
         self._unpacker = msgpack.Unpacker(max_buffer_size=0, **_UNPACKING)
         self._fed = 0  # bytes that the unpacker was given
+        self._used = 0  # of these, bytes of what is complete; its `tell` counts half messages, too
         self._several = 0  # so many more times, several messages at once are likely
         self._left: Any = None  # of a message whose large buffers are to come, and their places
         self._lengths: deque[Any] = deque()  # of those that have not begun
@@ -224,7 +225,7 @@ class _Reader:
         if self._gap:
             self._gap = self._gap[count:] or _NO_GAP
         else:
-            if self._left is None and self._unpacker.tell() == self._fed:
+            if self._left is None and self._used == self._fed:
                 message = self._only_one(self._chunk[:count])
                 if message is not None:
                     return [message]
@@ -236,6 +237,7 @@ class _Reader:
                 messages.append(pieces.restore(left, places, self._buffers))
                 self._left, self._buffers, self._borrowed = None, [], []
             for message in self._unpacker:
+                self._used = self._unpacker.tell()
                 if message[0] is None:  # its buffers come next
                     _, left, places, lengths = message
                     self._left = left, places
@@ -270,6 +272,7 @@ class _Reader:
                 continue
             buffer = bytearray(length)
             have = self._unpacker.read_bytes(len(buffer))
+            self._used += len(have)
             buffer[: len(have)] = have
             self._buffers.append(buffer)
             self._gap = memoryview(buffer)[len(have) :] or _NO_GAP
