@@ -3,6 +3,8 @@
 A master owns the task manager, its watchdog, the server through which slaves reach it, the
 registration of its label, and the slaves it has launched. Tasks go straight into the task manager,
 which is in the same process; only slaves come over the network.
+
+Half of the module are the docstrings of the public methods, which are the manual.
 """
 
 from __future__ import annotations

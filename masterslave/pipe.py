@@ -33,6 +33,8 @@ A message with large buffers (see `pieces`) is sent as ``[nil, what is left of i
 they are, and received to where they stay. What is in shared memory, or can be put there, is not
 sent (see `shared`): its place has ``[n, inode, size, stamp, used, start, length]`` instead of a
 length, and the n-th of the descriptors that come with the message is the one to map.
+
+Both ends are here, as each is the other's mirror.
 """
 
 from __future__ import annotations

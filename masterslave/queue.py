@@ -26,6 +26,9 @@ A parked task has a place in the journal, and no client yet. What happens to it 
 that outlived the earlier run still has it, hands its result in, or is lost) is noted in the task;
 when a request with its identity claims it, it enters the state that this amounts to. One whose
 request says by its `TaskOptions.origin` which client it came from is kept for that client first.
+
+The module is longer than others as all its events keep one set of invariants over the same few
+tables; what could be told apart is in `lines` (order), `notes` (tiny tasks) and `sharing` (turns).
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ which grants a write lease to the only one who has a file open. Borrowers have i
 descriptors of their own, so it knows of all of them, those on their way and those killed included.
 A name that is followed late finds another stamp. The order is: lease, new stamp, lease again; who
 came before the second has the old contents, who comes later sees the new stamp.
+
+Lender and borrower are one module, as each check of the one answers a duty of the other.
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ processes, feeds them, and never runs a handler itself, so that pings go on what
 | it is idle for `idle_s`       | as SIGTERM, with nothing to finish                             |
 | the master is gone for long   | kills its workers, ends with status 1                          |
 | the slave's code does not load| tells the master and the terminal why, ends with status 1      |
+
+The module is longer than others as all of it is one thread's loop over the same workers: what it
+decides is in `dispatch`, what it knows of a worker in `workerprocess`, its connections in `uplink`.
 """
 
 from __future__ import annotations

@@ -39,12 +39,17 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     }
     # Slaves that come before any client has code for them call clients' functions.
     data = {slavecode.DEFAULT_NAME: slavecode.functions_record()}
-    service = Service(
-        options.label, settings, journal=options.journal, keep=options.keep, data=data
-    )
+    for number in before:  # before anybody can reach it, as whoever does must be told of the end
+        signal.signal(number, on_signal)
     try:
-        for number in before:
-            signal.signal(number, on_signal)
+        service = Service(
+            options.label, settings, journal=options.journal, keep=options.keep, data=data
+        )
+    except BaseException:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        raise
+    try:
         if options.verbose:
             print(f"task manager {options.label} at {service.address}", flush=True)
         told.wait()

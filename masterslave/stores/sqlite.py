@@ -9,6 +9,9 @@ ended, whatever kills this process then. `synchronous` is NORMAL: if the whole h
 last moments may be missing, in which case their tasks are run again; the file stays sound. It is
 locked exclusively for as long as it is open, which also spares the shared-memory file that WAL
 needs otherwise and that network file systems do not have.
+
+The module is longer than others as what writes a table stands beside what reads and verifies it,
+so a change of the file is a change of one module. Pages are in `pages` and `paged`.
 """
 
 from __future__ import annotations
