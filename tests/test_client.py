@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -295,7 +296,7 @@ def test_a_result_that_cannot_be_read_is_a_failure_and_not_kept(here: World) -> 
         job = client.submit(pow, 2, 5)  # the thread goes on
         client.wait(PATIENCE_S)  # and what failed is said once
         assert got.results == {job: 32}
-    with sqlite3.connect("results.db") as file:
+    with contextlib.closing(sqlite3.connect("results.db")) as file:
         assert file.execute("SELECT name FROM result").fetchall() == [("pow",)]
 
 
