@@ -24,7 +24,8 @@ COLUMNS = (
 DIFFERENCES: dict[str, tuple[str, str, str]] = {
     "a handler ends its process": (
         "its task alone counts a crash, with host, signal and last words",
-        "all that ran in the pool runs again; who crashes alone counts a crash (MPI: the job ends)",
+        "all that ran in the pool runs again; who crashes alone counts a crash "
+        "(MPI: the job ends; Dask tries `allowed-failures` times more itself)",
         "the master ends with it",
     ),
     "a time limit": (
