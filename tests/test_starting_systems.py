@@ -273,7 +273,8 @@ def test_other_systems(
     wait_until(lambda: not world.processes())
 
 
-@pytest.mark.parametrize("name", ["sge", "pbs"])
+@UNCLOSED
+@pytest.mark.parametrize("name", ["sge", "pbs", "ssh", "psij"])
 def test_an_allocation_of_other_systems(
     world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
