@@ -33,8 +33,16 @@ _PHASES = {
     "COMPLETED": Phase.ENDED, "FAILED": Phase.ENDED, "CANCELED": Phase.ENDED,
 }  # fmt: skip
 
-#: Until PSI/J has asked its batch system for the state of a job that it was told of.
-_ATTACH_S = 30.0
+#: Until PSI/J has asked its batch system for the state of jobs that it was told of. Smaller: who
+#: asks a busy system is told that it does not answer.
+_ATTACH_S = 60.0
+
+#: PSI/J asks its batch system so often. Larger, as its own 30 s: `stop` waits for half a minute at
+#: each look. Smaller: a burden for the batch system.
+_ASK_S = 5.0
+
+#: How PSI/J begins to say that it could not ask: it takes all its jobs for failed then.
+_NOT_ASKED = ("Failed to poll", "Failed to update", "Error updating")
 
 #: Between two looks at processes that were told to end. Smaller: all of them are read more often.
 _LOOK_S = 0.1
@@ -126,15 +134,24 @@ class PsijLauncher(Launcher):
             native = {one: one.partition("#")[0] for one in ids}
             seen = LocalLauncher().states(list(native.values()))
             return {one: seen[own] for one, own in native.items()}
-        found = {}
-        for one in ids:
-            job = self._attach(one)
-            word = ""
-            if job is not None:
-                status = job.wait(timedelta(seconds=_ATTACH_S), _told_states())
-                word = (status or job.status).state.name
-            found[one] = JobState(_PHASES.get(word, Phase.UNKNOWN), word)
-        return found
+        jobs = {one: self._attach(one) for one in ids}  # all first: they are asked for together
+        deadline = time.monotonic() + _ATTACH_S
+        return {one: self._state(one, job, deadline) for one, job in jobs.items()}
+
+    def _state(self, job_id: str, job: Any, deadline: float) -> JobState:
+        """Of a batch system's job. Raises `LauncherError` when nothing was heard of it by then."""
+        if job is None:
+            return JobState(Phase.UNKNOWN)
+        left_s = max(0.001, deadline - time.monotonic())  # PSI/J takes 0 for "without end"
+        status = job.wait(timedelta(seconds=left_s), _told_states())
+        if status is None:
+            raise LauncherError(f"psij {self._name}: no state of job {job_id} in {_ATTACH_S:g} s")
+        if str(status.message or "").startswith(_NOT_ASKED):
+            del self._known[job_id]
+            reason = str(status.message).strip().splitlines()[-1]
+            raise LauncherError(f"psij {self._name}: no state of job {job_id}: {reason}")
+        word = status.state.name
+        return JobState(_PHASES.get(word, Phase.UNKNOWN), word)
 
     def cancel(self, ids: Sequence[str]) -> None:
         if self._name == "local":
@@ -173,6 +190,9 @@ class PsijLauncher(Launcher):
             except Exception as error:
                 known = ", ".join(sorted(psij.JobExecutor.get_executor_names()))
                 raise LauncherError(f"psij has no {self._name!r}, only {known}: {error}") from error
+            config = self._instance.config
+            if hasattr(config, "queue_polling_interval"):  # its thread reads it each time
+                config.queue_polling_interval = _ASK_S
         return self._instance
 
 
