@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import re
@@ -37,9 +38,9 @@ _PHASES = {
 #: asks a busy system is told that it does not answer.
 _ATTACH_S = 60.0
 
-#: PSI/J asks its batch system so often. Larger, as its own 30 s: `stop` waits for half a minute at
-#: each look. Smaller: a burden for the batch system.
-_ASK_S = 5.0
+#: PSI/J asks its batch system so often, until the last job that it was told of has ended. Larger,
+#: as its own 30 s: `stop` waits for half a minute at each look. Smaller: a burden for the system.
+_ASK_S = 10.0
 
 #: How PSI/J begins to say that it could not ask: it takes all its jobs for failed then.
 _NOT_ASKED = ("Failed to poll", "Failed to update", "Error updating")
@@ -60,9 +61,6 @@ class PsijLauncher(Launcher):
 
     def __init__(self, executor: str = "local") -> None:
         self._name = executor
-        self._instance: Any = None
-        # PSI/J's jobs by our ids: attached to twice, one that ends stops its local executor.
-        self._known: dict[str, Any] = {}
 
     def is_available(self) -> bool:
         try:
@@ -183,17 +181,35 @@ class PsijLauncher(Launcher):
         return job
 
     def _executor(self) -> Any:
-        if self._instance is None:
-            psij = _module()
-            try:
-                self._instance = psij.JobExecutor.get_instance(self._name)
-            except Exception as error:
-                known = ", ".join(sorted(psij.JobExecutor.get_executor_names()))
-                raise LauncherError(f"psij has no {self._name!r}, only {known}: {error}") from error
-            config = self._instance.config
-            if hasattr(config, "queue_polling_interval"):  # its thread reads it each time
-                config.queue_polling_interval = _ASK_S
-        return self._instance
+        return _executor(self._name, os.path.expanduser("~"))
+
+    @property
+    def _known(self) -> dict[str, Any]:
+        """PSI/J's jobs by our ids."""
+        return _jobs_of(self._name, os.path.expanduser("~"))
+
+
+@functools.cache
+def _executor(name: str, home: str) -> Any:
+    """PSI/J's executor of that name, which keeps its files in `home`.
+
+    One for a process: each has a thread, which goes on asking until its last job has ended.
+    """
+    psij = _module()
+    try:
+        made = psij.JobExecutor.get_instance(name)
+    except Exception as error:
+        known = ", ".join(sorted(psij.JobExecutor.get_executor_names()))
+        raise LauncherError(f"psij has no {name!r}, only {known}: {error}") from error
+    if hasattr(made.config, "queue_polling_interval"):  # its thread reads it each time
+        made.config.queue_polling_interval = _ASK_S
+    return made
+
+
+@functools.cache
+def _jobs_of(name: str, home: str) -> dict[str, Any]:
+    """PSI/J's jobs by our ids. Told of twice, it would hold, and ask for, each of them twice."""
+    return {}
 
 
 def _marked(*wanted: str) -> dict[str, str]:
