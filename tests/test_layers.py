@@ -15,7 +15,8 @@ PACKAGE = "masterslave"
 
 LAYERS = {
     0: "errors units settings records hooks entries chaos",
-    1: "queue notes lines liveness pace payload pieces unpicklable proofs diagnosis dispatch "
+    1: "queue states holdings leases earlier notes lines liveness pace payload pieces "
+    "unpicklable proofs diagnosis dispatch "
     "disturbance lifetime flights roster stragglers scheduler attempts clients versions sharing "
     "pairing scaling",
     2: "manager desk room outbox waiters watchdog journal ledger stores.*",
