@@ -136,7 +136,7 @@ def picture(queue: Queue, *others: Task) -> Any:
     return inside, [[getattr(task, name) for name in Task.__slots__] for task in tasks.values()]
 
 
-def check_books(queue: Queue) -> None:
+def check_books(queue: TaskQueue) -> None:
     """Whatever the queue counts must be what a recount of its tasks gives."""
     tasks = queue.tasks.values()
     names = {**dict.fromkeys(FINISHED, "done"), State.DEFERRED: "waiting"}
