@@ -55,11 +55,11 @@ from masterslave.errors import (
     DataNotFound,
     JournalDamaged,
     JournalError,
-    JournalFull,
     JournalInUse,
 )
 from masterslave.records import AT_REST, Frame, ProcessInfo, TaskOptions, frame_bytes
 from masterslave.stores.base import KEPT_FAILURE_BYTES, KEPT_FAILURES, KEPT_ROWS
+from masterslave.stores.full import CANNOT_WRITE, cannot_write
 from masterslave.stores.paged import PagedFile, same
 from masterslave.stores.pages import ENDING, TASK, Gathered, options_of, plain
 from masterslave.stores.statements import migrations, queries
@@ -79,9 +79,6 @@ _HIGHEST = "highest"
 
 #: Longest step over a damaged place when the place where reading goes on is looked for, in rows.
 _SKIP_TO = 1 << 40
-
-#: What SQLite says when it is the disk that fails; all else that it says is about the file.
-_CANNOT_WRITE = ("full", "disk I/O error", "readonly", "unable to open", "out of memory")
 
 #: The journals that are open in this process: its id, the file's device and inode. The system
 #: frees all locks of a process on a file when it closes any of its descriptors of that file. So a
@@ -730,9 +727,9 @@ class SqliteStore(PagedFile):
                     "master that writes to it; end that first, or ask it: "
                     "task_manager show LABEL, task_manager failures LABEL"
                 ) from error
-            if not any(known in text for known in _CANNOT_WRITE):
+            if not any(known in text for known in CANNOT_WRITE):
                 raise self._damaged(text) from error
-            raise JournalFull(f"journal {self.path} cannot be written: {text}") from error
+            raise cannot_write("journal", self.path, text) from error
         except sqlite3.DatabaseError as error:
             raise self._damaged(str(error)) from error
 
