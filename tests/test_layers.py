@@ -195,7 +195,9 @@ def test_no_third_party_module_is_imported_below_the_edges_but_two(tree: Tree) -
     }
     assert third_party == {
         ("payload", "cloudpickle"),
-        ("stores.sqlite", "msgpack"),
+        ("stores.frames", "msgpack"),
+        ("stores.journalfile", "msgpack"),
+        ("stores.rows", "msgpack"),
         ("stores.pages", "msgpack"),
     }
 
