@@ -52,6 +52,8 @@ from masterslave.records import (
     Outcome,
     TaskOptions,
     frame_bytes,
+    new_assignment,
+    new_delivery,
 )
 from masterslave.sharing import SharedLines
 
@@ -543,7 +545,9 @@ class TaskQueue:
             task.holder = process
             task_id = task.id
             holds[task_id] = task
-            run.append(Assignment(task_id, tag, task.attempt, task.frame, task.options.timeout))
+            run.append(
+                new_assignment((task_id, tag, task.attempt, task.frame, task.options.timeout))
+            )
             if len(run) >= count:
                 break
             following = self.peek(tags) if alone is None else self._first_waiting(alone)
@@ -831,7 +835,7 @@ class TaskQueue:
             if frame is not AT_REST:
                 size += task.size
                 task.frame = AT_REST  # who still has the task, to let it rest, finds that done
-            got.append(Delivery(task_id, what[1], task.outcome, frame, task.detail))
+            got.append(new_delivery((task_id, what[1], task.outcome, frame, task.detail)))
             if len(got) >= limit or size >= limit_bytes > 0:
                 break
         for (state, of_tag), count in given.items():  # forgotten: they are counted nowhere
