@@ -41,6 +41,10 @@ from masterslave.waiters import Monitor, Waiters
 
 log = logging.getLogger(__name__)
 
+#: How long a request of an attached client waits for room here before the client is told. Larger:
+#: it hangs for longer before it can say why. Smaller: more calls while it waits.
+_ROOM_S = 2.0
+
 
 class ClientDesk:
     """Where attached clients are served. What is declared here is made by `TaskManager`."""
@@ -122,14 +126,20 @@ class ClientDesk:
     ) -> list[str]:
         """As `addTaskRequests`, once for each `serial` of an attached client.
 
-        Raises `UnknownProcess` when the client must attach itself again before.
+        Raises `UnknownProcess` when the client must attach itself again before; `QueueFull` or
+        `JournalFull` when there is no room for some seconds: it is for the client to ask again.
         """
         checked = DEFAULT_OPTIONS
         if tuple(options) != DEFAULT_OPTIONS:
             checked = TaskOptions(*options).checked()
         books = self._ledger
         names = ledger.names(tag, frames, checked) if books is not None else []
-        self._room.take(sum(map(frame_bytes, frames)))
+        with self._lock:
+            client, _ = self._attached(process_id, generation)
+            done, answer = client.answered(lane, serial)
+        if done:  # whether or not there is room now
+            return list(answer)
+        self._room.take(sum(map(frame_bytes, frames)), _ROOM_S)
         with self._lock:
             client, member = self._attached(process_id, generation)
             done, answer = client.answered(lane, serial)

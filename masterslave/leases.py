@@ -22,7 +22,15 @@ from typing import Any
 from masterslave.holdings import Held
 from masterslave.lines import head_of, pass_on
 from masterslave.queue import TaskQueue
-from masterslave.records import AT_REST, LOST, Assignment, Completion, Outcome, frame_bytes
+from masterslave.records import (
+    AT_REST,
+    LOST,
+    Assignment,
+    Completion,
+    Outcome,
+    frame_bytes,
+    new_assignment,
+)
 from masterslave.states import (
     LIVE,
     NOBODY,
@@ -110,7 +118,9 @@ class Leases:
             task.holder = process
             task_id = task.id
             holds[task_id] = task
-            run.append(Assignment(task_id, tag, task.attempt, task.frame, task.options.timeout))
+            run.append(
+                new_assignment((task_id, tag, task.attempt, task.frame, task.options.timeout))
+            )
             if len(run) >= count:
                 break
             following = self.peek(tags) if alone is None else self._first_waiting(alone)

@@ -21,7 +21,7 @@ from masterslave.errors import IllegalTransition, UnknownTask
 from masterslave.holdings import Holdings
 from masterslave.lines import FinishedLine
 from masterslave.notes import TINY_BYTES, Tasks
-from masterslave.records import AT_REST, Delivery, Frame, TaskOptions, frame_bytes
+from masterslave.records import AT_REST, Delivery, Frame, TaskOptions, frame_bytes, new_delivery
 from masterslave.sharing import SharedLines
 from masterslave.states import (
     FINISHED,
@@ -234,7 +234,7 @@ class TaskQueue:
             if frame is not AT_REST:
                 size += task.size
                 task.frame = AT_REST  # who still has the task, to let it rest, finds that done
-            got.append(Delivery(task_id, what[1], task.outcome, frame, task.detail))
+            got.append(new_delivery((task_id, what[1], task.outcome, frame, task.detail)))
             if len(got) >= limit or size >= limit_bytes > 0:
                 break
         for (state, of_tag), count in given.items():  # forgotten: they are counted nowhere

@@ -21,7 +21,7 @@ LAYERS = {
     2: "manager desk room outbox waiters watchdog journal ledger stores.*",
     3: "engines folder.* transports.* launchers.* naming keyfile pipe slavecode tables memory "
     "shared lending globalstate functions connectionfile board calls identities runfolder "
-    "packing",
+    "packing claim",
     4: "guest pump worker workerprocess uplink supervisor slave slaverun master service "
     "folderservice lanes attached attachment ways callcore executor client",
     5: "jobs cli arguments starting stopping allocation commands.* __init__ __main__",

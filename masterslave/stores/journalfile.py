@@ -26,9 +26,10 @@ from urllib.parse import quote
 
 import msgpack
 
-from masterslave.errors import JournalDamaged, JournalError, JournalFull, JournalInUse
+from masterslave.errors import JournalDamaged, JournalError, JournalInUse
 from masterslave.records import Frame
 from masterslave.stores.frames import Signer, is_frame, same
+from masterslave.stores.full import CANNOT_WRITE, cannot_write
 from masterslave.stores.statements import migrations, queries
 
 APPLICATION_ID = 0x6D736A31  # "msj1"
@@ -37,9 +38,6 @@ _MAGIC = b"SQLite format 3\0"
 
 #: Longest step over a damaged place when the place where reading goes on is looked for, in rows.
 _SKIP_TO = 1 << 40
-
-#: What SQLite says when it is the disk that fails; all else that it says is about the file.
-_CANNOT_WRITE = ("full", "disk I/O error", "readonly", "unable to open", "out of memory")
 
 #: The journals that are open in this process: its id, the file's device and inode. The system
 #: frees all locks of a process on a file when it closes any of its descriptors of that file. So a
@@ -322,9 +320,9 @@ class JournalFile:
                     "master that writes to it; end that first, or ask it: "
                     "task_manager show LABEL, task_manager failures LABEL"
                 ) from error
-            if not any(known in text for known in _CANNOT_WRITE):
+            if not any(known in text for known in CANNOT_WRITE):
                 raise self.damaged(text) from error
-            raise JournalFull(f"journal {self.path} cannot be written: {text}") from error
+            raise cannot_write("journal", self.path, text) from error
         except sqlite3.DatabaseError as error:
             raise self.damaged(str(error)) from error
 
