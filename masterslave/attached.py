@@ -345,6 +345,10 @@ class RemoteManager:
                 self._generation = 0
                 self._changed.notify_all()
 
+    def raises_when_full(self) -> bool:
+        """Whether a request that finds no room there is to fail instead of waiting."""
+        return self._settings.when_full == "raise"
+
     def wait_for_news(self, generation: int, timeout_s: float) -> None:
         """A call's connection broke: wait until the client was attached anew, but not for long.
 

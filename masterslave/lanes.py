@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from masterslave.errors import ConnectionFailed, UnknownProcess
+from masterslave.errors import ConnectionFailed, JournalError, QueueFull, UnknownProcess
 from masterslave.transports.base import Link
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ class Home(Protocol):
 
     def detached(self, generation: int) -> None:
         """The task manager does not know that registration."""
+
+    def raises_when_full(self) -> bool:
+        """Whether a request that finds no room is to fail instead of waiting."""
 
     def wait_for_news(self, generation: int, timeout_s: float) -> None:
         """Wait until the client was attached anew, but not for long."""
@@ -80,12 +83,14 @@ class Lane:
     def once(self, method: str, note: Callable[[int, Any], None], *args: Any) -> Any:
         """A call that is carried out once, however often it must be made.
 
-        `note`: is called with its number and its answer before anything else can happen.
+        `note`: is called with its number and its answer before anything else can happen. Where the
+        task manager has no room for it, it waits and says so, or raises, as the settings say.
         """
         with self._lock:
             self._serial += 1
             numbers = self._number, self._serial
             self._pause_s = RETRY_FROM_S
+            full = False
             while True:
                 process_id, generation = self._home.identity()
                 try:
@@ -95,7 +100,17 @@ class Lane:
                     self._home.detached(generation)
                 except ConnectionFailed as error:
                     self._broke(error, generation)
+                except (QueueFull, JournalError) as error:
+                    if self._home.raises_when_full():
+                        raise
+                    if not full:
+                        log.warning("requests wait: %s", error, extra={"action": "requests_wait"})
+                    full = True
+                    self._pause(generation)
                 else:
+                    if full:
+                        full = False
+                        log.warning("requests go on", extra={"action": "requests_go_on"})
                     if self._home.take_note(generation, self._serial, answer, note):
                         return answer
 
@@ -113,6 +128,9 @@ class Lane:
     def _broke(self, error: ConnectionFailed, generation: int) -> None:
         log.debug("a call's connection broke: %s", error)
         self._drop()
+        self._pause(generation)
+
+    def _pause(self, generation: int) -> None:
         self._home.wait_for_news(generation, self._pause_s)
         self._pause_s = min(RETRY_TO_S, 2 * self._pause_s)
 

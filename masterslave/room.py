@@ -7,6 +7,8 @@ them aside in; with one, requests wait only while it cannot be written.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
 
 from masterslave.errors import JournalError, MasterSlaveError, QueueFull
@@ -39,24 +41,32 @@ class Room:
         self._settings = settings
         self._has_ended = has_ended
         self._budget = settings.memory_bytes
+        self._is_said = False  # that requests wait
         self.waiting = 0  # requests that wait
 
-    def take(self, size: int) -> None:
+    def take(self, size: int, wait_s: float = math.inf) -> None:
         """Block until there is room for a request of so many bytes, or the job has ended.
 
-        Raises `QueueFull` or `JournalError` instead where the settings say so.
+        Raises `QueueFull` or `JournalError` where there is none after `wait_s` seconds, or instead
+        of waiting where the settings say so.
         """
         if self._ledger is None and self._queue.parameter_bytes + size <= self._budget:
+            self._is_said = False
             return
+        deadline: float | None = None
         while (problem := self._problem(size)) is not None:
-            if self._settings.when_full == "raise":
+            now = time.monotonic()
+            deadline = now + wait_s if deadline is None else deadline
+            if self._settings.when_full == "raise" or now >= deadline:
                 raise problem
             with self._found:
-                if not self.waiting:
+                if not self._is_said:
                     log.warning("requests wait: %s", problem, extra={"action": "requests_wait"})
+                self._is_said = True
                 self.waiting += 1
                 self._found.wait(_LOOK_S)
                 self.waiting -= 1
+        self._is_said = False
 
     def found(self) -> None:
         """(Locked.) There may be room now, or the job has ended."""

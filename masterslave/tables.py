@@ -65,6 +65,9 @@ def print_status(status: Mapping[str, Any], *, verbose: bool) -> None:
         if clients := status.get("clients"):
             console.print()
             _print_clients(console, clients)
+    if trouble := status.get("journal_trouble"):
+        text = f"! requests wait, and results are not acknowledged: {trouble}"
+        console.print(Text(text, style="yellow"))
     for problem in status.get("mismatches", ()):
         console.print(Text(f"! {problem}", style="yellow"))
     for reason in explain(situation(status)):

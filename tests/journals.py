@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import strategies as st
 
 from masterslave.entries import (
@@ -24,9 +26,11 @@ from masterslave.entries import (
     identity,
     singly,
 )
+from masterslave.errors import JournalError
 from masterslave.records import AT_REST, Frame, Outcome, ProcessInfo, TaskOptions
 from masterslave.stores.base import Store
 from masterslave.stores.memory import MemoryStore
+from masterslave.stores.sqlite import SqliteStore
 
 KEY = bytes(range(32))
 INFO = ProcessInfo("PID 7 on node1 (x86_64)", 7, "node1", 2, "token")
@@ -273,3 +277,44 @@ def histories(draw: st.DrawFn, max_size: int = 12) -> list[list[Written]]:
             else:
                 entries += draw(endings(one, process))
     return draw(grouped(entries))
+
+
+# --- journals in files ----------------------------------------------------------------------
+
+ENTRIES: list[Entry] = [
+    Joined(1, INFO),
+    requested(0),
+    requested(1),
+    HandedOut(1, ((0, 1), (1, 1))),
+    setback(1),
+    ended(0),
+]
+
+
+def make(path: Path, entries: Sequence[Written] = ENTRIES, key: bytes = KEY) -> None:
+    store = SqliteStore(path, key)
+    store.write(entries)
+    store.close()
+
+
+def read(path: Path) -> Kept:
+    store = SqliteStore(path, KEY)
+    try:
+        return found(store)
+    finally:
+        store.close()
+
+
+def refused(path: Path, match: str, key: bytes = KEY) -> JournalError:
+    """Opening it fails, in one line that names it, and changes nothing."""
+    before = files(path.parent)
+    with pytest.raises(JournalError, match=match) as caught:
+        SqliteStore(path, key)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert files(path.parent) == before
+    return caught.value
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.glob("*") if path.is_file()}

@@ -32,8 +32,9 @@ from masterslave.errors import JournalDamaged
 from masterslave.keyfile import load_key
 from masterslave.records import ProcessInfo, TaskOptions
 from masterslave.settings import Settings
+from masterslave.stores.frames import PIECE_BYTES
 from masterslave.stores.reader import reading
-from masterslave.stores.sqlite import PIECE_BYTES, SqliteStore
+from masterslave.stores.sqlite import SqliteStore
 
 Run = Callable[..., tuple[int, str, str]]
 

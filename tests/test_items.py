@@ -14,8 +14,9 @@ from masterslave.errors import DataNotFound, JournalDamaged
 from masterslave.journal import Journal
 from masterslave.records import ProcessInfo
 from masterslave.stores.base import Store
+from masterslave.stores.frames import PIECE_BYTES
 from masterslave.stores.memory import MemoryStore
-from masterslave.stores.sqlite import PIECE_BYTES, SqliteStore
+from masterslave.stores.sqlite import SqliteStore
 from masterslave.stores.statements import migrations
 
 KEY = bytes(32)

@@ -1,4 +1,4 @@
-"""The shell above a client of docker or podman, with a program in the place of the client."""
+"""The shell above a client of docker or podman, or apptainer, with a program in their place."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ case "$*" in
 esac
 echo ready >> "$CALLS"
 while :; do sleep 0.05; done
+"""
+
+#: Writes down what it was given, and what it would hand on.
+APPTAINER = """#!/bin/sh
+printf '%s\\n' "$$" "$@"
+env | sed -n s/^APPTAINERENV_//p
 """
 
 
@@ -79,3 +85,23 @@ def test_the_program_that_must_be_there() -> None:
 def test_a_job_of_a_system_that_takes_one_line() -> None:
     job = Job("a", ("x",), directory="/w", container=Container("podman", "image"))
     assert not any("\n" in word for word in process_command(job))
+
+
+@pytest.mark.parametrize("job_id", [None, "", "7:1", 'a b"`id`$HOME\\'])
+def test_apptainer_takes_the_place_of_its_shell_and_is_told_which_job_it_is(
+    tmp_path: Path, job_id: str | None
+) -> None:
+    program = tmp_path / "apptainer"
+    program.write_text(APPTAINER)
+    program.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_ID": "12", "OTHER": "x"}
+    if job_id is not None:
+        env["MASTERSLAVE_JOB_ID"] = job_id
+    job = Job("a b", ("x", "$y"), directory="/w", container=Container("apptainer", "i m"))
+    command = process_command(job)
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    lines = process.communicate(timeout=PATIENCE_S)[0].splitlines()
+    given = ["exec", "--pwd", "/w", "--bind", "/w:/w", "i m", "x", "$y"]
+    assert lines[: 1 + len(given)] == [str(process.pid), *given]
+    told = {"JOB_ID=12"} | ({f"MASTERSLAVE_JOB_ID={job_id}"} if job_id is not None else set())
+    assert set(lines[1 + len(given) :]) == told

@@ -190,12 +190,18 @@ def test_containers_have_the_addresses_and_process_ids_of_their_host(kind: str) 
     assert {"MASTERSLAVE_JOB_ID", "SLURM_JOB_ID", "SLURM_JOB_END_TIME"} < set(told[1::2])
 
 
-def test_apptainer() -> None:
-    container = Container("apptainer", "image.sif", ("--nv",), ("/shared",))
-    assert process_command(JOB._replace(container=container, directory="/w")) == [
-        "apptainer", "exec", "--pwd", "/w", "--bind", "/w:/w", "--bind", "/shared:/shared",
-        "--nv", "image.sif", *JOB.command,
+def test_apptainer_says_inside_what_must_be_set() -> None:
+    """Apptainer itself drops HOME, all of it with --cleanenv, and has a shell evaluate the rest."""
+    container = Container("apptainer", "image.sif", ("--nv",), ("/shared", "/w", "/a:/b:ro"))
+    words = process_command(JOB._replace(container=container, directory="/w"))
+    assert words[:2] == ["sh", "-c"]
+    assert words[2].endswith('; exec apptainer "$@"')
+    assert words[3:] == [
+        "sh", "exec", "--pwd", "/w", "--bind", "/w:/w", "--bind", "/shared:/shared",
+        "--bind", "/a:/b:ro", "--nv", "image.sif", "env", "WORD=it's $HOME", *JOB.command,
     ]  # fmt: skip
+    alone = process_command(JOB._replace(container=container, environment={}))
+    assert alone[-len(JOB.command) - 1 :] == ["image.sif", *JOB.command]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from masterslave.entries import (
 )
 from masterslave.errors import JournalDamaged
 from masterslave.records import AT_REST, TaskOptions
-from masterslave.stores import paged, sqlite
+from masterslave.stores import paged, upkeep
 from masterslave.stores.pages import ENDING, PAGE_ENTRIES, TASK, Gathered, Page, by_number
 from masterslave.stores.sqlite import SqliteStore
 
@@ -51,7 +51,7 @@ def store(path: Path) -> Iterator[SqliteStore]:
 
 
 def rows(store: SqliteStore, table: str) -> int:
-    count: int = store._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+    count: int = store._file.db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
     return count
 
 
@@ -159,7 +159,7 @@ def test_the_file_does_not_grow_with_what_was_struck_out(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paged, "KEPT_ROWS", 50)
-    store._clear_at = 50
+    store._pages._clear_at = 50
     store.write([requests(0, 40), results([7])])
     counts = []
     for turn in range(1, 30):
@@ -177,8 +177,8 @@ def test_the_file_does_not_grow_with_what_was_struck_out(
 def test_hand_outs_of_tasks_in_pages_stay(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "KEPT_ROWS", 3)
-    store._tidy_at = 3
+    monkeypatch.setattr(upkeep, "KEPT_ROWS", 3)
+    store._upkeep._tidy_at = 3
     store.write([requests(0, 6), *(HandedOut(1, ((i, 1),)) for i in range(6))])
     store.write([Forgotten(i, False) for i in range(4)])
     kept = [entry.tasks[0][0] for _, entry in store.numbered("hand_out")]  # type: ignore[union-attr]
@@ -187,7 +187,7 @@ def test_hand_outs_of_tasks_in_pages_stay(
 
 def test_a_page_that_was_read_in_a_group_that_failed_is_not_believed(store: SqliteStore) -> None:
     store.write([requested(0)])
-    store._clear_at = 1
+    store._pages._clear_at = 1
     with pytest.raises(JournalDamaged):
         store.write([requests(1, 2), Cancelled(1), requested(0)])
     store.write([Requests(1, "sqrt", TaskOptions(), [b"other", b"another"])])

@@ -1,9 +1,14 @@
-"""`start` and `stop` with slaves in real containers, of docker and of podman."""
+"""`start` and `stop` with slaves in real containers, of docker, of podman and of apptainer."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from clusters.places import MOUNTS, SITE
 from clusters.systems import Systems
@@ -15,19 +20,29 @@ from masterslave.stopping import overview
 
 pytestmark = pytest.mark.timeout(300)
 
-KINDS = ("docker", "podman")
+#: With options of their own. apptainer's: as users have it who are not root, in a user namespace;
+#: and as many sites advise, with nothing of the host's environment, `/tmp` and home directory.
+KINDS = (
+    "docker", "podman", "apptainer", "apptainer --userns", "apptainer --contain --cleanenv",
+)  # fmt: skip
 
 
 class Engine:
     """A container system, and ``task_manager start`` with it."""
 
-    def __init__(self, kind: str, world: World, systems: Systems, patch: pytest.MonkeyPatch):
-        self.kind = kind
+    def __init__(self, name: str, world: World, systems: Systems, patch: pytest.MonkeyPatch):
+        self.kind, *options = name.split()
         self.world = world
-        self.use(systems.start(kind), patch)
+        self.use(systems.start(self.kind), patch)
         patch.chdir(world.path)
+        self._folder = systems.folder(self.kind)
+        self._temporary = world.path / "tmp"
+        self._temporary.mkdir()
+        self.use({"APPTAINER_TMPDIR": str(self._temporary)}, patch)
         self.options = [
-            "--container", f"{kind}:work:1", f"--container-option=--env=PYTHONPATH={ROOT}:{SITE}",
+            "--container", f"{self.kind}:{systems.image(self.kind)}",
+            f"--container-option=--env=PYTHONPATH={ROOT}:{SITE}",
+            *(f"--container-option={option}" for option in options),
             *(word for mount in MOUNTS for word in ("--mount", mount)),
         ]  # fmt: skip
 
@@ -41,12 +56,43 @@ class Engine:
 
     def containers(self) -> list[str]:
         """Ids of all that there are, ended ones, too."""
+        if self.kind == "apptainer":
+            return runtime_parents(str(self.world.path))
         return run_command([self.kind, "ps", "--all", "--quiet"]).out.split()
 
     def check_nothing_is_left(self) -> None:
         wait_until(lambda: not self.containers(), "no container is left")
         wait_until(lambda: not self.world.processes(), "no process is left")
         assert not list((self.world.path / ".masterslave" / "starts").iterdir())
+        if self.kind == "apptainer":
+            wait_until(lambda: not self.images_in_use(), "no image is in use")
+            assert not list(self._temporary.iterdir())
+
+    def images_in_use(self) -> list[str]:
+        """Images of apptainer's that the kernel still has as devices."""
+        files = Path("/sys/block").glob("loop*/loop/backing_file")
+        return [one for file in files if (one := read(file)).startswith(str(self._folder))]
+
+
+def runtime_parents(directory: str) -> list[str]:
+    """apptainer has no containers but processes: above each stands one, which knows where it was
+    started by what it has in the place of its environment."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        with contextlib.suppress(psutil.Error):
+            if process.info["name"] == "starter" and any(
+                directory in value for value in process.environ().values()
+            ):
+                found.append(str(process.pid))
+    return found
+
+
+def read(path: Path) -> str:
+    """Empty where it has just gone."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 @pytest.fixture(params=KINDS)
@@ -94,10 +140,26 @@ def test_a_key_that_is_elsewhere_is_seen_inside(
     engine.check_nothing_is_left()
 
 
-def test_a_container_in_a_batch_job_knows_its_job(
-    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["apptainer", "apptainer --userns"])
+def test_a_slave_does_not_outlive_its_apptainer(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    engine = Engine("podman", world, systems, monkeypatch)
+    engine = Engine(name, world, systems, monkeypatch)
+    engine.run("start", "lab", "-n", 2, "--on", "local", "--serve", "--here", *engine.options)
+    wait_until(lambda: any(row.job and row.workers for row in overview("lab").rows))
+    (parent,) = engine.containers()
+    os.kill(int(parent), signal.SIGKILL)
+    wait_until(lambda: not engine.containers(), "its container is gone")
+    wait_until(lambda: len(world.processes()) == 1, "only the task manager is left")
+    engine.run("stop", "lab")
+    engine.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("name", ["podman", "apptainer", "apptainer --cleanenv"])
+def test_a_container_in_a_batch_job_knows_its_job(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    engine = Engine(name, world, systems, monkeypatch)
     engine.use(systems.start("slurm"), monkeypatch)
     engine.run(
         "start", "lab", "-n", 2, "--on", "slurm", "--serve", "--here", "--walltime", "10m",

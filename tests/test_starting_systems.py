@@ -142,6 +142,30 @@ def test_slaves_come_while_tasks_wait_and_leave_when_idle(slurm: World) -> None:
     wait_until(lambda: not slurm.processes())
 
 
+def test_scaling_goes_on_where_a_process_was_killed_while_it_submitted(slurm: World) -> None:
+    """Slurm has the job, whose id was told to nobody: it counts, so there are two at most."""
+    found = started("lab", 1, "slurm", serve=True, here=True, low=1, high=2)
+    folder = RunFolder.of("lab", slurm.path)
+    wait_until(lambda: [row for row in overview("lab").rows if row.slave], "the first slave")
+    os.kill(int(found.scaling.partition(":")[0]), signal.SIGKILL)
+    (first,) = [one for one in folder.submissions() if one.role == "slave"]
+    folder.write(first._replace(ids=None))
+    second = slurm.task_manager("scale", "lab")
+    wait_until(lambda: first in folder.submissions(), "its id is known again")
+
+    def living() -> int:
+        return len(run_command(["squeue", "--noheader", "--array", "--format=%i"]).out.split())
+
+    seen = set()
+    with ClusterExecutor("lab", masterHost("lab", PATIENCE_S)) as executor:
+        futures = [executor.submit(time.sleep, 0.2) for _ in range(100)]
+        wait_until(lambda: seen.add(living()) or all(future.done() for future in futures))
+    assert max(seen) == 2
+    stop("lab")
+    second.finish()  # in order: what it submits is on record first
+    wait_until(lambda: not slurm.processes())
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "printed"),
     [
@@ -190,14 +214,16 @@ def reach(
     name: str, world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
     """Start a system, have this process and the world's find it; gives its launcher's settings."""
-    if name == "psij":
-        if importlib.util.find_spec("psij") is None:
-            missing("no psij-python")
-    else:
-        for variable, value in systems.start(name).items():
+    if name.startswith("psij") and importlib.util.find_spec("psij") is None:
+        missing("no psij-python")
+    system = {"psij": "", "psij-slurm": "slurm"}.get(name, name)
+    if system:
+        for variable, value in systems.start(system).items():
             monkeypatch.setenv(variable, value)
             world.env[variable] = value
     monkeypatch.chdir(world.path)
+    if name == "psij-slurm":
+        return {"executor": "slurm"}
     if name == "pbs":
         return {"dialect": "torque", "arrays": False}
     if name == "ssh":
@@ -257,12 +283,13 @@ def test_a_host_that_there_is_not_is_named(
 
 
 @UNCLOSED
-@pytest.mark.parametrize("name", ["sge", "pbs", "ssh", "psij"])
+@pytest.mark.parametrize("name", ["sge", "pbs", "ssh", "psij", "psij-slurm"])
 def test_other_systems(
     world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Slaves of a manager here: jobs and slaves are found to belong together; nothing is left."""
     settings = reach(name, world, systems, monkeypatch)
+    name = name.partition("-")[0]
     found = started("lab", 2, name, serve=True, here=True, launcher_settings=settings)
     wait_until(lambda: sum(1 for row in overview("lab").rows if row.job and row.workers) == 2)
     with ClusterExecutor("lab", masterHost("lab", PATIENCE_S)) as executor:
@@ -273,11 +300,13 @@ def test_other_systems(
     wait_until(lambda: not world.processes())
 
 
-@pytest.mark.parametrize("name", ["sge", "pbs"])
+@UNCLOSED
+@pytest.mark.parametrize("name", ["sge", "pbs", "ssh", "psij", "psij-slurm"])
 def test_an_allocation_of_other_systems(
     world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     settings = reach(name, world, systems, monkeypatch)
+    name = name.partition("-")[0]
     with allocate(2, name, launcher_settings=settings) as workers:
         with workers.executor() as executor:
             assert sum(executor.map(abs, range(-99, 1))) == 4950
@@ -285,6 +314,20 @@ def test_an_allocation_of_other_systems(
     assert len(ids) == 2
     assert all(state.is_over for state in launcher(name, **settings).states(ids).values())
     wait_until(lambda: not world.processes())
+
+
+@UNCLOSED
+@pytest.mark.parametrize("name", ["ssh", "psij", "psij-slurm"])
+def test_an_allocation_ends_with_a_block_that_fails(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """At once: its slaves may not even have started."""
+    settings = reach(name, world, systems, monkeypatch)
+    name = name.partition("-")[0]
+    with pytest.raises(KeyError), allocate(2, name, launcher_settings=settings):
+        raise KeyError
+    wait_until(lambda: not world.processes())
+    assert not list((world.path / ".masterslave" / "starts").iterdir())
 
 
 # --- HTCondor: the pool has a system of its own, so all of it runs there ------------------------

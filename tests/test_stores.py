@@ -23,7 +23,7 @@ from journals import (
 from masterslave.entries import Cancelled, Entry, Forgotten, HandedOut, Joined, Left, Written
 from masterslave.errors import JournalDamaged
 from masterslave.records import AT_REST, TaskOptions
-from masterslave.stores import memory, sqlite
+from masterslave.stores import frames, memory, upkeep
 from masterslave.stores.base import Store
 from masterslave.stores.memory import MemoryStore
 from masterslave.stores.sqlite import SqliteStore
@@ -181,7 +181,7 @@ def test_a_later_run_may_give_the_number_of_a_cancelled_task_to_another_one(plac
 def test_frames_come_back_by_number(
     place: Place, frame: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "PIECE_BYTES", 100)
+    monkeypatch.setattr(frames, "PIECE_BYTES", 100)
     store = place.open()
     others = [requested(4, frame=[b"w" * 500]), ended(4, frame=[b"v" * 500])]
     store.write([requested(3, frame=frame), *others, requested(5), ended(3, frame=frame[::-1])])
@@ -209,7 +209,7 @@ def test_frames_that_nobody_has_written_are_not_there(store: Store) -> None:
 def test_cancelling_takes_large_parameters_along(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "PIECE_BYTES", 10)
+    monkeypatch.setattr(frames, "PIECE_BYTES", 10)
     store = place.open()
     store.write([requested(0, frame=[b"old" * 99]), requested(1)])
     store.write([Cancelled(0)])
@@ -322,7 +322,7 @@ def test_failures_are_kept_and_named(place: Place) -> None:
 
 
 def test_the_oldest_failures_go(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (memory, sqlite):
+    for module in (memory, upkeep):
         monkeypatch.setattr(module, "KEPT_FAILURES", 2)
     store = place.open()
     order = (3, 0, 4, 1, 2)  # in which they came to be forgotten
@@ -341,9 +341,9 @@ def test_the_oldest_failures_go(place: Place, monkeypatch: pytest.MonkeyPatch) -
 def test_failures_are_bounded_in_bytes_but_for_the_newest(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (memory, sqlite):
+    for module in (memory, upkeep):
         monkeypatch.setattr(module, "KEPT_FAILURE_BYTES", 100_000)
-    monkeypatch.setattr(sqlite, "PIECE_BYTES", 25_000)  # the largest ones are kept in pieces
+    monkeypatch.setattr(frames, "PIECE_BYTES", 25_000)  # the largest ones are kept in pieces
     store = place.open()
 
     def fail(number: int, size: int) -> None:

@@ -14,6 +14,20 @@ def test_an_empty_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "no task managers are known to the name server\n"
 
 
+def test_a_journal_that_cannot_be_written_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    status = {
+        "label": "job", "active_processes": 0, "masters": [], "slaves": [], "workers": 0,
+        "waiting": {}, "running": {}, "finished": {}, "client_waits": False, "failures": [],
+        "delivered": 0, "journal_trouble": "journal /d/j cannot be written: [full] (make room)",
+    }  # fmt: skip
+    tables.print_status(status, verbose=False)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("!")]
+    assert told == [
+        "! requests wait, and results are not acknowledged: "
+        "journal /d/j cannot be written: [full] (make room)"
+    ]
+
+
 def test_a_slave_whose_workers_start_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     slave = {"info": "PID 2 on node", "workers": 4, "tags": None, "holds": 0, "finished": 0}
     status = {

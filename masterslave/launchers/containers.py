@@ -6,6 +6,9 @@ which would ignore SIGTERM, and needs no init beside it.
 
 docker and podman are clients: told to end while it starts its container, a client may leave it
 behind. So a shell stands above it, hands signals on, and removes at the end what is left.
+
+apptainer is the parent of the process: it hands signals on, gives its exit status, and does not
+outlive it, nor is outlived. It replaces the shell above it, which only sees to the environment.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from masterslave.launchers.base import Container, Job, safe_name
 KINDS = ("docker", "podman", "apptainer")
 
 #: What a job's surroundings tell a slave in it: which job it is, and when that ends. Handed on
-#: where it is set, for docker and podman hand on nothing by themselves.
+#: where it is set, for docker and podman hand on nothing by themselves, nor does apptainer when it
+#: is told ``--cleanenv``.
 _HANDED_ON = (
     "MASTERSLAVE_JOB_ID", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID",
     "SLURM_JOB_END_TIME", "PBS_JOBID", "PBS_WALLTIME", "JOB_ID", "SGE_TASK_ID",
@@ -33,6 +37,14 @@ _SEE_TO_ITS_END = (
     "while wait $client; status=$?; [ $status -gt 128 ] && kill -0 $client 2>/dev/null; "
     "do :; done; "
     '"$engine" rm --force "$name" >/dev/null 2>&1; exit $status'
+)
+
+#: The rest is for apptainer. What it finds as APPTAINERENV_NAME is NAME inside in any case; but it
+#: has a shell evaluate the value, so only what systems say may go this way. One line, as above.
+_TELL_APPTAINER = (
+    f"for name in {' '.join(_HANDED_ON)}; do "
+    'eval "[ -z \\"\\${$name+set}\\" ] || export APPTAINERENV_$name=\\"\\$$name\\""; done; '
+    'exec apptainer "$@"'
 )
 
 
@@ -55,17 +67,21 @@ def _start(job: Job, container: Container) -> list[str]:
         raise LauncherError(f"container image {container.image!r} is not the name of an image")
     mounts = [_mount(path) for path in (job.directory, *container.mounts)]
     mounts = list(dict.fromkeys(mounts))
-    if container.kind == "apptainer":  # has the environment of the host, and is no process 1
+    variables = [f"{name}={value}" for name, value in job.environment.items()]
+    if container.kind == "apptainer":
+        # `env` inside says what must be set: apptainer drops HOME, and all of it with --cleanenv,
+        # and its own --env takes commas for the end of a value and has a shell evaluate the rest.
         binds = [word for mount in mounts for word in ("--bind", mount)]
-        return ["apptainer", "exec", "--pwd", job.directory, *binds, *container.arguments,
-                container.image]  # fmt: skip
+        return [
+            "sh", "-c", _TELL_APPTAINER, "sh", "exec", "--pwd", job.directory, *binds,
+            *container.arguments, container.image, *(["env", *variables] if variables else []),
+        ]  # fmt: skip
     volumes = [word for mount in mounts for word in ("--volume", mount)]
-    told = [*_HANDED_ON, *(f"{name}={value}" for name, value in job.environment.items())]
-    variables = [word for one in told for word in ("--env", one)]
+    told = [word for one in (*_HANDED_ON, *variables) for word in ("--env", one)]
     return [
         "sh", "-c", _SEE_TO_ITS_END, "sh", safe_name(job.name),
         container.kind, "run", "--rm", "--network", "host", "--pid", "host",
-        "--workdir", job.directory, *volumes, *variables, *container.arguments, container.image,
+        "--workdir", job.directory, *volumes, *told, *container.arguments, container.image,
     ]  # fmt: skip
 
 

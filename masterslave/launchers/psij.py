@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import re
@@ -33,8 +34,16 @@ _PHASES = {
     "COMPLETED": Phase.ENDED, "FAILED": Phase.ENDED, "CANCELED": Phase.ENDED,
 }  # fmt: skip
 
-#: Until PSI/J has asked its batch system for the state of a job that it was told of.
-_ATTACH_S = 30.0
+#: Until PSI/J has asked its batch system for the state of jobs that it was told of. Smaller: who
+#: asks a busy system is told that it does not answer.
+_ATTACH_S = 60.0
+
+#: PSI/J asks its batch system so often, until the last job that it was told of has ended. Larger,
+#: as its own 30 s: `stop` waits for half a minute at each look. Smaller: a burden for the system.
+_ASK_S = 10.0
+
+#: How PSI/J begins to say that it could not ask: it takes all its jobs for failed then.
+_NOT_ASKED = ("Failed to poll", "Failed to update", "Error updating")
 
 #: Between two looks at processes that were told to end. Smaller: all of them are read more often.
 _LOOK_S = 0.1
@@ -52,9 +61,6 @@ class PsijLauncher(Launcher):
 
     def __init__(self, executor: str = "local") -> None:
         self._name = executor
-        self._instance: Any = None
-        # PSI/J's jobs by our ids: attached to twice, one that ends stops its local executor.
-        self._known: dict[str, Any] = {}
 
     def is_available(self) -> bool:
         try:
@@ -126,15 +132,24 @@ class PsijLauncher(Launcher):
             native = {one: one.partition("#")[0] for one in ids}
             seen = LocalLauncher().states(list(native.values()))
             return {one: seen[own] for one, own in native.items()}
-        found = {}
-        for one in ids:
-            job = self._attach(one)
-            word = ""
-            if job is not None:
-                status = job.wait(timedelta(seconds=_ATTACH_S), _told_states())
-                word = (status or job.status).state.name
-            found[one] = JobState(_PHASES.get(word, Phase.UNKNOWN), word)
-        return found
+        jobs = {one: self._attach(one) for one in ids}  # all first: they are asked for together
+        deadline = time.monotonic() + _ATTACH_S
+        return {one: self._state(one, job, deadline) for one, job in jobs.items()}
+
+    def _state(self, job_id: str, job: Any, deadline: float) -> JobState:
+        """Of a batch system's job. Raises `LauncherError` when nothing was heard of it by then."""
+        if job is None:
+            return JobState(Phase.UNKNOWN)
+        left_s = max(0.001, deadline - time.monotonic())  # PSI/J takes 0 for "without end"
+        status = job.wait(timedelta(seconds=left_s), _told_states())
+        if status is None:
+            raise LauncherError(f"psij {self._name}: no state of job {job_id} in {_ATTACH_S:g} s")
+        if str(status.message or "").startswith(_NOT_ASKED):
+            del self._known[job_id]
+            reason = str(status.message).strip().splitlines()[-1]
+            raise LauncherError(f"psij {self._name}: no state of job {job_id}: {reason}")
+        word = status.state.name
+        return JobState(_PHASES.get(word, Phase.UNKNOWN), word)
 
     def cancel(self, ids: Sequence[str]) -> None:
         if self._name == "local":
@@ -166,14 +181,35 @@ class PsijLauncher(Launcher):
         return job
 
     def _executor(self) -> Any:
-        if self._instance is None:
-            psij = _module()
-            try:
-                self._instance = psij.JobExecutor.get_instance(self._name)
-            except Exception as error:
-                known = ", ".join(sorted(psij.JobExecutor.get_executor_names()))
-                raise LauncherError(f"psij has no {self._name!r}, only {known}: {error}") from error
-        return self._instance
+        return _executor(self._name, os.path.expanduser("~"))
+
+    @property
+    def _known(self) -> dict[str, Any]:
+        """PSI/J's jobs by our ids."""
+        return _jobs_of(self._name, os.path.expanduser("~"))
+
+
+@functools.cache
+def _executor(name: str, home: str) -> Any:
+    """PSI/J's executor of that name, which keeps its files in `home`.
+
+    One for a process: each has a thread, which goes on asking until its last job has ended.
+    """
+    psij = _module()
+    try:
+        made = psij.JobExecutor.get_instance(name)
+    except Exception as error:
+        known = ", ".join(sorted(psij.JobExecutor.get_executor_names()))
+        raise LauncherError(f"psij has no {name!r}, only {known}: {error}") from error
+    if hasattr(made.config, "queue_polling_interval"):  # its thread reads it each time
+        made.config.queue_polling_interval = _ASK_S
+    return made
+
+
+@functools.cache
+def _jobs_of(name: str, home: str) -> dict[str, Any]:
+    """PSI/J's jobs by our ids. Told of twice, it would hold, and ask for, each of them twice."""
+    return {}
 
 
 def _marked(*wanted: str) -> dict[str, str]:

@@ -20,8 +20,9 @@ from masterslave.attempts import Attempt, own_story
 from masterslave.entries import Ended, Entry, Joined, Requested, Setback
 from masterslave.errors import JournalDamaged, JournalError, JournalInUse, UnknownTask
 from masterslave.records import Outcome, ProcessInfo
+from masterslave.stores.contents import Contents
+from masterslave.stores.journalfile import JournalFile
 from masterslave.stores.pages import TASK
-from masterslave.stores.sqlite import SqliteStore
 from masterslave.stores.statements import migrations
 
 #: In the order in which a journal is made of them: slaves that have left made room for others.
@@ -107,21 +108,12 @@ def _in_use(path: str) -> JournalInUse:
     )
 
 
-class JournalReader(SqliteStore):
-    """A journal that is read as far as possible; `problems` has a line for what is not."""
+class _FileToRead(JournalFile):
+    """A journal's file, opened so that nothing in it changes; `problems` has what is wrong."""
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        key: bytes,
-        stack: contextlib.ExitStack,
-        *,
-        copy: bool = False,
+        self, path: str | os.PathLike[str], key: bytes, stack: contextlib.ExitStack, *, copy: bool
     ) -> None:
-        """Open the journal at `path`, or a copy of it, which `stack` removes.
-
-        Raises as `reading`.
-        """
         self.problems: list[str] = []
         self.is_copy = copy
         self._stack = stack
@@ -150,29 +142,29 @@ class JournalReader(SqliteStore):
 
     def _prepare(self, new: bool) -> None:
         try:
-            with self._translated():
-                self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-                self._db.execute("PRAGMA trusted_schema = OFF")
-                for (text,) in self._db.execute(f"PRAGMA quick_check({_STRUCTURE_PROBLEMS})"):
+            with self.translated():
+                self.db.execute("PRAGMA locking_mode = EXCLUSIVE")
+                self.db.execute("PRAGMA trusted_schema = OFF")
+                for (text,) in self.db.execute(f"PRAGMA quick_check({_STRUCTURE_PROBLEMS})"):
                     lines = text.splitlines()
                     self.problems += [s for s in lines if s != "ok" and not s.startswith("***")]
-                self._migrate(self._db.execute("PRAGMA user_version").fetchone()[0])
-                self._db.execute("PRAGMA query_only = ON")
+                self._migrate(self.db.execute("PRAGMA user_version").fetchone()[0])
+                self.db.execute("PRAGMA query_only = ON")
         except JournalDamaged as error:
             self.problems.append(str(error))
-        self._check_key()
+        self.check_key()
 
-    def _check_key(self) -> None:
+    def check_key(self) -> None:
         """As that of any store; but where the note is damaged, the first sound row tells."""
         try:
-            super()._check_key()
+            super().check_key()
             return
         except JournalDamaged as error:
             problem = str(error)
         except JournalInUse:
             raise
         except JournalError:
-            if next(self.readable([]), None) is None:
+            if next(Contents(self).readable([]), None) is None:
                 raise
             problem = "the note on its key is not what was written"
         self.problems.append(problem)
@@ -181,18 +173,37 @@ class JournalReader(SqliteStore):
         """Nothing is written to what is read only."""
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def translated(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
             if "locked" in str(error) or "busy" in str(error):
                 raise _in_use(self.path) from error
-            raise self._damaged(str(error)) from error
+            raise self.damaged(str(error)) from error
 
-    def _damaged(self, problem: str) -> JournalDamaged:
+    def damaged(self, problem: str) -> JournalDamaged:
         return JournalDamaged(problem)  # goes into the list of problems
 
-    # --- what is asked ----------------------------------------------------------------------
+
+class JournalReader(Contents):
+    """A journal that is read as far as possible; `problems` has a line for what is not."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        key: bytes,
+        stack: contextlib.ExitStack,
+        *,
+        copy: bool = False,
+    ) -> None:
+        """Open the journal at `path`, or a copy of it, which `stack` removes.
+
+        Raises as `reading`.
+        """
+        file = _FileToRead(path, key, stack, copy=copy)
+        super().__init__(file)
+        self.problems = file.problems
+        self.is_copy = file.is_copy
 
     @property
     def size_bytes(self) -> int:
@@ -211,7 +222,7 @@ class JournalReader(SqliteStore):
         """All notes by name."""
         found = {}
         try:
-            names = self.note_names()
+            names = self._file.note_names()
         except JournalDamaged as error:
             self.problems.append(f"table note: {error}")
             return {}
@@ -226,13 +237,13 @@ class JournalReader(SqliteStore):
         """A task as it was requested. Raises `UnknownTask`, or `JournalDamaged` if it is."""
         tag, _, digits = task_id.rpartition("_")
         if digits.isdecimal() and len(digits) < 19:  # longer ones are no numbers to SQLite
-            page = self._page_with(TASK, int(digits))
-            row = self._one("task", (int(digits),))
+            page = self._pages.page_with(TASK, int(digits))
+            row = self._file.one("task", (int(digits),))
             found: Entry | None = None
             if page is not None:
                 found = page.entry(int(digits))[1]
             elif row is not None:
-                found = self._parse_task(row, frames=True)[1]
+                found = self._rows.parse_task(row, frames=True)[1]
             if isinstance(found, Requested) and found.tag == tag:
                 return found
         raise UnknownTask(f"journal {self.path}: has no task {task_id!r}")

@@ -22,8 +22,9 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from masterslave.errors import JournalDamaged, JournalError, JournalFull, JournalInUse
+from masterslave.errors import JournalDamaged, JournalError, JournalInUse
 from masterslave.records import Frame
+from masterslave.stores.full import CANNOT_WRITE, cannot_write
 
 APPLICATION_ID = 0x6D737231  # "msr1"
 _VERSION = 1
@@ -183,7 +184,9 @@ class ResultStore:
                 raise JournalInUse(
                     f"results {self.path}: another program has it open; name another file"
                 ) from error
-            raise JournalFull(f"results {self.path}: {error}") from error
+            if not any(known in str(error) for known in CANNOT_WRITE):
+                raise self._damaged(str(error)) from error
+            raise cannot_write("results", self.path, str(error)) from error
         except sqlite3.DatabaseError as error:
             raise self._damaged(str(error)) from error
 

@@ -93,7 +93,7 @@ def contained(kind: str) -> Callable[..., Place]:
     def make(world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch) -> Place:
         for name, value in systems.start(kind).items():
             monkeypatch.setenv(name, value)
-        container = Container(kind, "work:1", mounts=MOUNTS)
+        container = Container(kind, systems.image(kind), mounts=MOUNTS)
         local = launcher("local", kill_after_s=PATIENCE_S)
         return Place(local, world, python="python3", container=container)
 
@@ -132,6 +132,7 @@ PLACES: dict[str, Callable[..., Place]] = {
     "ssh": make_ssh,
     "docker": contained("docker"),
     "podman": contained("podman"),
+    "apptainer": contained("apptainer"),
     "slurm": batch("slurm"),
     "sge": batch("sge"),
     "pbs": batch("pbs", dialect="torque", arrays=False),

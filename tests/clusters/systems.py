@@ -1,4 +1,4 @@
-"""Real batch systems, sshd, docker and podman, started here by the scripts beside this module.
+"""Real batch systems, sshd and container systems, started here by the scripts beside this module.
 
 Each test process has its own, in a folder named after that process, on free ports. A process that
 was killed leaves its systems behind: whoever comes next ends them by what they have recorded.
@@ -26,7 +26,7 @@ import psutil
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
-#: What is unpacked once: HTCondor with its Debian, and the commands of PBS.
+#: What is unpacked once: HTCondor with its Debian, apptainer, and the commands of PBS.
 CACHE = Path(os.environ.get("MASTERSLAVE_TEST_CACHE", "/var/cache/masterslave-clusters"))
 START_S = 400.0  # the first start of HTCondor unpacks a distribution
 
@@ -37,6 +37,7 @@ NEEDS = {
     "slurm-cut": ("slurmctld", "slurmd", "munged", "sbatch", "ip", "nsenter"),
     "docker": ("docker", "dockerd", "containerd", "runc"),
     "podman": ("podman", "runc"),
+    "apptainer": ("apt-get", "dpkg", "flock", "patchelf", "mksquashfs"),
     "condor": ("debootstrap",),
     "pbs": ("slurmctld", "slurmd", "munged", "sbatch", "dpkg"),
 }
@@ -88,6 +89,8 @@ class Systems:
             own["MEM"] = "1"  # jobs are killed over their memory
         if name == "slurm-cut":
             own = {"SLURM_TEST_DIR": str(folder), "NETNS": self.prefix, "NET": self.network}
+        if name == "apptainer":
+            own["APPTAINER_DIR"] = str(CACHE / name)
         node = f"m{os.getpid()}{'c' if name == 'slurm-cut' else 'n'}"
         return {**self._clean, **own, "PORT0": str(port), "PORT": str(port), "NODE": node}
 
@@ -106,12 +109,19 @@ class Systems:
         if name == "condor" and self._condor_lock is None:
             self._condor_lock = take_lock(CACHE / "lock", self._tell)  # one pool on a machine
             run("condor-stop.sh", self.variables(name))
-        script = {"podman": "podman-setup.sh", "pbs": "pbs-over-slurm.sh",
-                  "slurm-cut": "slurm-start.sh"}  # fmt: skip
+        script = {"podman": "podman-setup.sh", "apptainer": "apptainer-setup.sh",
+                  "pbs": "pbs-over-slurm.sh", "slurm-cut": "slurm-start.sh"}  # fmt: skip
         run(script.get(name, f"{name}-start.sh"), {**self.variables(name), **found})
         if name == "pbs":
             return {**found, "PATH": f"{self.folder(name)}/usr/bin:{os.environ['PATH']}"}
-        return {**found, **read_variables(self.folder(name) / "env")}
+        found = {**found, **read_variables(self.folder(name) / "env")}
+        if name == "apptainer":
+            found["PATH"] = f"{CACHE / name / 'bin'}:{os.environ['PATH']}"
+        return found
+
+    def image(self, kind: str) -> str:
+        """The image that there is of a container system that was started."""
+        return str(self.folder(kind) / "work.sif") if kind == "apptainer" else "work:1"
 
     def pids(self, name: str) -> list[int]:
         """The recorded process ids of its daemons that live."""
