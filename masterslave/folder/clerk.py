@@ -18,9 +18,11 @@ from typing import Any
 
 from masterslave.errors import JournalError
 from masterslave.folder import names
+from masterslave.folder.absence import Absence
 from masterslave.folder.bundles import LOOK_S, MOST, bundle_size, bundles_ahead, split, unhurried_s
 from masterslave.folder.enrolled import Enrolled
 from masterslave.folder.items import Items
+from masterslave.folder.late import Late
 from masterslave.folder.orders import Orders
 from masterslave.folder.passing import PassingManager
 from masterslave.folder.pauses import Pause, Watch
@@ -34,10 +36,6 @@ log = logging.getLogger(__name__)
 
 #: A bundle is taken for lost when no file of it has been seen for so long.
 _VANISHED_S = 5.0
-
-#: A task is slow when it takes so many times the average, and so many seconds. Larger: one slow
-#: machine holds up the end of a job for longer. Smaller: usual tasks are run twice.
-_SLOW, _YOUNGEST_S = 3.0, 1.0
 
 #: The first pause between two looks for locks and outputs, after there was something new; it grows
 #: to `bundles.LOOK_S`. Larger: results of short tasks come later. Smaller: more operations.
@@ -58,17 +56,21 @@ class Clerk:
     """Serves one folder until `stop`."""
 
     def __init__(
-        self, place: Place, manager: PassingManager, *, alone: bool, straggler_fraction: float
+        self,
+        place: Place,
+        manager: PassingManager,
+        *,
+        alone: bool,
+        straggler_fraction: float,
+        gone_s: float,
     ) -> None:
         """`alone`: slaves come by the folder only, so tasks may be laid out before any is there.
 
         `straggler_fraction`: when no more of a tag's tasks are left, slow ones are run twice.
+        `gone_s`: how long the folder may be missing before the job is given up.
         """
-        self._fraction = straggler_fraction
-        self._ended: Counter[str] = Counter()  # tag -> tasks that have come to an end here
-        self._begun_at: dict[str, float] = {}  # bundle -> when its last tasks should be begun
+        self._absence = Absence(place, gone_s)
         self._cancelled: set[str] = set()  # tasks that nobody wants, in bundles that lie there
-        self._repeated: set[str] = set()  # tasks that are run a second time
         self._place = place
         self._manager = manager
         self._alone = alone
@@ -80,6 +82,7 @@ class Clerk:
         self._missing: dict[str, float] = {}  # bundle -> since when no file of it is seen
         self._slaves: dict[str, Enrolled] = {}
         self._pace = Pace()
+        self._late = Late(straggler_fraction, self._pace)
         self._slaves_watch = Watch()
         self._items = Items(place, manager)
         self._status: Any = None
@@ -113,10 +116,13 @@ class Clerk:
         for thread in (self._publisher, self._collector):
             if thread.ident is not None:
                 thread.join()
-        self._shelves.clear()
-        for folder in ("aside", "slaves"):
-            for name in self._place.files.list(self._place.at(folder)).names:
-                self._place.files.remove(self._place.at(folder, name))
+        try:
+            self._shelves.clear()
+            for folder in ("aside", "slaves"):
+                for name in self._place.files.list(self._place.at(folder)).names:
+                    self._place.files.remove(self._place.at(folder, name))
+        except OSError as error:
+            log.error("folder %s is not tidied up: %s", self._place.path, error.strerror or error)
         log.info("%s", self._place.files.story())
 
     # --- laying out -------------------------------------------------------------------------
@@ -223,14 +229,15 @@ class Clerk:
             try:
                 if now >= beat_at:
                     beat_at = now + BEAT_S
-                    files.touch(place.at("master"))
+                    if self._absence.goes_on(files.touch(place.at("master")), now):
+                        self._manager.give_up(self._absence.story)
+                        return
                 if now >= slaves_at:
                     if self._look_at_slaves() or self._orders.has_ended:
                         slaves_pause.reset()
                     slaves_at = now + slaves_pause.next_s(now)
                     self._items.sync()
-                    if self._fraction:
-                        self._repeat_late(now)
+                    self._repeat_late(now)
                 self._tell()
                 if now >= status_at:
                     status_at = now + _STATUS_S
@@ -283,9 +290,8 @@ class Clerk:
         if slave is None or tasks is None:
             return False
         self._owners[entry.bundle] = entry.owner
-        before = (len(tasks) - 1) // max(1, slave.workers)  # tasks that each worker runs first
-        usual_s = [self._pace.estimate_s(task.tag) or 0.0 for task in tasks.values()][:1]
-        self._begun_at[entry.bundle] = time.monotonic() + before * sum(usual_s)
+        for task in list(tasks.values())[:1]:
+            self._late.taken(entry.bundle, task.tag, len(tasks), slave.workers, time.monotonic())
         self._manager.pass_on(slave.id, list(tasks))
         unwanted = [task_id for task_id, _ in tasks if task_id in self._cancelled]
         if unwanted:
@@ -300,23 +306,12 @@ class Clerk:
         for bundle, owner in self._owners.items():
             held[owner] += len(self._bundles.get(bundle, ()))
         idle = sum(max(0, s.workers - held[owner]) for owner, s in self._slaves.items())
-        for bundle, since in list(self._begun_at.items()):
-            for task in list(self._bundles.get(bundle, {}).values()):
-                tag, mean_s = task.tag, self._pace.estimate_s(task.tag)
-                left = running.get(tag, 0)
-                few = left <= self._fraction * (left + self._ended[tag])
-                if waiting.get(tag) or not few or not idle or mean_s is None:
-                    continue
-                if now - since < max(_YOUNGEST_S, _SLOW * mean_s) or task.task_id in self._repeated:
-                    continue
-                again = self._manager.repeat(task.task_id)
-                if again is not None:
-                    log.info("%s takes long and is laid out once more", task.task_id)
-                    self._repeated.add(task.task_id)
-                    idle -= 1
-                    self._lay_out(
-                        [again], self._manager.priorities([task.task_id]).get(task.task_id, 0)
-                    )
+        late = self._late.pick(now, self._bundles, waiting, running) if idle else ()
+        for task_id in islice(late, idle):
+            again = self._manager.repeat(task_id)
+            if again is not None:
+                log.info("%s takes long and is laid out once more", task_id)
+                self._lay_out([again], self._manager.priorities([task_id]).get(task_id, 0))
 
     def _take_in(self, found: Found) -> bool:
         """Hand in what a file brings; whether it is on record, so that the file may go."""
@@ -345,7 +340,7 @@ class Clerk:
         for one in done:
             task = tasks.pop((one.task_id, one.attempt), None)
             if one.outcome != Outcome.RETURNED.value and task is not None:
-                self._ended[task.tag] += 1
+                self._late.ended(task.tag)
             if task is not None and one.outcome == Outcome.RESULT.value:
                 self._pace.record(task.tag, one.duration_s)
         if entry.kind == "out":
@@ -365,7 +360,7 @@ class Clerk:
         with self._lock:
             tasks = self._bundles.pop(bundle, {})
         slave = self._slaves.get(self._owners.pop(bundle, ""))
-        self._begun_at.pop(bundle, None)
+        self._late.forget(bundle)
         self._missing.pop(bundle, None)
         holder = self._manager.shelf if slave is None else slave.id
         crashed = Outcome.CRASHED.value
@@ -476,7 +471,7 @@ class Clerk:
         for bundle in [one for one, whose in self._owners.items() if whose == owner]:
             del self._owners[bundle]
             self._bundles.pop(bundle, None)
-            self._begun_at.pop(bundle, None)
+            self._late.forget(bundle)
         for where, name, entry in self._shelves.locks_of(owner):
             tasks = self._bundles.pop(entry.bundle, {})  # taken, and not seen before
             self._place.files.remove(self._shelves.at(where, name))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from masterslave.errors import ConnectionFailed, TaskManagerTermination
 from masterslave.manager import TaskManager
-from masterslave.records import Assignment
+from masterslave.records import Assignment, Delivery
 from masterslave.states import State
 
 
@@ -18,6 +19,28 @@ class PassingManager(TaskManager):
     """
 
     shelf: int = -1
+    _given_up = ""
+
+    def give_up(self, reason: str) -> None:
+        """End the job, which cannot go on: who waits for results is told why."""
+        self._given_up = reason
+        self.terminate()
+
+    def getResults(
+        self,
+        process_id: int = 0,
+        tag: str | None = None,
+        limit: int = 1,
+        timeout: float | None = None,
+        while_outstanding: bool = False,
+    ) -> list[Delivery]:
+        """See `TaskManager.getResults`. Raises `ConnectionFailed` when the folder has gone."""
+        try:
+            return super().getResults(process_id, tag, limit, timeout, while_outstanding)
+        except TaskManagerTermination:
+            if self._given_up:
+                raise ConnectionFailed(self._given_up) from None
+            raise
 
     def open_shelf(self, name: str) -> None:
         """Make the shelf."""

@@ -158,6 +158,10 @@ class Place:
         """The path of something in it."""
         return os.path.join(self.path, *parts)
 
+    def is_there(self) -> bool:
+        """Whether the folder is there, by the file that nobody ever removes."""
+        return self.files.look(self.at("id")) is not None
+
     # --- signed files -----------------------------------------------------------------------
 
     def pack(self, name: str, head: Any, frames: Iterable[Frame] = ()) -> list[Any]:
