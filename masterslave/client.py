@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -34,6 +34,9 @@ DEFAULT_LABEL = "cluster"
 
 #: Results that are put on disk together. Larger: the first of them waits for the others.
 _GROUP = 200
+
+#: Pause between two attempts to write results for which there was no room, should no others come.
+_RETRY_S = 1.0
 
 #: Pieces of a frame in which classes may be described, not data of arrays.
 _SMALL_BYTES = 1 << 20
@@ -94,7 +97,9 @@ class ClientThread:
         self._store_path = None if store is None else checked_path("store", store)
         self._store: ResultStore | None = None
         self._codec = Codec(shared_main=True)
-        self._disk = threading.Lock()  # for the store
+        self._disk = threading.Lock()  # for the store, and what follows
+        self._unkept: list[StoredResult] = []  # handed over, but the store cannot be written
+        self._trouble: Exception | None = None  # why not
         self._executor: ClusterExecutor | None = None
         self._view: Any = None
         self._arrivals: queue.SimpleQueue[_Arrival | None] = queue.SimpleQueue()
@@ -175,12 +180,15 @@ class ClientThread:
         That is what a call raised, with its remote traceback as the cause, or the callback. The
         other jobs go on then, and `wait` may be called again. `timeout`: seconds, after which
         `TimeoutError` is raised. In a forked process, where no result comes, `RuntimeError` is.
+        When all were handed over, `JournalFull` is raised while the store has not all of them.
         """
         self._check_process()
         with self._changed:
             if not self._changed.wait_for(lambda: self._failure or not self._left, timeout):
                 raise TimeoutError(f"{self._left} jobs are not done after {timeout:g} s")
             failure, self._failure = self._failure, None
+        if failure is None:
+            failure = self._write()
         if failure is not None:
             raise failure
 
@@ -227,10 +235,8 @@ class ClientThread:
             )
 
     def _find(self, identity: bytes) -> Frame | None:
-        if self._store is None:
-            return None
         with self._disk:
-            return self._store.find(identity)
+            return None if self._store is None else self._store.find(identity)
 
     def _done(self) -> None:
         with self._changed:
@@ -248,9 +254,7 @@ class ClientThread:
     def _run(self) -> None:
         goes_on = True
         while goes_on:
-            group = [self._arrivals.get()]
-            while len(group) < _GROUP and not self._arrivals.empty():
-                group.append(self._arrivals.get())
+            group = self._next_group()
             goes_on = None not in group
             arrivals = [one for one in group if one is not None]
             self._keep(arrivals)
@@ -261,15 +265,33 @@ class ClientThread:
             if last is not None:
                 self._hand_over(last)
         if self._store is not None:
-            self._store.close()
+            error = self._write()
+            if error is not None:
+                log.error("%s; the next run makes these calls again", error)
+            with self._disk:
+                store, self._store = self._store, None
+                store.close()
         if self._failure is not None:  # nobody may ask any more
             log.error("a job failed: %s: %s", type(self._failure).__name__, self._failure)
 
+    def _next_group(self) -> list[_Arrival | None]:
+        """What has arrived; blocks until there is something, or it is time to write again."""
+        try:
+            group = [self._arrivals.get(timeout=_RETRY_S if self._unkept else None)]
+        except queue.Empty:
+            return []
+        while len(group) < _GROUP and not self._arrivals.empty():
+            group.append(self._arrivals.get())
+        return group
+
     def _keep(self, arrivals: Iterable[_Arrival]) -> None:
-        """Put new results on disk, before anybody is told of them."""
+        """Put new results on disk, before anybody is told of them.
+
+        What finds no room there waits in memory: it is handed over all the same.
+        """
         if self._store is None:
             return
-        new = []
+        new: list[StoredResult] = []
         for job, delivery, is_new in arrivals:
             if is_new and delivery.outcome == Outcome.RESULT:
                 try:
@@ -280,12 +302,53 @@ class ClientThread:
                     self._failed(error)
                 else:
                     new.append(StoredResult(job.identity, job.name, frame))
-        if new:
+        self._write(new)
+
+    def _write(self, new: Sequence[StoredResult] = ()) -> Exception | None:
+        """Have the store keep these results, and those that it could not before.
+
+        Gives why it has not all of them, if so.
+        """
+        with self._disk:
+            if self._store is not None and (new or self._unkept):
+                left, trouble = self._written(self._store, [*self._unkept, *new])
+                # As bytes: a large buffer may be another process's, lent for a moment.
+                self._unkept = [
+                    one._replace(frame=[bytes(part) for part in one.frame]) for one in left
+                ]
+                if trouble is not None and self._trouble is None:
+                    log.error(
+                        "%s; results are handed over, and wait in memory until it can be",
+                        trouble,
+                        extra={"action": "store_trouble"},
+                    )
+                elif trouble is None and self._trouble is not None:
+                    log.warning("the store can be written again", extra={"action": "store_mended"})
+                self._trouble = trouble
+            if self._trouble is None:
+                return None
+            count = len(self._unkept)
+            lacking = "1 result is" if count == 1 else f"{count} results are"
+            return type(self._trouble)(f"{self._trouble}; {lacking} not in it")
+
+    @staticmethod
+    def _written(
+        store: ResultStore, results: list[StoredResult]
+    ) -> tuple[list[StoredResult], Exception | None]:
+        """Keep as many results as there is room for; gives the others, and why."""
+        try:
+            store.keep(results)
+        except Exception:  # which of them it is, is seen below
+            pass
+        else:
+            return [], None
+        results = sorted(results, key=lambda one: sum(map(len, one.frame)))
+        for position, one in enumerate(results):
             try:
-                with self._disk:
-                    self._store.keep(new)
+                store.keep([one])
             except Exception as error:  # they are handed over all the same
-                self._failed(error)
+                return results[position:], error
+        return [], None
 
     def _lasting(self, frame: Frame) -> Frame:
         """The result as the next run of this program understands it.

@@ -40,6 +40,14 @@ APART_S = 1.0
 #: What is attached is taken for granted so often before its absence counts as a crash.
 _ATTEMPTS_TO_ATTACH = 20
 
+#: A submission that others have cancelled is made again so often before that counts as a crash.
+_MOST_CANCELS = 10
+
+#: Pause after a submission that was refused, doubled for each further one in a row; after so many
+#: there is none. Larger: an executor that is gone for good is told late. Smaller: all attempts of a
+#: task are used up in a moment's trouble.
+_REST_S, _LONGEST_REST_S, _MOST_RESTS = 0.1, 1.0, 10
+
 _CRASHED, _RETURNED = Outcome.CRASHED.value, Outcome.RETURNED.value
 
 
@@ -79,8 +87,12 @@ class Flights:
         self._lacking: deque[tuple[Assignment, list[str]]] = deque()  # what to attach to them
         self._lacked: dict[str, int] = {}  # task id -> how often it came back for want of data
         self._aloft: dict[int, _Aloft] = {}
+        self._cancels: dict[str, int] = {}  # task id -> how often others have cancelled it
         self._next = 0
         self._pace = Pace()
+        self._refusals = 0  # in a row
+        self._rest_until = 0.0
+        self._quiet_since = 0.0  # nothing has landed since, or since there is something in the air
 
     # --- events -----------------------------------------------------------------------------
 
@@ -94,7 +106,7 @@ class Flights:
         """The next submission; None when there is nothing for now, or no room."""
         if len(self._aloft) >= self.capacity:
             return None
-        if self._apart_until(now) > now:
+        if max(self._rest_until, self._apart_until(now)) > now:
             return None
         if self._suspects:
             if any(not other.suspect and other.wanted() for other in self._aloft.values()):
@@ -108,12 +120,19 @@ class Flights:
         return self._launch(self._chunk(), [], now)
 
     def landed(
-        self, number: int, done: Iterable[Completion], unrun: Sequence[str], missing: list[str]
+        self,
+        number: int,
+        done: Iterable[Completion],
+        unrun: Sequence[str],
+        missing: list[str],
+        now: float = 0.0,
     ) -> None:
         """A submission has come back with these completions; the rest lacks these data items."""
         aloft = self._aloft.pop(number, None)
         if aloft is None:
             return  # of a pool that has broken since
+        self._quiet_since = now
+        self._refusals = 0
         wanted = {(task.task_id, task.attempt): task for task in aloft.wanted()}
         for completion in done:
             task = wanted.pop((completion.task_id, completion.attempt), None)
@@ -126,6 +145,13 @@ class Flights:
                 self._end(_ended(task, _CRASHED, "its worker has brought back no result of it"))
             else:
                 self._lacking.append((task, missing))
+
+    def refused(self, number: int, story: str, now: float) -> None:
+        """The executor has not taken this submission. It gets a rest, as it may be in trouble."""
+        if self._refusals < _MOST_RESTS:
+            self._rest_until = now + min(_LONGEST_REST_S, _REST_S * 2**self._refusals)
+        self._refusals += 1
+        self.failed(number, story)
 
     def failed(self, number: int, story: str) -> None:
         """The executor has lost this submission, and no other."""
@@ -142,9 +168,13 @@ class Flights:
     def given_back(self, number: int, why: str) -> None:
         """The executor has not begun with this submission, and will not."""
         aloft = self._aloft.pop(number, None)
-        if aloft is not None:
-            for task in aloft.wanted():
-                self._end(_ended(task, _RETURNED, why))
+        for task in [] if aloft is None else aloft.wanted():
+            self._cancels[task.task_id] = count = self._cancels.get(task.task_id, 0) + 1
+            if count > _MOST_CANCELS:
+                story = f"{count} submissions of it were cancelled by others than this library"
+                self._end(_ended(task, _CRASHED, story))
+            else:
+                self.completions.append(_ended(task, _RETURNED, why))
 
     def cancelled(self, task_ids: Iterable[str]) -> list[int]:
         """Nothing more is wanted of these tasks; gives the submissions with nothing else."""
@@ -198,6 +228,16 @@ class Flights:
         """The submissions in the air."""
         return list(self._aloft)
 
+    def quiet_s(self, now: float) -> float:
+        """For how long something has been in the air, and nothing has landed."""
+        if not any(aloft.wanted() for aloft in self._aloft.values()):
+            return 0.0
+        return now - self._quiet_since
+
+    def wanted(self) -> list[str]:
+        """Ids of the tasks in the air, oldest first."""
+        return [task.task_id for aloft in self._aloft.values() for task in aloft.wanted()]
+
     def next_deadline(self, now: float) -> float | None:
         """Seconds until `tick` or `take_off` has something to do by the clock; None: never."""
         waits = [
@@ -206,7 +246,7 @@ class Flights:
             for task in aloft.wanted()
             if task.timeout is not None
         ]
-        apart_s = self._apart_until(now) - now
+        apart_s = max(self._rest_until, self._apart_until(now)) - now
         if apart_s > 0 and (self._suspects or self._backlog or self._lacking):
             waits.append(apart_s)
         return max(0.0, min(waits)) if waits else None
@@ -224,6 +264,8 @@ class Flights:
         suspect = suspect or any(task.task_id in self._suspected for task in tasks)
         flight = Flight(self._next, self.pool, tasks, attach)
         self._next += 1
+        if not any(aloft.wanted() for aloft in self._aloft.values()):
+            self._quiet_since = now
         self._aloft[flight.number] = _Aloft(flight, now, suspect)
         return flight
 
@@ -261,6 +303,7 @@ class Flights:
     def _forget(self, task_id: str) -> None:
         self._suspected.discard(task_id)
         self._lacked.pop(task_id, None)
+        self._cancels.pop(task_id, None)
 
 
 def _ended(task: Assignment, outcome: str, story: str) -> Completion:

@@ -130,7 +130,7 @@ def open_service(
     if given.executor is not None:
         if joins:
             raise SettingsError("give executor= or attach=, not both: nobody is joined there")
-        from masterslave.pump import ExecutorService  # few masters need it
+        from masterslave.executorservice import ExecutorService  # few masters need it
 
         return ExecutorService(
             label, settings, given.executor, given.code, given.slave,

@@ -25,7 +25,8 @@ DIFFERENCES: dict[str, tuple[str, str, str]] = {
     "a handler ends its process": (
         "its task alone counts a crash, with host, signal and last words",
         "all that ran in the pool runs again; who crashes alone counts a crash "
-        "(MPI: the job ends; Dask tries `allowed-failures` times more itself)",
+        "(MPI: the job ends; Dask tries `allowed-failures` times more itself, and may lose all its "
+        "workers: see below)",
         "the master ends with it",
     ),
     "a time limit": (
