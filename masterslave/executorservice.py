@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from masterslave import slavecode
+from masterslave.chaos import Chaos
 from masterslave.engines import Engine
 from masterslave.errors import SettingsError
 from masterslave.hooks import Observer
@@ -16,6 +17,16 @@ from masterslave.pump import Pump
 from masterslave.service import Service, open_journal
 from masterslave.settings import Settings
 from masterslave.watchdog import Watchdog
+
+
+class ExecutorManager(TaskManager):
+    """One whose only slave, the pump, repeats late tasks by itself: there is no other for that."""
+
+    pump: Pump
+
+    def repeatStragglers(self, tag: str, factor: float | None) -> None:
+        """See `TaskManager.repeatStragglers`."""
+        self.pump.repeat(tag, factor)
 
 
 class ExecutorService(Service):
@@ -38,13 +49,19 @@ class ExecutorService(Service):
                 "executor=: no slave code is known; use runJob, or give slave_script= or "
                 "slave_module= to initializeMasterProcess"
             )
+        if settings.chaos is not None and settings.chaos != Chaos():
+            raise SettingsError(
+                "MASTERSLAVE_CHAOS does nothing with executor=, whose workers are no slaves: unset "
+                "it, or try the program with launch_slaves="
+            )
         engine = Engine(executor)
         self._journal = None
         if journal is not None:
             self._journal = open_journal(journal, load_key(settings.key_file), label)
-        self.manager = TaskManager(label, settings, observers, journal=self._journal)
+        self.manager = manager = ExecutorManager(label, settings, observers, journal=self._journal)
         self.manager.storeData(**{slavecode.DATA_NAME: code})
         self._pump = Pump(self.manager, engine, label, code, slave, settings)
+        manager.pump = self._pump
         self._watchdog = Watchdog(self.manager, settings.stall_s)
         self._watchdog.start()
         self._pump.start()
@@ -52,7 +69,10 @@ class ExecutorService(Service):
     @property
     def address(self) -> str:
         """There is none. Raises `SettingsError`."""
-        raise SettingsError("a master with executor= has no address: no slave connects to it")
+        raise SettingsError(
+            "a master with executor= has no slaves, and no address for them; what slaves are told "
+            "of memory, lifetime or chaos is to be told to the executor's own workers"
+        )
 
     @property
     def is_named(self) -> bool:

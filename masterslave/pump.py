@@ -131,6 +131,10 @@ class Pump:
             self._engine.cancel(future)
         self._engine.close()
 
+    def repeat(self, tag: str, factor: float | None) -> None:
+        """See `TaskManager.repeatStragglers`."""
+        self._post(partial(self._flights.repeat, tag, factor))
+
     # --- the threads ------------------------------------------------------------------------
 
     def _fetch(self) -> None:
@@ -177,8 +181,10 @@ class Pump:
                 self._changed.wait(None if wait_s == math.inf else wait_s)
         for happened in self._news():
             happened()
-        for number in self._flights.tick(time.monotonic()):
+        late = self._flights.tick(time.monotonic())
+        for number in {*late, *self._flights.unwanted}:
             self._drop(number)
+        self._flights.unwanted.clear()
         self._hand_in()
         while not self._broken and not self._ending:
             flight = self._flights.take_off(time.monotonic())
@@ -267,6 +273,9 @@ class Pump:
         self._manager.announceTags(self._process_id, self._tags)
 
     def _submit(self, flight: Flight) -> None:
+        if flight.again:
+            task_id = flight.tasks[0].task_id
+            log.info("task %s is run a second time", task_id, extra={"action": "task_repeated"})
         attached = {name: self._item(name) for name in flight.attach}
         tasks = [tuple(t._replace(frame=guest.plain(t.frame))) for t in flight.tasks]
         ticket = tuple(self._ticket._replace(forget=tuple(self._forgotten)))

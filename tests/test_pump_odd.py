@@ -9,6 +9,7 @@ import logging
 import pickle
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from conftest import PATIENCE_S, World, wait_until
 from masterslave import (
     GlobalStateValue,
     MasterProcess,
+    Observer,
     Settings,
     SettingsError,
     TaskRaisedException,
@@ -29,7 +31,9 @@ from masterslave import (
     WorkerCrashed,
     slavecode,
 )
+from masterslave.chaos import Chaos
 from masterslave.engines import Engine
+from masterslave.flights import HELD_S
 from masterslave.ways import Circumstances, circumstances
 
 Make = Callable[..., MasterProcess]
@@ -387,3 +391,90 @@ def test_an_executor_with_a_pickling_of_its_own_meets_plain_types_alone(make: Ma
         master.requestTask("raise", "gone")
         assert isinstance(failure(master).exception, KeyError)
         master.shutdown()
+
+
+def test_a_task_that_turns_out_long_does_not_keep_its_result_for_those_behind_it(
+    make: Make, tmp_path: Path
+) -> None:
+    """They are tiny by what is known of their tag, and so share a submission."""
+    open_gate = tmp_path / "open"
+    open_gate.touch()
+    runs, gates = [tmp_path / "runs-a", tmp_path / "runs-b"], [tmp_path / "a", tmp_path / "b"]
+    with ThreadPoolExecutor(1) as pool:
+        master = make(pool)
+        master.requestTasks("touch", [(str(tmp_path / "tiny"), str(open_gate))] * 20)
+        assert len(list(master.results(timeout=PATIENCE_S))) == 20
+        master.requestTask("sleep_first", str(tmp_path / "blocks"))
+        wait_until((tmp_path / "blocks.runs").exists, "the worker is busy")
+        ids = master.requestTasks("touch", [(str(runs[i]), str(gates[i])) for i in range(2)])
+        (tmp_path / "blocks").touch()
+        assert value(master) == "done"
+        wait_until(runs[0].exists, "the first runs")
+        since = time.monotonic()
+        wait_until(lambda: time.monotonic() > since + HELD_S, "it has run for long")
+        gates[0].touch()
+        assert master.retrieveResult(timeout=PATIENCE_S)[0] == ids[0]
+        wait_until(runs[1].exists, "the second runs, by itself")
+        gates[1].touch()
+        assert master.retrieveResult(timeout=PATIENCE_S)[0] == ids[1]
+
+
+def test_late_tasks_are_repeated_by_an_executor_and_the_first_result_wins(
+    make: Make, tmp_path: Path
+) -> None:
+    """The gate of the first attempt stays shut until the second has brought the result."""
+    with ThreadPoolExecutor(2) as pool:
+        master = make(pool)
+        master.repeatStragglers("sleep_first", 2.0)
+        master.requestTasks("sleep_first", [("",)] * 3)
+        assert len(list(master.results(timeout=PATIENCE_S))) == 3
+        gate = tmp_path / "gate"
+        master.requestTask("sleep_first", str(gate))
+        assert value(master) == "second"
+        gate.touch()
+        master.shutdown()
+
+
+def test_observers_are_told_of_what_an_executor_does(world: World, odd: Odd) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    class Watcher(Observer):
+        def task_requested(self, task_id: str, tag: str) -> None:
+            seen.append(("requested", task_id))
+
+        def task_finished(self, task_id: str, tag: str, outcome: str, duration_s: float) -> None:
+            seen.append(("finished", task_id, outcome))
+
+        def process_joined(self, process_id: int, info: str) -> None:
+            seen.append(("joined", info.rpartition(": ")[2]))
+
+    code = {**slavecode.module_record("contract"), "shared_main": False}
+    with circumstances(Circumstances(code, executor=odd)):
+        master = MasterProcess("demo", observers=[Watcher()])
+    master.requestTask("square", 3)
+    assert value(master) == 9
+    master.shutdown()
+    assert ("joined", "Odd") in seen
+    assert seen[-2:] == [("requested", "square_0"), ("finished", "square_0", "result")]
+
+
+def test_what_an_executor_cannot_do_is_refused_in_words(
+    world: World, make: Make, odd: Odd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master = make(odd)
+    for options in ({"memory": "1G"}, {"lifetime": 60}, {"chaos": "kill=0.1"}, {}):
+        with pytest.raises(SettingsError, match=r"executor= has no slaves.*own workers"):
+            master.launchSlaveJobs(1, **options)  # type: ignore[arg-type]
+    assert master.numberOfLaunchedSlaves() == 0
+    with pytest.raises(SettingsError, match="CHAOS does nothing with executor="):
+        make(odd, chaos=Chaos(kill=0.1))
+    with pytest.raises(SettingsError, match=r"weight=2\.0: is for clients of a served"):
+        MasterProcess("demo", executor=odd, weight=2.0)
+    with pytest.raises(SettingsError, match=r"straggler_fraction=0\.5: is for folder="):
+        MasterProcess("demo", executor=odd, straggler_fraction=0.5)
+    for options in ({"folder": "f"}, {"failover_folder": "f"}):
+        with pytest.raises(SettingsError, match="give a folder, executor= or attach="):
+            MasterProcess("demo", executor=odd, **options)  # type: ignore[arg-type]
+    for options in ({"attach": True}, {"master_host": "there"}):
+        with pytest.raises(SettingsError, match="give executor= or attach="):
+            MasterProcess("demo", executor=odd, **options)  # type: ignore[arg-type]
