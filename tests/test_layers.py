@@ -23,8 +23,8 @@ LAYERS = {
     3: "engines folder.* transports.* launchers.* naming keyfile pipe slavecode tables memory "
     "shared lending globalstate functions connectionfile board calls identities runfolder "
     "packing claim",
-    4: "guest pump worker workerprocess uplink supervisor slave slaverun master service "
-    "folderservice lanes attached attachment ways callcore executor client",
+    4: "guest submitter pump worker workerprocess uplink supervisor slave slaverun master service "
+    "executorservice folderservice lanes attached attachment ways callcore executor client",
     5: "jobs cli arguments starting stopping allocation commands.* __init__ __main__",
 }
 
