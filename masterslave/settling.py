@@ -76,7 +76,7 @@ class Settling:
                     self._outbox.note(
                         "task_finished", task.id, task.tag, task.outcome, done.duration_s
                     )
-            for client in {task.client for task, _ in plain} if self._clients_wait else ():
+            for client in {task.client for task, _ in plain} if self._clients_wait.calls else ():
                 self._clients_wait.notify(client)
             self._room.found()
         for effect, done in others:

@@ -182,6 +182,3 @@ class ResultWaiters:
         """There may be something for any client, or never again."""
         for waiting in self._conditions.values():
             waiting.notify_all()
-
-    def __bool__(self) -> bool:
-        return bool(self._conditions)
