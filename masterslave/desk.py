@@ -19,10 +19,11 @@ from typing import Any
 from masterslave import ledger
 from masterslave.attempts import FailureLog
 from masterslave.clients import Client, Clients, same_code
+from masterslave.earlier import EarlierRuns
 from masterslave.errors import SettingsError, TaskManagerTermination, UnknownProcess
 from masterslave.ledger import Ledger
 from masterslave.outbox import Outbox
-from masterslave.queue import State, TaskQueue
+from masterslave.queue import TaskQueue
 from masterslave.records import (
     BATCH_BYTES,
     DEFAULT_OPTIONS,
@@ -35,6 +36,7 @@ from masterslave.records import (
 )
 from masterslave.room import Room
 from masterslave.roster import Member, Roster
+from masterslave.states import State
 from masterslave.waiters import Monitor, Waiters
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class ClientDesk:
     _lock: Monitor
     _clock: Callable[[], float]
     _queue: TaskQueue
+    _earlier: EarlierRuns
     _roster: Roster
     _clients: Clients
     _ledger: Ledger | None
@@ -87,7 +90,7 @@ class ClientDesk:
             client = self._clients.enter(member.id, record.machine)
             self._compare_versions(member)
             self._queue.weigh(member.id, weight)
-            missing, had = self._queue.reclaim(member.id, record.token, outstanding, answered)
+            missing, had = self._earlier.reclaim(member.id, record.token, outstanding, answered)
             self._forget((task.id, task.outcome) for task in had)
             on_their_way = {delivery.task_id for delivery in client.contents}
             missing = [task_id for task_id in missing if task_id not in on_their_way]
@@ -279,11 +282,11 @@ class ClientDesk:
 
     def _drop_absent(self) -> None:
         """Clients of an earlier run that have not come back in their time of grace do not."""
-        for token in self._queue.owners():
+        for token in self._earlier.owners():
             if self._clients.are_kept:
-                self._queue.disown(token)
+                self._earlier.disown(token)
                 continue
-            dropped = self._queue.drop_owned(token)
+            dropped = self._earlier.drop_owned(token)
             for task, holders in dropped:
                 if not task.outcome:
                     self._has_cancelled(task.id, holders)

@@ -29,6 +29,7 @@ from masterslave import ledger
 from masterslave.attempts import Attempt, FailureLog, own_story
 from masterslave.clients import Clients
 from masterslave.desk import ClientDesk
+from masterslave.earlier import EarlierRuns
 from masterslave.errors import (
     DataNotFound,
     JournalError,
@@ -36,9 +37,10 @@ from masterslave.errors import (
 )
 from masterslave.hooks import Observer
 from masterslave.journal import Journal
+from masterslave.leases import Leases
 from masterslave.ledger import Ledger
 from masterslave.outbox import Outbox
-from masterslave.queue import Effect, State, Task, TaskQueue
+from masterslave.queue import TaskQueue
 from masterslave.records import (
     BATCH_BYTES,
     DEFAULT_OPTIONS,
@@ -57,6 +59,7 @@ from masterslave.room import Room
 from masterslave.roster import Member, Roster
 from masterslave.scheduler import Scheduler
 from masterslave.settings import Settings
+from masterslave.states import Effect, State, Task
 from masterslave.versions import mismatch
 from masterslave.waiters import Monitor, Parked, Waiter, Waiters
 
@@ -98,7 +101,9 @@ class TaskManager(ClientDesk):
         self._lock = Monitor()
         self._lock.decide = self._decide
         self._queue = TaskQueue()
-        self._scheduler = Scheduler(self._queue)
+        self._leases = Leases(self._queue)
+        self._earlier = EarlierRuns(self._queue)
+        self._scheduler = Scheduler(self._leases)
         self._slaves_wait = Waiters()
         self._waiter_of: dict[int, Waiter] = {}  # process id -> its exchange that waits
         self._single_calls: set[Waiter] = set()  # of `getAnyTask` and `getTaskWithTag`
@@ -122,7 +127,7 @@ class TaskManager(ClientDesk):
         self._alarm_due: float | None = None  # the next back-off's end that the watchdog knows of
         self._ledger: Ledger | None = None
         if journal is not None:
-            self._ledger = Ledger(journal, self._queue, self._settings.memory_bytes)
+            self._ledger = Ledger(journal, self._leases, self._earlier, self._settings.memory_bytes)
         self._room = Room(self._lock, self._queue, self._ledger, self._settings, self._has_ended)
         if self._ledger is not None:
             self._restore(self._ledger)
@@ -149,10 +154,10 @@ class TaskManager(ClientDesk):
         with self._lock:
             member = self._roster.join(record, watchdog_period, resume, self._clock())
             self._awaited.pop(member.id, None)
-            absolved = self._queue.take_back_blame(member.id)
+            absolved = self._leases.take_back_blame(member.id)
             if self._ledger is not None:
                 self._ledger.absolved(member.id, absolved)
-            effects, obsolete = self._queue.reconcile(member.id, had)
+            effects, obsolete = self._leases.reconcile(member.id, had)
             for effect in effects:
                 self._act(effect, member, "not begun")
             self._rouse(member)  # its calls from before are void
@@ -220,7 +225,7 @@ class TaskManager(ClientDesk):
                 if self._ledger is not None and forgotten.is_slave:
                     self._ledger.left(forgotten.id)  # nor does a journal grow with each loss
             story = f"{member.info.machine} was lost: {reason}"
-            effects = self._queue.lose(process_id, story, max(1, member.info.workers))
+            effects = self._leases.lose(process_id, story, max(1, member.info.workers))
             is_client = self._clients.lose(process_id, self._clock())
             self._notify_client(process_id)
             self._rouse(member)
@@ -280,13 +285,13 @@ class TaskManager(ClientDesk):
     def putDueInLine(self) -> None:
         """Have retries run whose back-off is over; called by the watchdog."""
         with self._lock:
-            for effect in self._queue.due(self._clock()):
+            for effect in self._leases.due(self._clock()):
                 self._act(effect, None, "")
 
     def secondsUntilDue(self) -> float | None:
         """Seconds until a back-off is over; None when there is none."""
         with self._lock:
-            at = self._alarm_due = self._queue.next_due()
+            at = self._alarm_due = self._leases.next_due()
             return None if at is None else max(0.0, at - self._clock())
 
     def setAlarm(self, alarm: Callable[[], None]) -> None:
@@ -517,7 +522,7 @@ class TaskManager(ClientDesk):
                 generation = member.generation
             if member is not None and self._is_current(member, generation):
                 self._roster.liveness.heard(process_id, self._clock())
-                self._queue.started(process_id, started)
+                self._leases.started(process_id, started)
                 if room is None:
                     member.room = max(1, member.info.workers)
                 elif room >= 0:
@@ -675,7 +680,7 @@ class TaskManager(ClientDesk):
                 "finished": finished,
                 "delivered": self._queue.delivered,
                 "cancelled": self._queue.cancelled,
-                "dropped": self._queue.dropped,
+                "dropped": self._leases.dropped,
                 "parked": self._queue.parked(),
                 "awaited_slaves": len(self._awaited),
                 "journal_trouble": self._ledger.trouble if self._ledger is not None else "",
@@ -858,7 +863,7 @@ class TaskManager(ClientDesk):
         tag, waiter.called_for = waiter.called_for, None
         if tag is None or tag in {task.tag for task in taken}:
             return
-        if self._queue.peek((tag,)) is not None:
+        if self._leases.peek((tag,)) is not None:
             self._slaves_wait.wake(tag)
 
     def _line_up(self, member: Member) -> None:
@@ -869,7 +874,7 @@ class TaskManager(ClientDesk):
         if self._scheduler.is_idle(member):
             tags = self._scheduler.tags_for(member, self._clock())
             self._slaves_wait.line_up(waiter, tags)
-            if self._queue.peek(tags) is not None:
+            if self._leases.peek(tags) is not None:
                 self._slaves_wait.rouse(waiter)  # there is something for it already
 
     def _rouse(self, member: Member) -> None:
@@ -938,7 +943,7 @@ class TaskManager(ClientDesk):
             self._slaves_wait.wake(task.tag)
             self._rescheduled(task, member, reason)
         elif effect.kind == "deferred":
-            at = self._queue.next_due()
+            at = self._leases.next_due()
             if at is not None and (self._alarm_due is None or at < self._alarm_due):
                 self._alarm_due = at
                 self._alarm()
@@ -973,7 +978,7 @@ class TaskManager(ClientDesk):
                 self._mismatches = [*self._mismatches, text][-_KEPT_FAILURES:]
 
     def _release(self, member: Member) -> None:
-        for effect in self._queue.release(member.id):
+        for effect in self._leases.release(member.id):
             self._act(effect, member, "not begun")
 
     def _order_stop(self, process_id: int, task_id: str) -> None:
@@ -1009,7 +1014,7 @@ class TaskManager(ClientDesk):
                 if self._terminated:
                     raise TaskManagerTermination("the task manager has ended")
                 self._roster.get(process_id)  # it may have been lost while it waited
-                assignment = self._queue.hand_out(member.id, tags)
+                assignment = self._leases.hand_out(member.id, tags)
                 wait_s = deadline - self._clock()
                 if assignment is not None or wait_s <= 0:
                     break
@@ -1030,12 +1035,12 @@ class TaskManager(ClientDesk):
         """Take up what earlier runs have left; wait for those of their slaves that may live."""
         for process_id, info in books.restore(self._failure_log).items():
             self._roster.remember(process_id, info)
-            if not self._queue.held_by(process_id):
+            if not self._queue.held.of(process_id):
                 continue  # it was lost before; nothing waits for it
             self._awaited[process_id] = self._clock() + self._settings.resume_s
             if info.host == platform.node() and not _is_running(info.pid):
                 self._give_up(process_id, "has ended")
-        if self._queue.owners():
+        if self._earlier.owners():
             self._disown_at = self._clock() + self._settings.client_grace_s
         if self._queue.parked():
             log.info(
@@ -1050,7 +1055,7 @@ class TaskManager(ClientDesk):
         del self._awaited[process_id]
         member = self._roster.known(process_id)
         log.info("a slave of an earlier run %s", reason, extra={"action": "slave_given_up"})
-        for effect in self._queue.release(process_id):
+        for effect in self._leases.release(process_id):
             self._act(effect, member, "not begun")
 
     def _write(

@@ -207,6 +207,7 @@ def test_the_capacity_of_parsl_is_that_of_all_its_blocks(monkeypatch: pytest.Mon
 
     class Parsl(Executor):
         _dfk = SimpleNamespace(executors=there)
+        submit = ThreadPoolExecutor.submit
 
     assert Engine(Parsl()).capacity == 83
     htex.max_workers_per_node = math.inf  # as many as a node has processors

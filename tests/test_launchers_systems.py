@@ -164,6 +164,18 @@ def test_a_system_whose_daemons_were_killed_is_started_again(systems: Systems, n
         systems.release_condor()
 
 
+@pytest.mark.parametrize(("ci", "word"), [("1", "error"), ("", "skipped")])
+def test_a_system_that_is_missing_is_a_failure_in_ci(world: World, ci: str, word: str) -> None:
+    programs = world.path / "none"
+    programs.mkdir()
+    world.env.update(PATH=str(programs), MASTERSLAVE_CI=ci)
+    chosen = f"{__file__}::test_ids_that_nobody_knows[apptainer]"
+    own = ("-p", "no:cacheprovider", f"--rootdir={ROOT}", "-rs", "-q")
+    out = world.start("-m", "pytest", chosen, *own).finish(status=1 if ci else 0)
+    assert f"1 {word}" in out
+    assert "no apt-get, no dpkg, no flock, no patchelf, no mksquashfs" in out
+
+
 def test_who_waits_for_the_pool_of_others_says_so(tmp_path: Path) -> None:
     lines: list[str] = []
     first = take_lock(tmp_path / "lock", lines.append)

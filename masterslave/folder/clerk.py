@@ -17,7 +17,7 @@ from typing import Any
 
 from masterslave.errors import JournalError
 from masterslave.folder import names
-from masterslave.folder.bundles import MOST, bundle_size, bundles_ahead, split
+from masterslave.folder.bundles import LOOK_S, MOST, bundle_size, bundles_ahead, split, unhurried_s
 from masterslave.folder.enrolled import Enrolled
 from masterslave.folder.orders import Orders
 from masterslave.folder.passing import PassingManager
@@ -36,8 +36,15 @@ _VANISHED_S = 5.0
 #: machine holds up the end of a job for longer. Smaller: usual tasks are run twice.
 _SLOW, _YOUNGEST_S = 3.0, 1.0
 
+#: The first pause between two looks for locks and outputs, after there was something new; it grows
+#: to `bundles.LOOK_S`. Larger: results of short tasks come later. Smaller: more operations.
+_FIRST_LOOK_S = 0.01
+
+#: Between two looks for slaves that come or go, from the first to the last of these pauses. Larger:
+#: slaves are known later. Smaller: more operations while nothing happens.
+_SLAVES_FIRST_S, _SLAVES_S = 0.05, 1.0
+
 _WAIT_S = 0.5  # longest sleep of the publisher while enough is laid out
-_LOOK_AT_SLAVES_S = 0.25  # between two looks for slaves that come, go or have died
 _STATUS_S = 2.0
 _TROUBLE_S = 1.0  # before what could not be written is tried again
 
@@ -54,7 +61,7 @@ class Clerk:
         """
         self._fraction = straggler_fraction
         self._ended: Counter[str] = Counter()  # tag -> tasks that have come to an end here
-        self._taken_at: dict[str, float] = {}  # bundle -> when it was seen to be taken
+        self._begun_at: dict[str, float] = {}  # bundle -> when its last tasks should be begun
         self._cancelled: set[str] = set()  # tasks that nobody wants, in bundles that lie there
         self._repeated: set[str] = set()  # tasks that are run a second time
         self._place = place
@@ -143,6 +150,10 @@ class Clerk:
     def _workers(self) -> int:
         return sum(slave.workers for slave in list(self._slaves.values()))
 
+    def _at_once(self) -> int:
+        """Workers of the smallest slave."""
+        return max(1, min((slave.workers for slave in list(self._slaves.values())), default=1))
+
     def _open_lines(self) -> int:
         """Have the shelf take tags of which too little is laid out; gives its room, 0: none."""
         tags = {tag for slave in list(self._slaves.values()) for tag in slave.tags or ()}
@@ -155,14 +166,15 @@ class Clerk:
             self._manager.lay_out(())
             return 0
         there = Counter(self._manager.laid_out())
-        bundles = bundles_ahead(self._workers(), len(tags))
+        bundles = bundles_ahead(self._workers(), len(tags), self._at_once())
         missing = {tag: bundles * self._bundle_size(tag, 1 << 30) - there[tag] for tag in tags}
         lines = {tag for tag, count in missing.items() if count > 0}
         self._manager.lay_out(lines)
         return sum(there.values()) + sum(missing[tag] for tag in lines) if lines else 0
 
     def _bundle_size(self, tag: str, waiting: int) -> int:
-        return bundle_size(self._pace.estimate_s(tag), waiting, self._workers())
+        estimate_s = self._pace.estimate_s(tag)
+        return bundle_size(estimate_s, waiting, self._workers(), self._at_once())
 
     def _lay_out(self, tasks: list[Assignment], priority: int = 0) -> None:
         first = tasks[0]
@@ -226,8 +238,9 @@ class Clerk:
     # --- taking in --------------------------------------------------------------------------
 
     def _run(self) -> None:
-        pause = Pause(0.01, 0.08)
+        pause, slaves_pause = Pause(_FIRST_LOOK_S, LOOK_S), Pause(_SLAVES_FIRST_S, _SLAVES_S)
         beat_at = slaves_at = status_at = look_again_at = 0.0
+        lively = False  # the last look showed something new: the next one need not ask whether
         files, place = self._place.files, self._place
         while not self._stopping.is_set():
             now = time.monotonic()
@@ -236,8 +249,9 @@ class Clerk:
                     beat_at = now + BEAT_S
                     files.touch(place.at("master"))
                 if now >= slaves_at:
-                    slaves_at = now + (0.05 if self._orders.has_ended else _LOOK_AT_SLAVES_S)
-                    self._look_at_slaves()
+                    if self._look_at_slaves() or self._orders.has_ended:
+                        slaves_pause.reset()
+                    slaves_at = now + slaves_pause.next_s(now)
                     self._sync_data()
                     if self._fraction:
                         self._repeat_late(now)
@@ -245,14 +259,16 @@ class Clerk:
                 if now >= status_at:
                     status_at = now + _STATUS_S
                     self._write_status()
-                outstanding = self._bundles or self._owners
-                look = outstanding and self._watch.must_list(files.look(place.at("tasks")), now)
+                look = bool(self._bundles or self._owners)
+                if look and not lively:
+                    look = self._watch.must_list(files.look(place.at("tasks")), now)
                 if self._missing and now >= look_again_at:
                     look, look_again_at = True, now + _VANISHED_S / 5
-                if look and self._collect(now):
+                lively = look and self._collect(now)
+                if lively:
                     pause.reset()
                     self._moved.set()
-                self._stopping.wait(pause.next_s(now))
+                self._stopping.wait(max(pause.next_s(now), self._unhurried_s()))
             except JournalError as error:
                 log.info("outputs stay in the folder, the journal cannot be written: %s", error)
                 self._stopping.wait(_TROUBLE_S)
@@ -294,7 +310,10 @@ class Clerk:
         if slave is None or tasks is None:
             return False
         self._owners[entry.bundle] = entry.owner
-        self._taken_at[entry.bundle] = time.monotonic()
+        before = (len(tasks) - 1) // max(1, slave.workers)  # tasks that each worker runs first
+        tag = next(iter(tasks.values())).tag if tasks else ""
+        lead_s = before * (self._pace.estimate_s(tag) or 0.0)
+        self._begun_at[entry.bundle] = time.monotonic() + lead_s
         self._manager.pass_on(slave.id, list(tasks))
         unwanted = [task_id for task_id, _ in tasks if task_id in self._cancelled]
         if unwanted:
@@ -305,9 +324,11 @@ class Clerk:
     def _repeat_late(self, now: float) -> None:
         """Lay out a second time what takes long, when little else is left and a worker is idle."""
         waiting, running, _ = self._manager.numberOfTasks()
-        held = Counter(self._owners.values())
+        held: Counter[str] = Counter()
+        for bundle, owner in self._owners.items():
+            held[owner] += len(self._bundles.get(bundle, ()))
         idle = sum(max(0, s.workers - held[owner]) for owner, s in self._slaves.items())
-        for bundle, since in list(self._taken_at.items()):
+        for bundle, since in list(self._begun_at.items()):
             for task in list(self._bundles.get(bundle, {}).values()):
                 tag, mean_s = task.tag, self._pace.estimate_s(task.tag)
                 left = running.get(tag, 0)
@@ -371,7 +392,7 @@ class Clerk:
         with self._lock:
             tasks = self._bundles.pop(bundle, {})
         owner = self._owners.pop(bundle, "")
-        self._taken_at.pop(bundle, None)
+        self._begun_at.pop(bundle, None)
         self._missing.pop(bundle, None)
         slave = self._slaves.get(owner)
         holder = self._manager.shelf if slave is None else slave.id
@@ -382,8 +403,22 @@ class Clerk:
 
     # --- slaves -----------------------------------------------------------------------------
 
-    def _look_at_slaves(self) -> None:
-        now = time.monotonic()
+    def _unhurried_s(self) -> float:
+        """A pause that is short beside what takes the shortest of all that lies in the folder."""
+        pause_s = 0.0
+        for bundle, tasks in list(self._bundles.items()):
+            for task in list(tasks.values())[:1]:
+                estimate_s = self._pace.estimate_s(task.tag)
+                rows = -(-len(tasks) // self._at_once()) if bundle in self._owners else 0
+                late_s = unhurried_s(estimate_s, rows)
+                pause_s = min(pause_s or late_s, late_s)
+                if late_s < _FIRST_LOOK_S:
+                    return 0.0
+        return pause_s
+
+    def _look_at_slaves(self) -> bool:
+        """Whether any came or went."""
+        now, news = time.monotonic(), False
         stamp = self._place.files.look(self._place.at("slaves"))
         if self._slaves_watch.must_list(stamp, now):
             listing = self._place.files.list(self._place.at("slaves"))
@@ -393,6 +428,7 @@ class Clerk:
             gone = [one for one in self._slaves if one not in listing.names]
             if gone:
                 self._collect(now)  # their last results first
+            news = True
             for owner in gone:
                 self._manager.unregisterProcess(self._slaves.pop(owner).id)
                 self._free(owner)
@@ -403,12 +439,14 @@ class Clerk:
                 del self._slaves[owner]
                 self._place.files.remove(self._place.at("slaves", owner))
                 self._free(owner)
+                news = True
             elif slave.period_s is not None and now >= slave.look_at:
                 slave.look_at = now + slave.period_s / 2
                 file = self._place.files.look(self._place.at("slaves", owner))
                 if file is not None and file.mtime_ns != slave.mtime_ns:
                     slave.mtime_ns = file.mtime_ns
                     self._heard(owner, slave)
+        return news
 
     def _heard(self, owner: str, slave: Enrolled) -> None:
         if slave.id in self._manager.activeProcesses():
@@ -474,7 +512,7 @@ class Clerk:
         for bundle in [one for one, whose in self._owners.items() if whose == owner]:
             del self._owners[bundle]
             self._bundles.pop(bundle, None)
-            self._taken_at.pop(bundle, None)
+            self._begun_at.pop(bundle, None)
         for name in self._place.files.list(self._place.at("tasks")).names:
             entry = names.parse(name)
             if entry is not None and entry.kind == "lock" and entry.owner == owner:

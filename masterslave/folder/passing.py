@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from masterslave.manager import TaskManager
-from masterslave.queue import State
 from masterslave.records import Assignment
+from masterslave.states import State
 
 
 class PassingManager(TaskManager):
@@ -41,7 +41,7 @@ class PassingManager(TaskManager):
                 if member is None or task is None or task.state is not State.RUNNING:
                     continue
                 if (task.attempt, task.holder) == (attempt, self.shelf):
-                    self._queue.pass_on(task, process_id)
+                    self._leases.pass_on(task, process_id)
                     taken.append(Assignment(task_id, task.tag, attempt, [], None))
             if self._ledger is not None:
                 self._ledger.handed_out(process_id, taken)
@@ -50,7 +50,7 @@ class PassingManager(TaskManager):
         """The shelf takes another attempt of a task that a slave is at; None: it has ended."""
         with self._lock:
             shelf = self._roster.get(self.shelf)
-            task = self._queue.repeat(self.shelf, task_id)
+            task = self._leases.repeat(self.shelf, task_id)
             if task is None:
                 return None
             if self._ledger is not None:
@@ -87,7 +87,7 @@ class PassingManager(TaskManager):
         """Tag -> number of tasks on the shelf."""
         counts: dict[str, int] = {}
         with self._lock:
-            for task in self._queue.held_by(self.shelf):
+            for task in self._queue.held.of(self.shelf):
                 counts[task.tag] = counts.get(task.tag, 0) + 1
         return counts
 

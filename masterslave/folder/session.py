@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 
 #: Results of a bundle that is not complete are written after so long, in seconds. Larger: they come
 #: late when one task of it takes long. Smaller: more files per task.
-_FLUSH_S = 1.0
+_FLUSH_S = 1.25
 
-#: Between two looks for orders. Larger: a cancelled task runs on for longer, and the end of the job
-#: is noticed later. Smaller: more operations while nothing happens.
-_ORDERS_S = 0.5
+#: Between two looks for orders, of a slave with nothing to do and of one at work. Larger: the end
+#: of the job is noticed later, a cancelled task runs on for longer. Smaller: more operations.
+_ORDERS_S, _ORDERS_AT_WORK_S = 0.5, 2.0
 
 #: A slave that has had no task for so long looks more seldom. Larger: idle slaves cost the file
 #: server a dozen operations per second for longer. Smaller: a task after a pause is picked up late.
@@ -83,6 +83,7 @@ class Session:
         self._pause = Pause(0.01, 0.08, 0.5, _IDLE_S)
         self._candidates: list[names.Entry] = []  # the most urgent first
         self._listed_at = 0.0
+        self._took = False  # something, when it last looked for it
         self._orders_at = self._master_at = self._beat_at = self._retry_at = 0.0
         self._orders_watch = Watch()
         self._data_read: dict[str, Stamp] = {}  # data item -> its file as it was read
@@ -319,7 +320,7 @@ class Session:
 
     def _step(self) -> bool:
         """Do what is due in the folder; whether there is anything new."""
-        now = time.monotonic()
+        now, before = time.monotonic(), self._place.files.counts.total()
         if self._unwritten and now >= self._retry_at:
             again, self._unwritten = self._unwritten, []
             for bundle in again:
@@ -334,7 +335,7 @@ class Session:
         try:
             self._beat(now)
             if now >= self._orders_at:
-                self._orders_at = now + _ORDERS_S
+                self._orders_at = now + (_ORDERS_AT_WORK_S if self._held else _ORDERS_S)
                 self._look_at_orders()
             with self._cond:
                 wants = self._wants()
@@ -343,6 +344,7 @@ class Session:
                 return True
             if wants and not self._held:
                 self._look_at_master(now)
+                self._place.files.in_vain += self._place.files.counts.total() - before
         except OSError as error:
             raise ConnectionFailed(f"folder {self._place.path}: {error}") from error
         return False
@@ -353,9 +355,6 @@ class Session:
             return
         self._beat_at = now + period_s
         self._place.files.touch(self._place.at("slaves", self._place.owner))
-        for bundle in dict.fromkeys(list(self._of_task.values())):
-            if bundle.lock:
-                self._place.files.touch(bundle.lock)
 
     def _look_at_orders(self) -> None:
         stamp = self._place.files.look(self._place.at("orders"))
@@ -425,8 +424,10 @@ class Session:
         """Take one bundle; false: there is none."""
         tasks_at = self._place.at("tasks")
         if not self._candidates or now - self._listed_at > _CANDIDATES_S:
-            if not self._watch.must_list(self._place.files.look(tasks_at), now):
+            # A slave that has worked finds another directory than before, and need not ask.
+            if not (self._took or self._watch.must_list(self._place.files.look(tasks_at), now)):
                 return False
+            self._took = False
             listing = self._place.files.list(tasks_at)
             self._watch.listed(listing.stamp, now)
             self._listed_at = now
@@ -444,6 +445,7 @@ class Session:
             lock = f"{entry.bundle}.lock-{self._place.owner}"
             path = self._place.at("tasks", f"{entry.bundle}.in")
             if self._place.files.move(path, self._place.at("tasks", lock)):
+                self._took = True
                 return self._open(entry.bundle, lock)
         return False
 
