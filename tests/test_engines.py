@@ -319,3 +319,51 @@ def test_a_cluster_of_dask_that_gives_up_its_workers_is_told_of_and_can_be_mende
     assert "tasks that it has got: 1 (die_1); a cluster of Dask gives up each worker" in lines[1]
     assert "scale it up again" in lines[1]
     assert lines[2:] == ["lives"]
+
+
+CLIENT_ENDS = """
+    import os, time
+    from distributed import Client
+    from masterslave import MasterProcess, SlaveProcess, TaskRaisedException, runJob
+
+    class Master(MasterProcess):
+        def run(self):
+            self.requestTasks("wait", [("gate",)] * 6)
+            while not os.path.exists("gate.runs"):
+                time.sleep(0.01)
+            client.{end}()
+            open("gate", "w").close()
+            for _ in range(6):
+                try:
+                    print(self.retrieveResult(timeout=60)[2])
+                except TaskRaisedException as error:
+                    print(error.traceback.splitlines()[-1].partition("RuntimeError: ")[2])
+
+    class Slave(SlaveProcess):
+        def do_wait(self, path):
+            open(path + ".runs", "w").close()
+            while not os.path.exists(path):
+                time.sleep(0.01)
+            return "done"
+
+    if __name__ == "__main__":
+        with Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+            runJob("demo", Master, Slave, executor=client.get_executor())
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "what"),
+    [
+        # It takes submissions for ever, whose futures never end.
+        ("close", "cannot schedule new futures after the shutdown of its client"),
+        ("cluster.close", "cannot schedule new futures after the shutdown of its client"),
+        ("restart", "done"),  # its futures are cancelled, and submitted again by us
+    ],
+)
+def test_tasks_are_told_of_a_client_of_dask_that_ends_in_mid_run(
+    world: World, end: str, what: str
+) -> None:
+    demand("distributed")
+    program = world.script(CLIENT_ENDS.format(end=end))
+    assert program.finish().splitlines() == [what] * 6
