@@ -52,7 +52,7 @@ class PassingManager(TaskManager):
             member = self._roster.get(self.shelf)
             if member.tags != (wanted := frozenset(tags)):
                 member.tags = wanted
-                self._rouse(member)
+                self._handout.rouse(member)
 
     def pass_on(self, process_id: int, attempts: Iterable[tuple[str, int]]) -> None:
         """A slave has taken these attempts from the shelf."""
@@ -80,7 +80,7 @@ class PassingManager(TaskManager):
                 self._ledger.handed_out(self.shelf, [task])
         if self._ledger is None:
             return task
-        tasks = self._put_on_record(self._ledger, shelf, [task], {})
+        tasks = self._settling.put_on_record(self._ledger, shelf, [task], {})
         return tasks[0] if tasks else None
 
     def priorities(self, task_ids: Iterable[str]) -> dict[str, int]:
