@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
+from math import inf
 from typing import Any
 
 from masterslave.errors import JournalError
@@ -56,14 +57,9 @@ class Clerk:
     """Serves one folder until `stop`."""
 
     def __init__(
-        self,
-        place: Place,
-        manager: PassingManager,
-        *,
-        alone: bool,
-        straggler_fraction: float,
-        gone_s: float,
-    ) -> None:
+        self, place: Place, manager: PassingManager, *,
+        alone: bool, straggler_fraction: float, gone_s: float,
+    ) -> None:  # fmt: skip
         """`alone`: slaves come by the folder only, so tasks may be laid out before any is there.
 
         `straggler_fraction`: when no more of a tag's tasks are left, slow ones are run twice.
@@ -235,7 +231,7 @@ class Clerk:
                 if now >= slaves_at:
                     if self._look_at_slaves() or self._orders.has_ended:
                         slaves_pause.reset()
-                    slaves_at = now + slaves_pause.next_s(now)
+                    slaves_at = now + min(slaves_pause.next_s(now), self._shortest_period_s() / 2)
                     self._items.sync()
                     self._repeat_late(now)
                 self._tell()
@@ -252,15 +248,14 @@ class Clerk:
                     pause.reset()
                     self._moved.set()
                 self._stopping.wait(max(pause.next_s(now), self._unhurried_s()))
+                continue
             except JournalError as error:
                 log.info("outputs stay in the folder, the journal cannot be written: %s", error)
-                self._stopping.wait(_TROUBLE_S)
             except OSError as error:
                 log.error("the folder cannot be used at present: %s", error)
-                self._stopping.wait(_TROUBLE_S)
             except Exception:
                 log.exception("the folder's clerk has failed, and goes on")
-                self._stopping.wait(_TROUBLE_S)
+            self._stopping.wait(_TROUBLE_S)
 
     def _collect(self, now: float) -> bool:
         """List the tasks and act upon what is there; whether anything was new."""
@@ -331,12 +326,12 @@ class Clerk:
                 self._lost(entry.bundle, f"its output {name} was refused: it {error}")
             return False
         slave = self._slaves.get(owner)
-        process_id = -1 if slave is None else slave.id
+        # One that has come and gone while nobody looked has worked for the shelf.
+        holder = self._manager.shelf if slave is None else slave.id
         tasks = self._bundles.get(entry.bundle, {})
         if slave is not None and entry.bundle not in self._owners:
-            self._manager.pass_on(process_id, list(tasks))
-        _, notices = self._manager.exchange(process_id, done, (), 0)
-        self._orders.tell(owner, notices)
+            self._manager.pass_on(holder, list(tasks))
+        self._orders.tell(owner, self._hand_in(holder, done))
         for one in done:
             task = tasks.pop((one.task_id, one.attempt), None)
             if one.outcome != Outcome.RETURNED.value and task is not None:
@@ -362,10 +357,21 @@ class Clerk:
         slave = self._slaves.get(self._owners.pop(bundle, ""))
         self._late.forget(bundle)
         self._missing.pop(bundle, None)
-        holder = self._manager.shelf if slave is None else slave.id
-        crashed = Outcome.CRASHED.value
-        if done := [Completion(i, attempt, crashed, [], 0.0, story) for i, attempt in tasks]:
-            self._manager.exchange(holder, done, (), 0)
+        shelf, lying = self._manager.shelf, self._manager.on_shelf(tasks)
+        for holder in {shelf, shelf if slave is None else slave.id}:
+            held = [key for key in tasks if (key in lying) == (holder == shelf)]
+            crashed = Outcome.CRASHED.value
+            self._hand_in(holder, [Completion(*key, crashed, [], 0.0, story) for key in held])
+
+    def _hand_in(self, holder: int, done: list[Completion]) -> dict[str, Any]:
+        """What has ended at a slave, or on the shelf; gives what that slave is to be told."""
+        notices: dict[str, Any] = {}
+        if done:
+            _, notices = self._manager.exchange(holder, done, (), 0)
+        if holder != self._manager.shelf:
+            return notices
+        self._withdraw(notices.get("stop", ()))
+        return {}
 
     # --- slaves -----------------------------------------------------------------------------
 
@@ -377,6 +383,9 @@ class Clerk:
                 rows = -(-len(tasks) // self._at_once()) if bundle in self._owners else 0
                 pauses_s.append(unhurried_s(self._pace.estimate_s(task.tag), rows))
         return min(pauses_s, default=0.0)
+
+    def _shortest_period_s(self) -> float:
+        return min((s.period_s or inf for s in self._slaves.values()), default=inf)
 
     def _look_at_slaves(self) -> bool:
         """Whether any came or went."""
@@ -408,6 +417,9 @@ class Clerk:
                 if file is not None and file.mtime_ns != slave.mtime_ns:
                     slave.mtime_ns = file.mtime_ns
                     self._heard(owner, slave)
+                elif not slave.is_freed and slave.id not in self._manager.activeProcesses():
+                    slave.is_freed = True  # it was silent for too long
+                    self._free(owner)
         return news
 
     def _heard(self, owner: str, slave: Enrolled) -> None:
@@ -417,16 +429,11 @@ class Clerk:
             self._enrol(owner, again=True)
 
     def _enrol(self, owner: str, *, again: bool = False) -> None:
-        try:
-            head = self._place.read("slaves", owner)[0]
-            slave = Enrolled(head)
-        except FileNotFoundError:
+        slave = Enrolled.read(self._place, owner)
+        if slave is None:
             return
-        except (Refused, ValueError, KeyError, TypeError, IndexError) as error:
-            self._place.refuse(error, "slaves", owner)
-            return
+        head = slave.head
         known = self._slaves.get(owner)
-        self._slaves[owner] = slave
         if known is not None and known.registration == slave.registration and not again:
             slave.id, slave.mtime_ns, slave.told = known.id, known.mtime_ns, known.told
         else:
@@ -438,8 +445,11 @@ class Clerk:
             )
             self._manager.announceSlave(slave.id)
             self._manager.exchange(slave.id, (), (), 0)
-            if obsolete:
-                self._orders.tell(owner, {"outdated": [list(one) for one in obsolete]})
+            taken = self._manager.pass_on(slave.id, map(tuple, obsolete))  # locks not seen before
+            outdated = [list(one) for one in obsolete if tuple(one) not in taken]
+            if outdated:
+                self._orders.tell(owner, {"outdated": outdated})
+        self._slaves[owner] = slave
         if slave.tags is not None and (known is None or known.tags is None or again):
             self._manager.announceTags(slave.id, slave.tags)
         if head["failure"] and head["failure"] != slave.told:
@@ -467,19 +477,18 @@ class Clerk:
         return held
 
     def _free(self, owner: str) -> None:
-        """A slave has gone: its locks go as well."""
-        for bundle in [one for one, whose in self._owners.items() if whose == owner]:
-            del self._owners[bundle]
-            self._bundles.pop(bundle, None)
-            self._late.forget(bundle)
+        """A slave has gone: its locks go as well, and what it had not been seen to take."""
+        bundles = [bundle for bundle, whose in self._owners.items() if whose == owner]
         for where, name, entry in self._shelves.locks_of(owner):
-            tasks = self._bundles.pop(entry.bundle, {})  # taken, and not seen before
             self._place.files.remove(self._shelves.at(where, name))
-            done = [
-                Completion(i, a, Outcome.RETURNED.value, [], 0.0, "its slave was lost")
-                for i, a in tasks
-            ]
-            self._manager.exchange(self._manager.shelf, done, (), 0)
+            bundles.append(entry.bundle)
+        for bundle in bundles:
+            self._owners.pop(bundle, None)
+            self._late.forget(bundle)
+            lying = self._manager.on_shelf(self._bundles.pop(bundle, {}))
+            back, why = Outcome.RETURNED.value, "its slave was lost"
+            done = [Completion(*key, back, [], 0.0, why) for key in lying]
+            self._hand_in(self._manager.shelf, done)
 
     # --- telling ----------------------------------------------------------------------------
 

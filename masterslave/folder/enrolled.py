@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from masterslave.folder.place import Who
+from masterslave.folder.place import Place, Who
+from masterslave.folder.seal import Refused
 
 
 class Enrolled:
     """A slave that has a file in the folder."""
 
+    @classmethod
+    def read(cls, place: Place, owner: str) -> Enrolled | None:
+        """By its file; None if there is none, or one that must be refused. Raises `OSError`."""
+        try:
+            return cls(place.read("slaves", owner)[0])
+        except FileNotFoundError:
+            return None
+        except (Refused, ValueError, KeyError, TypeError, IndexError) as error:
+            place.refuse(error, "slaves", owner)
+            return None
+
     def __init__(self, head: dict[str, Any]) -> None:
+        self.head = head
         self.who = Who.of(head["who"])
         self.period_s: float | None = head["period_s"]
         self.workers: int = head["info"][3]
@@ -19,4 +32,5 @@ class Enrolled:
         self.id = -1
         self.mtime_ns = 0
         self.look_at = 0.0
+        self.is_freed = False  # its locks were removed, as it was silent for too long
         self.told = ""  # its failure that was reported

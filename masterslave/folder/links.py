@@ -47,10 +47,14 @@ class FolderConnector:
         self.label: str | None = label  # of the master that was found
 
     def __call__(self) -> FolderLink:
-        """A link. Raises `ConnectionFailed` when no master lives there, or `SettingsError`."""
+        """A link. Raises `ConnectionFailed` when no master lives there.
+
+        `SettingsError` when this process may not write there, or what is there is of no use.
+        """
         with self._lock:
             if self._session is None:
                 place = Place(self._path, self._key)
+                place.check_writable()
                 self.label = self.find_master(place)
                 self._session = Session(place)
             else:

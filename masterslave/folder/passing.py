@@ -54,8 +54,8 @@ class PassingManager(TaskManager):
                 member.tags = wanted
                 self._handout.rouse(member)
 
-    def pass_on(self, process_id: int, attempts: Iterable[tuple[str, int]]) -> None:
-        """A slave has taken these attempts from the shelf."""
+    def pass_on(self, process_id: int, attempts: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+        """A slave has taken these attempts from the shelf; gives those that lay there."""
         taken = []
         with self._lock:
             member = self._roster.known(process_id)
@@ -68,6 +68,16 @@ class PassingManager(TaskManager):
                     taken.append(Assignment(task_id, task.tag, attempt, [], None))
             if self._ledger is not None:
                 self._ledger.handed_out(process_id, taken)
+        return {(one.task_id, one.attempt) for one in taken}
+
+    def on_shelf(self, attempts: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Those of these attempts that lie on the shelf."""
+        with self._lock:
+            found = ((one, self._queue.tasks.get(one[0])) for one in attempts)
+            return {
+                one for one, task in found
+                if task is not None and (task.attempt, task.holder) == (one[1], self.shelf)
+            }  # fmt: skip
 
     def repeat(self, task_id: str) -> Assignment | None:
         """The shelf takes another attempt of a task that a slave is at; None: it has ended."""

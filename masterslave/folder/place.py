@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import platform
@@ -157,6 +158,19 @@ class Place:
     def at(self, *parts: str) -> str:
         """The path of something in it."""
         return os.path.join(self.path, *parts)
+
+    def check_writable(self) -> None:
+        """Raise `SettingsError` if this process may not write; a full disk is no such thing."""
+        probe = self.at("aside", f"{self.owner}-probe-{secrets.token_hex(4)}")
+        try:
+            self.files.replace(probe, [])
+            self.files.remove(probe)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise SettingsError(
+                    f"folder {self.path}: {error.strerror}: a slave must be able to write there; "
+                    f"{_REMEDY}"
+                ) from error
 
     def is_there(self) -> bool:
         """Whether the folder is there, by the file that nobody ever removes."""
