@@ -66,6 +66,12 @@ class Engine:
         return type(self._pool).__name__
 
     @property
+    def _is_closed(self) -> bool:
+        """Whether it is Dask's, and its client is at its end: its futures would never be."""
+        client = getattr(self._pool, "_client", None)
+        return _is_dask(self._pool) and getattr(client, "status", "") in ("closing", "closed")
+
+    @property
     def _options(self) -> dict[str, Any]:
         # Else Dask computes a digest of all arguments, and takes equal calls for one call.
         return {"pure": False} if _is_dask(self._pool) else {}
@@ -82,7 +88,10 @@ class Engine:
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """As `Executor.submit`; raises whatever that raises, and may block as long as that does."""
-        return self._pool.submit(function, *args, **self._options)
+        future = self._pool.submit(function, *args, **self._options)
+        if self._is_closed:  # asked afterwards: one that closes later cancels its futures
+            raise RuntimeError("cannot schedule new futures after the shutdown of its client")
+        return future
 
     def workers(self) -> int | None:
         """How many workers it has at this moment, if it says so. May block, as it may ask them."""
@@ -105,6 +114,8 @@ class Engine:
 
     def cancel(self, future: Future[Any]) -> None:
         """Have it not run, if it has not begun and the executor can do that."""
+        if self._is_closed:
+            return
         try:
             future.cancel()
         except Exception as error:  # Parsl's raise NotImplementedError

@@ -437,6 +437,8 @@ class Pump:
     # --- odds -------------------------------------------------------------------------------
 
     def _give_up(self, why: str) -> None:
+        if self._broken:
+            return  # each submission that was on its way says so
         self._broken = why
         log.error("no task can be run: %s", why, extra={"action": "executor_given_up"})
         with self._changed:
