@@ -34,7 +34,7 @@ from sessions import environment
 
 from masterslave import MasterProcess, initializeMasterProcess
 
-CASES = ("rate", "pickup", "tiny", "0.1 s", "1 s", "journal", "kill")
+CASES = ("rate", "pickup", "tiny", "0.1 s", "1 s", "journal", "kill", "crowd")
 
 #: Figure -> what it is to be: at most, or where it is a rate, at least.
 TARGETS = {
@@ -181,31 +181,36 @@ def counted(tag: str, count: int, workers: int, *more: float) -> Callable[..., d
     return case
 
 
-def kill(folder: str, logs: Path, chance: random.Random, quick: bool) -> dict[str, Any]:
-    slaves, count = (6, 400) if quick else (50, 5000)
-    every = count // (5 if quick else 40)
-    got: Counter[int] = Counter()
-    with job(folder, logs, slaves, 1) as (master, crew):
-        tasks = [(x, chance.expovariate(1 / 0.05)) for x in range(count)]
-        master.requestTasks("sleep", tasks, crash_limit=1000)
-        kills = 0
-        for number in range(count):
-            if number % every == every // 2:
-                victim = crew.slaves.pop(chance.randrange(len(crew.slaves)))
-                victim.kill()
-                victim.wait()
-                crew.start(1, 1)
-                kills += 1
-            got[master.retrieveResult(timeout=_LONG_S)[2]] += 1
-        more = sum(master.task_manager.numberOfTasks()[2].values())  # results that nobody awaits
-    return {
-        "slaves": slaves,
-        "tasks": count,
-        "kills": kills,
-        "lost": count - len(got),
-        "doubled": sum(got.values()) - len(got) + more,
-        "refused files": len(os.listdir(Path(folder, "refused"))),
-    }
+def killed(
+    slaves: int, count: int, kills: int, mean_s: float
+) -> Callable[[str, Path, random.Random, bool], dict[str, Any]]:
+    """Tasks of random length, `mean_s` seconds on average, while slaves are killed at random."""
+
+    def case(folder: str, logs: Path, chance: random.Random, quick: bool) -> dict[str, Any]:
+        crowd, tasks, often = (6, count // 12, 5) if quick else (slaves, count, kills)
+        every = tasks // often
+        got: Counter[int] = Counter()
+        with job(folder, logs, crowd, 1) as (master, crew):
+            lengths = ((x, chance.expovariate(1 / mean_s) if mean_s else 0.0) for x in range(tasks))
+            master.requestTasks("sleep", lengths, crash_limit=1000)
+            for number in range(tasks):
+                if number % every == every // 2:
+                    victim = crew.slaves.pop(chance.randrange(len(crew.slaves)))
+                    victim.kill()
+                    victim.wait()
+                    crew.start(1, 1)
+                got[master.retrieveResult(timeout=_LONG_S)[2]] += 1
+            more = sum(master.task_manager.numberOfTasks()[2].values())  # that nobody awaits
+        return {
+            "slaves": crowd,
+            "tasks": tasks,
+            "kills": often,
+            "lost": tasks - len(got),
+            "doubled": sum(got.values()) - len(got) + more,
+            "refused files": len(os.listdir(Path(folder, "refused"))),
+        }
+
+    return case
 
 
 JOBS: dict[str, Callable[[str, Path, random.Random, bool], dict[str, Any]]] = {
@@ -215,7 +220,8 @@ JOBS: dict[str, Callable[[str, Path, random.Random, bool], dict[str, Any]]] = {
     "0.1 s": counted("sleep", 1000, 4, 0.1),
     "1 s": counted("sleep", 320, 4, 1.0),
     "journal": counted("nothing", 5000, 1),
-    "kill": kill,
+    "kill": killed(50, 5000, 40, 0.05),
+    "crowd": killed(50, 100_000, 100, 0.0),
 }
 
 
@@ -298,7 +304,7 @@ def row(place: str, case: str, figures: dict[str, Any]) -> Iterator[str]:
         text = (
             value if isinstance(value, str) else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
         )
-        what = name if case in (name, "kill") or name.startswith(case) else f"{case}: {name}"
+        what = name if case == name or name.startswith(case) else f"{case}: {name}"
         wanted = "" if isinstance(value, str) else verdict(figure, value)
         yield f"| {place} | {what} | {text} | {wanted} |"
 

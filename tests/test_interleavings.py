@@ -106,7 +106,7 @@ class Job:
         settings = Settings(key_file=Path("unused"), memory_bytes=self.memory_bytes)
         journal = Journal(self.disk)
         self.manager = TaskManager("job", settings, clock=self.clock, journal=journal)
-        share(self.manager, self.manager._lock, journal)
+        share(self.manager, self.manager._lock, self.manager._settling, journal)
         if self.quick:  # as if many such tasks had been run
             self.manager._scheduler.pace.record("t", 0.0)
         self.queue = self.manager._queue
@@ -156,7 +156,7 @@ class Job:
                 yield f"{name} finishes", lambda n=name: self.finish(n, Outcome.RESULT)
         for number in range(len(self.corpses)):
             yield "a death is noticed", lambda n=number: self.notice(n)
-        if self.manager._awaited:
+        if self.manager._attendance.awaited:
             yield "slaves are given up", self.give_up
         if self.manager._leases.next_due() is not None:
             yield "a retry is due", self.fall_due
@@ -472,7 +472,7 @@ class Job:
                     if name[process] != "?" or process in roster.present
                 )
             ),
-            tuple(sorted(name.get(process, "?") for process in self.manager._awaited)),
+            tuple(sorted(name.get(process, "?") for process in self.manager._attendance.awaited)),
             bool(self.manager._scheduler.pace._mean_s),
             (tuple(sorted(self.disk._requested)), tuple(sorted(self.disk._ended))),
             entries_key(self.disk._attempts, name),

@@ -18,7 +18,8 @@ LAYERS = {
     1: "queue states holdings leases earlier notes lines liveness pace payload pieces "
     "unpicklable proofs diagnosis dispatch disturbance lifetime flights roster stragglers "
     "scheduler attempts clients versions sharing pairing scaling",
-    2: "manager desk room outbox waiters watchdog journal ledger stores.*",
+    2: "manager attendance intake handout settling overview desk room outbox waiters watchdog "
+    "journal ledger stores.*",
     3: "engines folder.* transports.* launchers.* naming keyfile pipe slavecode tables memory "
     "shared lending globalstate functions connectionfile board calls identities runfolder "
     "packing claim",

@@ -270,7 +270,7 @@ def test_slaves_that_waited_when_the_trouble_came_go_on_when_it_ends(
         books = live._ledger
         assert books is not None
         live._queue.request(0, "sqrt", X, TaskOptions())
-        live._slaves_wait.wake("sqrt")
+        live._handout.waiters.wake("sqrt")
     with pytest.raises(JournalFull):
         call.outcome()
     make_room(store)

@@ -18,10 +18,13 @@ BUNDLE_TASKS = 256
 #: behind more. Smaller: slaves find nothing while the master sleeps.
 AHEAD, AT_LEAST = 2, 8
 
-#: Bundles that lie there and that nobody has taken, of all tags together. With it ``tasks`` never
-#: holds more than so many inputs, a lock or two per worker, and the outputs of a moment: few enough
-#: for one directory. Larger: each listing takes longer. Smaller: thousands of workers wait.
-MOST = 1000
+#: Bundles that lie there and that nobody has taken, of all tags together. Larger: more memory in
+#: the master, and more files. Smaller: tens of thousands of workers wait.
+MOST = 20_000
+
+#: Files in one directory, see `spread`. Larger: each listing takes longer. Smaller: more
+#: directories.
+DIRECTORY_MOST = 1000
 
 #: Longest pause of the master between two looks for outputs, while tasks are under way whose
 #: results are awaited one by one, or in bundles. Larger: results come later. Smaller: more

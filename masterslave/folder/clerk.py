@@ -13,17 +13,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from masterslave.errors import JournalError
 from masterslave.folder import names
+from masterslave.folder.absence import Absence
 from masterslave.folder.bundles import LOOK_S, MOST, bundle_size, bundles_ahead, split, unhurried_s
 from masterslave.folder.enrolled import Enrolled
+from masterslave.folder.items import Items
+from masterslave.folder.late import Late
 from masterslave.folder.orders import Orders
 from masterslave.folder.passing import PassingManager
 from masterslave.folder.pauses import Pause, Watch
 from masterslave.folder.place import BEAT_S, Place
 from masterslave.folder.seal import Refused
+from masterslave.folder.shelves import Found, Shelves
 from masterslave.pace import Pace
 from masterslave.records import Assignment, Completion, Outcome, ProcessInfo, as_completion
 
@@ -32,13 +37,11 @@ log = logging.getLogger(__name__)
 #: A bundle is taken for lost when no file of it has been seen for so long.
 _VANISHED_S = 5.0
 
-#: A task is slow when it takes so many times the average, and so many seconds. Larger: one slow
-#: machine holds up the end of a job for longer. Smaller: usual tasks are run twice.
-_SLOW, _YOUNGEST_S = 3.0, 1.0
-
 #: The first pause between two looks for locks and outputs, after there was something new; it grows
 #: to `bundles.LOOK_S`. Larger: results of short tasks come later. Smaller: more operations.
 _FIRST_LOOK_S = 0.01
+
+_OLDEST = 100  # bundles by which the master decides how soon it looks again
 
 #: Between two looks for slaves that come or go, from the first to the last of these pauses. Larger:
 #: slaves are known later. Smaller: more operations while nothing happens.
@@ -53,17 +56,21 @@ class Clerk:
     """Serves one folder until `stop`."""
 
     def __init__(
-        self, place: Place, manager: PassingManager, *, alone: bool, straggler_fraction: float
+        self,
+        place: Place,
+        manager: PassingManager,
+        *,
+        alone: bool,
+        straggler_fraction: float,
+        gone_s: float,
     ) -> None:
         """`alone`: slaves come by the folder only, so tasks may be laid out before any is there.
 
         `straggler_fraction`: when no more of a tag's tasks are left, slow ones are run twice.
+        `gone_s`: how long the folder may be missing before the job is given up.
         """
-        self._fraction = straggler_fraction
-        self._ended: Counter[str] = Counter()  # tag -> tasks that have come to an end here
-        self._begun_at: dict[str, float] = {}  # bundle -> when its last tasks should be begun
+        self._absence = Absence(place, gone_s)
         self._cancelled: set[str] = set()  # tasks that nobody wants, in bundles that lie there
-        self._repeated: set[str] = set()  # tasks that are run a second time
         self._place = place
         self._manager = manager
         self._alone = alone
@@ -75,18 +82,15 @@ class Clerk:
         self._missing: dict[str, float] = {}  # bundle -> since when no file of it is seen
         self._slaves: dict[str, Enrolled] = {}
         self._pace = Pace()
-        self._watch, self._slaves_watch = Watch(), Watch()
-        self._data: dict[str, Any] = {}
-        self._data_changes = 0  # items that were deleted or replaced
+        self._late = Late(straggler_fraction, self._pace)
+        self._slaves_watch = Watch()
+        self._items = Items(place, manager)
         self._status: Any = None
         manager.open_shelf(f"folder {place.path}")
-        for name in place.files.list(place.at("tasks")).names:
-            entry = names.parse(name)
-            if entry is not None and entry.kind == "in":  # to be asked for again
-                place.files.remove(place.at("tasks", name))
+        self._shelves = Shelves(place)
         place.files.remove(place.at("stop"))
         self._orders = Orders(place)
-        self._sync_data()
+        self._items.sync()
         self._look_at_slaves()
         self._collect(time.monotonic())
         self._publisher = threading.Thread(target=self._publish, name="folder-out", daemon=True)
@@ -112,11 +116,13 @@ class Clerk:
         for thread in (self._publisher, self._collector):
             if thread.ident is not None:
                 thread.join()
-        for folder in ("tasks", "aside", "slaves"):
-            for name in self._place.files.list(self._place.at(folder)).names:
-                entry = names.parse(name)
-                if folder != "tasks" or (entry is not None and entry.kind in ("in", "lock")):
+        try:
+            self._shelves.clear()
+            for folder in ("aside", "slaves"):
+                for name in self._place.files.list(self._place.at(folder)).names:
                     self._place.files.remove(self._place.at(folder, name))
+        except OSError as error:
+            log.error("folder %s is not tidied up: %s", self._place.path, error.strerror or error)
         log.info("%s", self._place.files.story())
 
     # --- laying out -------------------------------------------------------------------------
@@ -187,9 +193,8 @@ class Clerk:
         }
         while not self._stopping.is_set():
             try:
-                head["data"] = [self._place.owner, self._sync_data()]
-                frames = (task.frame for task in tasks)
-                self._place.write(head, "tasks", f"{bundle}.in", frames=frames)
+                head["data"] = [self._place.owner, self._items.sync()]
+                self._shelves.write(bundle, priority, head, (task.frame for task in tasks))
                 return
             except OSError as error:
                 log.error(
@@ -207,33 +212,10 @@ class Clerk:
             lying = [one for one in self._bundles.items() if one[0] not in self._owners]
         for bundle, tasks in lying:
             unwanted = {task_id for task_id, _ in list(tasks)}
-            file = self._place.at("tasks", f"{bundle}.in")
-            if unwanted <= self._cancelled and self._place.files.remove(file):
+            if unwanted <= self._cancelled and self._shelves.take_back(bundle):
                 self._cancelled -= unwanted
                 with self._lock:
                     self._bundles.pop(bundle, None)
-
-    def _sync_data(self) -> int:
-        """Data items are there before the tasks that need them; gives how often one was changed.
-
-        Each bundle says that number: a slave to which it is news looks at what it has read.
-        """
-        with self._lock:
-            items = self._manager.data_items()
-            for name, value in items.items():
-                if self._data.get(name) is not value:
-                    file = names.data_text(name)
-                    if isinstance(value, list):
-                        self._place.write(None, "data", file, frames=[value])
-                    else:
-                        self._place.write(value, "data", file)
-                    self._data_changes += name in self._data
-                    self._data[name] = value
-            for name in [name for name in self._data if name not in items]:
-                self._place.files.remove(self._place.at("data", names.data_text(name)))
-                self._data_changes += 1
-                del self._data[name]
-            return self._data_changes
 
     # --- taking in --------------------------------------------------------------------------
 
@@ -247,21 +229,22 @@ class Clerk:
             try:
                 if now >= beat_at:
                     beat_at = now + BEAT_S
-                    files.touch(place.at("master"))
+                    if self._absence.goes_on(files.touch(place.at("master")), now):
+                        self._manager.give_up(self._absence.story)
+                        return
                 if now >= slaves_at:
                     if self._look_at_slaves() or self._orders.has_ended:
                         slaves_pause.reset()
                     slaves_at = now + slaves_pause.next_s(now)
-                    self._sync_data()
-                    if self._fraction:
-                        self._repeat_late(now)
+                    self._items.sync()
+                    self._repeat_late(now)
                 self._tell()
                 if now >= status_at:
                     status_at = now + _STATUS_S
                     self._write_status()
-                look = bool(self._bundles or self._owners)
+                look = bool(self._bundles or self._owners or self._shelves.are_many())
                 if look and not lively:
-                    look = self._watch.must_list(files.look(place.at("tasks")), now)
+                    look = self._shelves.look(now)
                 if self._missing and now >= look_again_at:
                     look, look_again_at = True, now + _VANISHED_S / 5
                 lively = look and self._collect(now)
@@ -281,39 +264,34 @@ class Clerk:
 
     def _collect(self, now: float) -> bool:
         """List the tasks and act upon what is there; whether anything was new."""
-        listing = self._place.files.list(self._place.at("tasks"))
-        self._watch.listed(listing.stamp, now)
         news = False
         seen = set()
         ended = []
-        for name in sorted(listing.names, key=lambda name: name.endswith(".out")):  # parts first
-            entry = names.parse(name)
-            if entry is None:
-                self._place.refuse("has no name of ours", "tasks", name)
-            elif entry.kind in ("out", "part"):
+        for found in self._shelves.collect(now):
+            entry = found.entry
+            if entry.kind in ("out", "part"):
                 news = True
-                if self._take_in(name, entry):
-                    ended.append(name)
+                if self._take_in(found):
+                    ended.append(found)
             else:
                 seen.add(entry.bundle)
                 if entry.kind == "lock" and self._owners.get(entry.bundle) != entry.owner:
-                    news = self._taken(name, entry) or news
-        for name in ended:
-            self._place.files.remove(self._place.at("tasks", name))
+                    news = self._taken(entry) or news
+        for found in ended:
+            self._place.files.remove(self._shelves.at(found.where, found.name))
         self._look_for_vanished(seen, now)
         return news
 
-    def _taken(self, name: str, entry: names.Entry) -> bool:
+    def _taken(self, entry: names.Entry) -> bool:
         """A slave has a bundle."""
-        slave = self._slaves.get(entry.owner)
-        tasks = self._bundles.get(entry.bundle)
+        if entry.owner not in self._slaves:  # it has just come
+            self._enrol(entry.owner)
+        slave, tasks = self._slaves.get(entry.owner), self._bundles.get(entry.bundle)
         if slave is None or tasks is None:
             return False
         self._owners[entry.bundle] = entry.owner
-        before = (len(tasks) - 1) // max(1, slave.workers)  # tasks that each worker runs first
-        tag = next(iter(tasks.values())).tag if tasks else ""
-        lead_s = before * (self._pace.estimate_s(tag) or 0.0)
-        self._begun_at[entry.bundle] = time.monotonic() + lead_s
+        for task in list(tasks.values())[:1]:
+            self._late.taken(entry.bundle, task.tag, len(tasks), slave.workers, time.monotonic())
         self._manager.pass_on(slave.id, list(tasks))
         unwanted = [task_id for task_id, _ in tasks if task_id in self._cancelled]
         if unwanted:
@@ -328,28 +306,18 @@ class Clerk:
         for bundle, owner in self._owners.items():
             held[owner] += len(self._bundles.get(bundle, ()))
         idle = sum(max(0, s.workers - held[owner]) for owner, s in self._slaves.items())
-        for bundle, since in list(self._begun_at.items()):
-            for task in list(self._bundles.get(bundle, {}).values()):
-                tag, mean_s = task.tag, self._pace.estimate_s(task.tag)
-                left = running.get(tag, 0)
-                few = left <= self._fraction * (left + self._ended[tag])
-                if waiting.get(tag) or not few or not idle or mean_s is None:
-                    continue
-                if now - since < max(_YOUNGEST_S, _SLOW * mean_s) or task.task_id in self._repeated:
-                    continue
-                again = self._manager.repeat(task.task_id)
-                if again is not None:
-                    log.info("%s takes long and is laid out once more", task.task_id)
-                    self._repeated.add(task.task_id)
-                    idle -= 1
-                    self._lay_out(
-                        [again], self._manager.priorities([task.task_id]).get(task.task_id, 0)
-                    )
+        late = self._late.pick(now, self._bundles, waiting, running) if idle else ()
+        for task_id in islice(late, idle):
+            again = self._manager.repeat(task_id)
+            if again is not None:
+                log.info("%s takes long and is laid out once more", task_id)
+                self._lay_out([again], self._manager.priorities([task_id]).get(task_id, 0))
 
-    def _take_in(self, name: str, entry: names.Entry) -> bool:
+    def _take_in(self, found: Found) -> bool:
         """Hand in what a file brings; whether it is on record, so that the file may go."""
+        where, name, entry = found
         try:
-            head, frames = self._place.read("tasks", name)
+            head, frames = self._place.read("tasks", where, name)
             done = [
                 as_completion([*fields[:3], frame, *fields[3:]])
                 for fields, frame in zip(head["done"], frames, strict=True)
@@ -358,7 +326,7 @@ class Clerk:
         except FileNotFoundError:
             return False
         except (Refused, ValueError, KeyError, TypeError) as error:
-            self._place.refuse(error, "tasks", name)
+            self._place.refuse(error, "tasks", where, name)
             if entry.kind == "out":
                 self._lost(entry.bundle, f"its output {name} was refused: it {error}")
             return False
@@ -372,7 +340,7 @@ class Clerk:
         for one in done:
             task = tasks.pop((one.task_id, one.attempt), None)
             if one.outcome != Outcome.RETURNED.value and task is not None:
-                self._ended[task.tag] += 1
+                self._late.ended(task.tag)
             if task is not None and one.outcome == Outcome.RESULT.value:
                 self._pace.record(task.tag, one.duration_s)
         if entry.kind == "out":
@@ -391,30 +359,24 @@ class Clerk:
         """A bundle has come to its end; what is left of it is run again, at its cost."""
         with self._lock:
             tasks = self._bundles.pop(bundle, {})
-        owner = self._owners.pop(bundle, "")
-        self._begun_at.pop(bundle, None)
+        slave = self._slaves.get(self._owners.pop(bundle, ""))
+        self._late.forget(bundle)
         self._missing.pop(bundle, None)
-        slave = self._slaves.get(owner)
         holder = self._manager.shelf if slave is None else slave.id
         crashed = Outcome.CRASHED.value
-        done = [Completion(i, attempt, crashed, [], 0.0, story) for i, attempt in tasks]
-        if done:
+        if done := [Completion(i, attempt, crashed, [], 0.0, story) for i, attempt in tasks]:
             self._manager.exchange(holder, done, (), 0)
 
     # --- slaves -----------------------------------------------------------------------------
 
     def _unhurried_s(self) -> float:
-        """A pause that is short beside what takes the shortest of all that lies in the folder."""
-        pause_s = 0.0
-        for bundle, tasks in list(self._bundles.items()):
+        """A pause that is short beside what takes the shortest of the oldest bundles."""
+        pauses_s = []
+        for bundle, tasks in islice(list(self._bundles.items()), _OLDEST):
             for task in list(tasks.values())[:1]:
-                estimate_s = self._pace.estimate_s(task.tag)
                 rows = -(-len(tasks) // self._at_once()) if bundle in self._owners else 0
-                late_s = unhurried_s(estimate_s, rows)
-                pause_s = min(pause_s or late_s, late_s)
-                if late_s < _FIRST_LOOK_S:
-                    return 0.0
-        return pause_s
+                pauses_s.append(unhurried_s(self._pace.estimate_s(task.tag), rows))
+        return min(pauses_s, default=0.0)
 
     def _look_at_slaves(self) -> bool:
         """Whether any came or went."""
@@ -489,14 +451,11 @@ class Clerk:
         """What a slave has in its hands, by its locks."""
         bundles = [bundle for bundle, whose in self._owners.items() if whose == owner]
         held = [key for bundle in bundles for key in self._bundles.get(bundle, ())]
-        for name in self._place.files.list(self._place.at("tasks")).names:
-            entry = names.parse(name)
-            if entry is None or entry.kind != "lock" or entry.owner != owner:
-                continue
+        for where, name, entry in self._shelves.locks_of(owner):
             tasks = self._bundles.get(entry.bundle)
             if tasks is None:
                 try:
-                    head = self._place.read("tasks", name, name=f"{entry.bundle}.in")[0]
+                    head = self._place.read("tasks", where, name, name=f"{entry.bundle}.in")[0]
                 except (Refused, OSError):  # it is being written over; its end comes soon
                     continue
                 tasks = {
@@ -512,15 +471,15 @@ class Clerk:
         for bundle in [one for one, whose in self._owners.items() if whose == owner]:
             del self._owners[bundle]
             self._bundles.pop(bundle, None)
-            self._begun_at.pop(bundle, None)
-        for name in self._place.files.list(self._place.at("tasks")).names:
-            entry = names.parse(name)
-            if entry is not None and entry.kind == "lock" and entry.owner == owner:
-                tasks = self._bundles.pop(entry.bundle, {})  # taken, and not seen before
-                self._place.files.remove(self._place.at("tasks", name))
-                returned = Outcome.RETURNED.value
-                done = [Completion(i, a, returned, [], 0.0, "its slave was lost") for i, a in tasks]
-                self._manager.exchange(self._manager.shelf, done, (), 0)
+            self._late.forget(bundle)
+        for where, name, entry in self._shelves.locks_of(owner):
+            tasks = self._bundles.pop(entry.bundle, {})  # taken, and not seen before
+            self._place.files.remove(self._shelves.at(where, name))
+            done = [
+                Completion(i, a, Outcome.RETURNED.value, [], 0.0, "its slave was lost")
+                for i, a in tasks
+            ]
+            self._manager.exchange(self._manager.shelf, done, (), 0)
 
     # --- telling ----------------------------------------------------------------------------
 

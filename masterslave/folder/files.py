@@ -67,7 +67,11 @@ class Files:
     def replace(self, path: str, pieces: Sequence[Piece]) -> None:
         """Write a file, in the place of one that may be there. Raises `OSError`."""
         aside = self._write_aside(pieces)
-        self._rename(aside, path)
+        try:
+            self._rename(aside, path)
+        except BaseException:
+            self.remove(aside)
+            raise
 
     def create(self, path: str, pieces: Sequence[Piece]) -> None:
         """Write a file that is not there yet. Raises `FileExistsError`, or another `OSError`."""
