@@ -156,19 +156,21 @@ class Layers:
 
     def queue(self) -> float:
         """The state machine alone: request, hand out, complete, deliver."""
+        from masterslave.leases import Leases
         from masterslave.queue import TaskQueue
         from masterslave.records import Completion, TaskOptions
 
         tags, options, queue = frozenset(("nothing",)), TaskOptions(), TaskQueue()
+        leases = Leases(queue)
 
         def run() -> None:
             for _ in range(self.batch):
                 queue.request(0, "nothing", self.parameters, options)
-            first = queue.peek(tags)
+            first = leases.peek(tags)
             assert first is not None
-            run = queue.hand_out_run(1, first, tags, self.batch, 1 << 20)
+            run = leases.hand_out_run(1, first, tags, self.batch, 1 << 20)
             ended = [Completion(task.task_id, 1, "result", self.result, 1e-6, "") for task in run]
-            plain, _ = queue.complete_all(1, ended)
+            plain, _ = leases.complete_all(1, ended)
             assert len(plain) == self.batch
             for _ in range(self.batch):
                 queue.deliver(0)

@@ -50,7 +50,7 @@ WAY: tuple[tuple[str, bool, str], ...] = (
     ("SupervisorEnd.receive", False, "to its supervisor: sent; that wakes"),
     ("sendall", False, "slave: received, booked, the next call encoded"),
     ("next_exchange", True, "to the manager: signed, sent; its thread wakes; verified"),
-    ("_settle_all", True, "manager: decoded, checked, booked; client called"),
+    ("settle_all", True, "manager: decoded, checked, booked; client called"),
     ("getResults", True, "to the client: its thread wakes"),
     ("retrieveResult", True, "client: unpickled"),
 )

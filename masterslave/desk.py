@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from masterslave import ledger
-from masterslave.attempts import FailureLog
 from masterslave.clients import Client, Clients, same_code
+from masterslave.earlier import EarlierRuns
 from masterslave.errors import SettingsError, TaskManagerTermination, UnknownProcess
+from masterslave.handout import HandOut
+from masterslave.intake import Intake
 from masterslave.ledger import Ledger
 from masterslave.outbox import Outbox
-from masterslave.queue import State, TaskQueue
+from masterslave.overview import Overview
+from masterslave.queue import TaskQueue
 from masterslave.records import (
     BATCH_BYTES,
     DEFAULT_OPTIONS,
@@ -35,7 +38,9 @@ from masterslave.records import (
 )
 from masterslave.room import Room
 from masterslave.roster import Member, Roster
-from masterslave.waiters import Monitor, Waiters
+from masterslave.settling import Settling
+from masterslave.states import State
+from masterslave.waiters import Monitor, ResultWaiters
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +55,17 @@ class ClientDesk:
     _lock: Monitor
     _clock: Callable[[], float]
     _queue: TaskQueue
+    _earlier: EarlierRuns
     _roster: Roster
     _clients: Clients
     _ledger: Ledger | None
     _room: Room
     _outbox: Outbox
-    _failure_log: FailureLog
-    _slaves_wait: Waiters
+    _handout: HandOut
+    _results: ResultWaiters
+    _settling: Settling
+    _intake: Intake
+    _overview: Overview
     _data: dict[str, Any]
     _terminated: bool
     label: str
@@ -85,17 +94,17 @@ class ClientDesk:
                 raise TaskManagerTermination("the task manager has ended")
             member = self._roster.join(record, watchdog_period, resume, self._clock())
             client = self._clients.enter(member.id, record.machine)
-            self._compare_versions(member)
+            self._overview.compare_versions(member)
             self._queue.weigh(member.id, weight)
-            missing, had = self._queue.reclaim(member.id, record.token, outstanding, answered)
+            missing, had = self._earlier.reclaim(member.id, record.token, outstanding, answered)
             self._forget((task.id, task.outcome) for task in had)
             on_their_way = {delivery.task_id for delivery in client.contents}
             missing = [task_id for task_id in missing if task_id not in on_their_way]
             for task_id in outstanding:
                 task = self._queue.tasks.get(task_id)
                 if task is not None and task.state is State.WAITING:
-                    self._slaves_wait.wake(task.tag)
-            self._notify_client(member.id)  # its calls from before are void
+                    self._handout.waiters.wake(task.tag)
+            self._results.notify(member.id)  # its calls from before are void
             self._outbox.note("process_joined", member.id, record.machine)
             generation = member.generation
         self._outbox.tell()
@@ -146,10 +155,10 @@ class ClientDesk:
                 raise TaskManagerTermination("the task manager has ended and takes no tasks")
             if books is not None:
                 checked = checked._replace(origin=(member.info.token, serial))
-            ids = self._add_requests(process_id, tag, frames, checked, names)
+            ids = self._intake.add(process_id, tag, frames, checked, names)
             client.answer(lane, serial, ids)
         if books is not None:
-            self._sync_requests(books)
+            self._intake.sync(books)
         self._outbox.tell()
         return ids
 
@@ -210,7 +219,7 @@ class ClientDesk:
                 wait_s = deadline - self._clock()
                 if wait_s <= 0:
                     return [client.parcel, []]
-                self._wait_for_result(process_id, wait_s)
+                self._results.wait(process_id, wait_s)
             number = client.parcel
         if self._ledger is not None:
             filled = [self._ledger.delivered(one) for one in got]
@@ -261,14 +270,14 @@ class ClientDesk:
         client = self._clients.leave(process_id)
         dropped, finished = self._queue.drop_client(process_id)
         for task, holders in dropped:
-            self._has_cancelled(task.id, holders)
+            self._settling.has_cancelled(task.id, holders)
             self._forget([(task.id, "")])
         self._forget((task.id, task.outcome) for task in finished)
         if client is not None:
             self._forget((one.task_id, one.outcome) for one in client.contents)
             self._delete_unused(client.items)
         self._room.found()
-        self._notify_client(process_id)
+        self._results.notify(process_id)
         return len(dropped)
 
     def _forget(self, tasks: Iterable[tuple[str, str]]) -> None:
@@ -279,14 +288,14 @@ class ClientDesk:
 
     def _drop_absent(self) -> None:
         """Clients of an earlier run that have not come back in their time of grace do not."""
-        for token in self._queue.owners():
+        for token in self._earlier.owners():
             if self._clients.are_kept:
-                self._queue.disown(token)
+                self._earlier.disown(token)
                 continue
-            dropped = self._queue.drop_owned(token)
+            dropped = self._earlier.drop_owned(token)
             for task, holders in dropped:
                 if not task.outcome:
-                    self._has_cancelled(task.id, holders)
+                    self._settling.has_cancelled(task.id, holders)
                 self._forget([(task.id, task.outcome)])
             log.warning(
                 "a client of an earlier run has not come back; %d tasks of it are dropped",
@@ -323,7 +332,7 @@ class ClientDesk:
         for member in self._roster.all_known():
             if member.is_slave:
                 member.has_new_code = True
-                self._rouse(member)
+                self._handout.rouse(member)
 
     def _delete_unused(self, names: Iterable[str]) -> None:
         for name in self._clients.unused(names):
@@ -333,10 +342,6 @@ class ClientDesk:
 
     # --- made by `TaskManager` --------------------------------------------------------------
 
-    def _compare_versions(self, member: Member) -> None:
-        """See `TaskManager`."""
-        raise NotImplementedError
-
     def cancelTask(self, task_id: str, waiting_only: bool = False) -> bool:
         """See `TaskManager.cancelTask`."""
         raise NotImplementedError
@@ -345,30 +350,5 @@ class ClientDesk:
         """See `TaskManager.storeData`."""
         raise NotImplementedError
 
-    def _add_requests(
-        self,
-        process_id: int,
-        tag: str,
-        frames: Sequence[Frame],
-        options: TaskOptions,
-        names: Sequence[bytes],
-    ) -> list[str]:
-        raise NotImplementedError
-
-    def _has_cancelled(self, task_id: str, holders: Iterable[int]) -> None:
-        raise NotImplementedError
-
     def _delete_item(self, name: str) -> None:
-        raise NotImplementedError
-
-    def _rouse(self, member: Member) -> None:
-        raise NotImplementedError
-
-    def _notify_client(self, process_id: int) -> None:
-        raise NotImplementedError
-
-    def _wait_for_result(self, process_id: int, wait_s: float) -> None:
-        raise NotImplementedError
-
-    def _sync_requests(self, books: Ledger) -> None:
         raise NotImplementedError

@@ -30,6 +30,15 @@ log = logging.getLogger(__name__)
 #: can never work is tried for long. Smaller: a task that kills its worker takes the job along.
 MOST_BREAKS = 50
 
+#: Parsl's own executor, which moves files.
+_PARSL_FILES = "_parsl_internal"
+
+#: Why a cluster of Dask may be without workers for ever.
+DASK_LOSES = (
+    "a cluster of Dask gives up each worker that happens to be away 15 s after a death: set its "
+    "distributed.deploy.lost-worker-timeout to an hour, or scale it up again"
+)
+
 
 class Engine:
     """An executor, or a factory of them, and the pool that is in use."""
@@ -39,7 +48,7 @@ class Engine:
         self._factory: Callable[[], Executor] | None = None
         self._ours = False  # whether the pool is to be shut down by us
         if isinstance(given, Executor):
-            self._pool = given
+            self._pool = _checked(given)
             self._factory = _factory_of(given)
         elif callable(given):
             self._factory = given
@@ -57,20 +66,65 @@ class Engine:
         return type(self._pool).__name__
 
     @property
+    def _is_closed(self) -> bool:
+        """Whether it is Dask's, and its client is at its end: its futures would never be."""
+        client = getattr(self._pool, "_client", None)
+        return _is_dask(self._pool) and getattr(client, "status", "") in ("closing", "closed")
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        # Else Dask computes a digest of all arguments, and takes equal calls for one call.
+        return {"pure": False} if _is_dask(self._pool) else {}
+
+    @property
     def capacity(self) -> int:
         """How many tasks it runs at a time, as far as it says so; at least 1."""
         return max(1, _capacity(self._pool))
 
+    @property
+    def forks(self) -> bool:
+        """Whether a submission may fork this process: better before it has threads of ours."""
+        return isinstance(self._pool, ProcessPoolExecutor)
+
     def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        """As `Executor.submit`; raises whatever that raises."""
-        return self._pool.submit(function, *args)
+        """As `Executor.submit`; raises whatever that raises, and may block as long as that does."""
+        future = self._pool.submit(function, *args, **self._options)
+        if self._is_closed:  # asked afterwards: one that closes later cancels its futures
+            raise RuntimeError("cannot schedule new futures after the shutdown of its client")
+        return future
+
+    def workers(self) -> int | None:
+        """How many workers it has at this moment, if it says so. May block, as it may ask them."""
+        with contextlib.suppress(Exception):  # of somebody else's, and little of it promised
+            client = getattr(self._pool, "_client", None)
+            if client is not None:
+                return int(sum(client.nthreads().values()))
+            kernel = getattr(self._pool, "_dfk", None)
+            if kernel is not None:
+                executors = [e for name, e in kernel.executors.items() if name != _PARSL_FILES]
+                return int(
+                    sum(m["worker_count"] for e in executors for m in e.connected_managers())
+                )
+        return None
+
+    @property
+    def advice(self) -> str:
+        """What to look at when it has no workers."""
+        return DASK_LOSES if _is_dask(self._pool) else "see to it that workers are started"
 
     def cancel(self, future: Future[Any]) -> None:
         """Have it not run, if it has not begun and the executor can do that."""
+        if self._is_closed:
+            return
         try:
             future.cancel()
         except Exception as error:  # Parsl's raise NotImplementedError
             log.debug("%s does not cancel: %r", self.name, error)
+
+    def is_shut_by(self, error: BaseException) -> bool:
+        """Whether the error says that somebody has shut it down."""
+        text = str(error)
+        return isinstance(error, RuntimeError) and ("shutdown" in text or "shut down" in text)
 
     def is_broken_by(self, error: BaseException) -> bool:
         """Whether the error says that nothing more can be run by the present pool."""
@@ -102,7 +156,17 @@ def _made(factory: Callable[[], Executor]) -> Executor:
     pool = factory()
     if not isinstance(pool, Executor):
         raise SettingsError(f"executor: {factory!r} has made {pool!r}, which is no Executor")
+    return _checked(pool)
+
+
+def _checked(pool: Executor) -> Executor:
+    if type(pool).submit is Executor.submit:
+        raise SettingsError(f"executor={pool!r}: has no submit() of its own, so it can run nothing")
     return pool
+
+
+def _is_dask(pool: Any) -> bool:
+    return type(pool).__module__.partition(".")[0] == "distributed"
 
 
 def _factory_of(pool: Executor) -> Callable[[], Executor] | None:
@@ -144,7 +208,7 @@ def _parsl_workers(executors: dict[str, Any]) -> int:
     """Workers in all blocks that Parsl may start: it starts them only for what was submitted."""
     count = 0
     for name, executor in executors.items():
-        if name == "_parsl_internal":  # moves files
+        if name == _PARSL_FILES:
             continue
         provider = getattr(executor, "provider", None)
         if provider is None:

@@ -81,6 +81,7 @@ class FolderService(Service):
             self.manager,
             alone=not self._network,
             straggler_fraction=self._fraction,
+            gone_s=self._settings.master_gone_s,
         )
         undo.callback(self._clerk.stop)
         if self._network:
@@ -95,7 +96,10 @@ class FolderService(Service):
         self._leave()
 
     def _leave(self) -> None:
-        self._place.files.remove(self._place.at("master"))
+        try:
+            self._place.files.remove(self._place.at("master"))
+        except OSError as error:
+            log.error("folder %s: %s", self._place.path, error.strerror or error)
 
     def _enter(self, label: str) -> None:
         """Be the folder's only master."""

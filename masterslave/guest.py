@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from masterslave import payload, slavecode, worker
 from masterslave.errors import DataNotFound, PayloadError, SlaveError
+from masterslave.flights import HELD_S
 from masterslave.records import (
     Assignment,
     Completion,
@@ -60,7 +61,7 @@ class Reply(NamedTuple):
     """What came of a submission; a plain tuple of plain types."""
 
     done: list[Completion]
-    unrun: list[str]  # ids of the tasks that were not run, as something is missing
+    unrun: list[str]  # ids of the tasks that were not run, for want of something or of time
     missing: list[str]  # names of the data items to attach
     tags: list[str]  # what the slave's code handles, once it is loaded
     problem: str = ""  # why the code does not load
@@ -238,7 +239,11 @@ class _Guest(worker.Role):
                 if name != CODE and name not in self._values:
                     with contextlib.suppress(DataNotFound, PayloadError):  # raised for each task
                         self._global_value(name)
-        for task in tasks:
+        begin = time.perf_counter()
+        for place, task in enumerate(tasks):
+            if place and time.perf_counter() - begin > HELD_S:  # what is done is not held back
+                reply.unrun.extend(one.task_id for one in tasks[place:])
+                break
             missing = self._one(task, attached, reply.done)
             if missing:
                 reply.unrun.append(task.task_id)

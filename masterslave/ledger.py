@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from masterslave.attempts import Attempt, FailureLog, own_story
+from masterslave.earlier import EarlierRuns
 from masterslave.entries import (
     TINY_BYTES,
     Cancelled,
@@ -32,7 +33,7 @@ from masterslave.entries import (
 )
 from masterslave.errors import JournalError
 from masterslave.journal import Journal
-from masterslave.queue import Effect, Task, TaskQueue
+from masterslave.leases import Leases
 from masterslave.records import (
     AT_REST,
     Assignment,
@@ -44,14 +45,19 @@ from masterslave.records import (
     TaskOptions,
     frame_bytes,
 )
+from masterslave.states import Effect, Task
 
 
 class Ledger:
     """Keeps a queue's journal."""
 
-    def __init__(self, journal: Journal, queue: TaskQueue, memory_bytes: int) -> None:
+    def __init__(
+        self, journal: Journal, leases: Leases, earlier: EarlierRuns, memory_bytes: int
+    ) -> None:
         self._journal = journal
-        self._queue = queue
+        self._queue = leases.queue
+        self._leases = leases
+        self._earlier = earlier
         self._memory_bytes = memory_bytes
         # Frames that are to rest once they are written: what must be written first, whose, which.
         self._heavy: deque[tuple[int, Task, Frame]] = deque()
@@ -68,7 +74,7 @@ class Ledger:
         tags: dict[int, str] = {}
         told: set[int] = set()  # slaves of which the ends of attempts tell
         forgotten: dict[int, str] = {}  # failures that are kept to be looked at: their tags
-        queue = self._queue
+        queue, earlier = self._queue, self._earlier
         for entry in self._journal.entries():
             if isinstance(entry, Joined):
                 processes[entry.process] = entry.info
@@ -79,14 +85,14 @@ class Ledger:
             elif isinstance(entry, Requested) and entry.number in forgotten:
                 forgotten[entry.number] = entry.tag
             elif isinstance(entry, Requested):
-                queue.park(entry.number, entry.tag, entry.identity, entry.options)
+                earlier.park(entry.number, entry.tag, entry.identity, entry.options)
                 tags[entry.number] = entry.tag
             elif isinstance(entry, HandedOut):
                 for number, attempt in entry.tasks:
                     if number in tags:
                         task_id = f"{tags[number]}_{number}"
-                        queue.absolved_before(task_id, attempt)  # see `absolved`
-                        queue.adopt(entry.process, task_id, attempt)
+                        earlier.absolved_before(task_id, attempt)  # see `absolved`
+                        self._leases.adopt(entry.process, task_id, attempt)
                     else:  # cancelled: a slave may still hand it in, so nobody gets its number
                         queue.number_used(number)
             elif isinstance(entry, (Setback, Ended)):
@@ -98,9 +104,9 @@ class Ledger:
                 info = processes.get(entry.process)
                 unknown = f"slave {entry.process} of an earlier run"
                 self._ended_before(entry, tag, info.machine if info else unknown, failures)
-        known = {*queue.holders(), *queue.blamed()}
+        known = {*queue.held, *queue.held.to_blame()}
         for process in known - processes.keys():  # it has left, or was never a slave of ours
-            queue.release(process)
+            self._leases.release(process)
         for process in processes.keys() - known - told:  # lost in earlier runs: nobody asks for it
             self._journal.add(Left(process))
         return {process: processes[process] for process in sorted(known & processes.keys())}
@@ -113,13 +119,13 @@ class Ledger:
         parked = task_id in self._queue.tasks
         if isinstance(entry, Setback):
             if parked:
-                self._queue.failed_before(
+                self._earlier.failed_before(
                     entry.process, task_id, entry.attempt, entry.outcome, story
                 )
             tell = failures.setback
         else:
             if parked:
-                self._queue.finished_before(task_id, entry.outcome, story)
+                self._earlier.finished_before(task_id, entry.outcome, story)
             if entry.outcome == Outcome.RESULT:
                 failures.ended_well(task_id)
                 return
@@ -131,7 +137,7 @@ class Ledger:
 
     def knows(self) -> bool:
         """Whether a request may take the place of one of an earlier run."""
-        return self._queue.has_parked()
+        return bool(self._earlier)
 
     def request_all(
         self, client: int, tag: str, frames: Sequence[Frame], options: TaskOptions
@@ -141,7 +147,7 @@ class Ledger:
         None: nothing has happened, each is to be looked at by itself (see `request`).
         """
         queue = self._queue
-        if options.origin is not None or queue.has_parked() or not frames:
+        if options.origin is not None or self._earlier or not frames:
             return None
         data: list[Any] = []
         size = 0
@@ -161,7 +167,7 @@ class Ledger:
         self, client: int, tag: str, frame: Frame, options: TaskOptions, name: bytes
     ) -> Task:
         """A client states a task of this identity: an earlier one of that, or a new one."""
-        task = self._queue.claim(client, name, frame, options)
+        task = self._earlier.claim(client, name, frame, options)
         if task is None:
             task = self._queue.request(client, tag, frame, options)
             self._journal.add(Requested(task.ticket, tag, name, options, frame), task.size)

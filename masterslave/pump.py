@@ -3,18 +3,21 @@
 ::
 
     TaskManager --exchange--> fetcher thread --+
-                                               +--> inbox --> pump thread --submit--> executor
+                                               +--> inbox --> pump thread --> submitter --> executor
                  done-callbacks of futures ----+                  |
     TaskManager <--exchange, completions--------------------------+
 
-`flights` decides, `engines` knows the executor, `guest` is the other end. The fetcher always waits
-in the task manager, for tasks or orders; a done-callback only leaves its future in the inbox, as
-it runs in a thread that is not ours.
+`flights` decides, `engines` knows the executor, `submitter` calls it, `guest` is the other end. The
+fetcher always waits in the task manager, for tasks or orders; a done-callback only leaves its
+future in the inbox, as it runs in a thread that is not ours.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import math
 import os
 import platform
 import secrets
@@ -22,16 +25,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any
 
 from masterslave import guest, slavecode
 from masterslave.engines import MOST_BREAKS, Engine
-from masterslave.errors import DataNotFound, JournalError, SettingsError
+from masterslave.errors import DataNotFound, JournalError
 from masterslave.flights import Flight, Flights
-from masterslave.hooks import Observer
-from masterslave.keyfile import load_key
 from masterslave.manager import TaskManager
 from masterslave.records import (
     Completion,
@@ -41,9 +42,8 @@ from masterslave.records import (
     as_completion,
     getMachineInfo,
 )
-from masterslave.service import Service, open_journal
 from masterslave.settings import Settings
-from masterslave.watchdog import Watchdog
+from masterslave.submitter import Submitter
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,10 @@ _FORGOTTEN = 256
 #: looks for tasks of an executor that does not work.
 _PAUSE_S = 0.2
 
-_HELLO = -1  # in place of a flight's number: the submission that loads the code
+#: After so many seconds in which nothing has come back, of an executor that neither says how many
+#: workers it has nor that it runs anything, this is told. Larger: one that is dead is noticed late.
+#: Smaller: it is told where all is well but tasks are long.
+_SILENT_S = 60.0
 
 
 class Pump:
@@ -73,8 +76,11 @@ class Pump:
         self._ticket = guest.Ticket(secrets.token_hex(16), label)
         self._flights = Flights(engine.capacity)
         self._futures: dict[int, Future[Any]] = {}
+        self._unwanted: set[int] = set()  # flights that need not be submitted any more
         self._forgotten: dict[str, None] = {}
         self._breaks = 0  # in a row
+        self._told: set[str] = set()  # what was warned of
+        self._look_at = math.inf  # when to ask a silent executor for its state
         self._changed = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
         self._ending = False
@@ -89,11 +95,16 @@ class Pump:
             threading.Thread(target=self._run, name="pump", daemon=True),
             threading.Thread(target=self._fetch, name="pump-fetcher", daemon=True),
         ]
-        # Before there are threads: a pool that forks its processes does it now.
-        self._hello()
+        self._submitter = Submitter(lambda error: self._post(partial(_reraise, error)))
+        self._since = time.monotonic()
+        if engine.forks:
+            self._hello()  # before there are threads
+        else:
+            self._submitter.order("submit", self._hello)
 
     def start(self) -> None:
         """Begin to move tasks."""
+        self._submitter.start()
         for thread in self._threads:
             thread.start()
 
@@ -105,10 +116,24 @@ class Pump:
         for thread in self._threads:
             thread.join()
         self._manager.unregisterProcess(self._process_id)
-        for future in self._futures.values():
+        hangs = self._submitter.stop(self._leave, self._settings.shutdown_s)
+        if hangs:
+            log.warning(
+                "%s: its %s does not return; a thread that waits for it is left behind",
+                self._engine.name,
+                hangs,
+                extra={"action": "executor_hangs"},
+            )
+        guest.unsettle(self._ticket.token)
+
+    def _leave(self) -> None:
+        for future in list(self._futures.values()):
             self._engine.cancel(future)
         self._engine.close()
-        guest.unsettle(self._ticket.token)
+
+    def repeat(self, tag: str, factor: float | None) -> None:
+        """See `TaskManager.repeatStragglers`."""
+        self._post(partial(self._flights.repeat, tag, factor))
 
     # --- the threads ------------------------------------------------------------------------
 
@@ -133,26 +158,33 @@ class Pump:
                 self._step()
                 if self._broken:
                     self._refuse()
-        except Exception as error:
+        except BaseException as error:  # whatever somebody else's future raises
             log.exception("the pump failed")
             self._give_up(f"the pump failed: {type(error).__name__}: {error}")
             while not self._ending:
                 for happened in self._news():  # there may be tasks among it
                     try:
                         happened()
-                    except Exception:
+                    except BaseException:
                         log.exception("the pump failed again")
                 self._refuse()
 
     def _step(self) -> None:
         """One round: take in what has happened, hand it in, submit what there is."""
+        self._look(time.monotonic())
         with self._changed:
             if not self._inbox and not self._ending and not self._broken:
-                self._changed.wait(self._flights.next_deadline(time.monotonic()))
+                now = time.monotonic()
+                by_clock_s = self._flights.next_deadline(now)
+                look_s = max(0.0, self._look_at - now)
+                wait_s = look_s if by_clock_s is None else min(by_clock_s, look_s)
+                self._changed.wait(None if wait_s == math.inf else wait_s)
         for happened in self._news():
             happened()
-        for number in self._flights.tick(time.monotonic()):
+        late = self._flights.tick(time.monotonic())
+        for number in {*late, *self._flights.unwanted}:
             self._drop(number)
+        self._flights.unwanted.clear()
         self._hand_in()
         while not self._broken and not self._ending:
             flight = self._flights.take_off(time.monotonic())
@@ -229,7 +261,7 @@ class Pump:
     def _greeted(self, future: Future[Any]) -> None:
         try:
             reply = guest.Reply(*future.result())
-        except (Exception, CancelledError) as error:
+        except BaseException as error:  # whatever somebody puts into a future
             self._give_up(_story(self._engine, error))
             return
         if reply.problem:
@@ -241,13 +273,26 @@ class Pump:
         self._manager.announceTags(self._process_id, self._tags)
 
     def _submit(self, flight: Flight) -> None:
+        if flight.again:
+            task_id = flight.tasks[0].task_id
+            log.info("task %s is run a second time", task_id, extra={"action": "task_repeated"})
         attached = {name: self._item(name) for name in flight.attach}
         tasks = [tuple(t._replace(frame=guest.plain(t.frame))) for t in flight.tasks]
         ticket = tuple(self._ticket._replace(forget=tuple(self._forgotten)))
+        arguments = (ticket, tasks, attached)
+        self._submitter.order("submit", partial(self._hand_over, flight, arguments))
+
+    def _hand_over(self, flight: Flight, arguments: tuple[Any, ...]) -> None:
+        """In the submitter's thread: the submission itself."""
+        if flight.pool != self._flights.pool:
+            return  # it fell with that pool
+        if flight.number in self._unwanted:  # while it stood in line
+            self._post(partial(self._flights.given_back, flight.number, "not begun"))
+            return
         try:
-            future = self._engine.submit(guest.run, ticket, tasks, attached)
+            future = self._engine.submit(guest.run, *arguments)
         except Exception as error:  # of somebody else's executor
-            self._failed(flight, error)
+            self._post(partial(self._failed, flight, error, refused=True))
             return
         self._futures[flight.number] = future
         future.add_done_callback(lambda done: self._post(partial(self._landed, flight, done)))
@@ -267,60 +312,133 @@ class Pump:
         try:
             reply = guest.Reply(*future.result())
             done = [as_completion(one) for one in reply.done]
-        except CancelledError:
+        except (CancelledError, asyncio.CancelledError):
+            if flight.number not in self._unwanted:
+                self._warn(
+                    "somebody else than this library has cancelled a submission; it is made again",
+                    "executor_cancelled",
+                )
+            self._unwanted.discard(flight.number)
             self._flights.given_back(flight.number, "not begun")
             return
-        except Exception as error:
+        except BaseException as error:  # whatever somebody puts into a future
             self._failed(flight, error)
             return
+        self._unwanted.discard(flight.number)
+        self._told.discard("executor_empty")
         if reply.problem:
             self._flights.failed(flight.number, f"the slave's code does not load: {reply.problem}")
             return
         if done:
             self._breaks = 0
-        self._flights.landed(flight.number, done, reply.unrun, sorted(set(reply.missing)))
+        missing = sorted(set(reply.missing))
+        self._flights.landed(flight.number, done, reply.unrun, missing, time.monotonic())
 
-    def _failed(self, flight: Flight, error: BaseException) -> None:
-        """The executor has lost a submission."""
+    def _failed(self, flight: Flight, error: BaseException, *, refused: bool = False) -> None:
+        """The executor has lost a submission, or not taken it."""
+        self._unwanted.discard(flight.number)
         story = _story(self._engine, error)
         if flight.pool != self._flights.pool:
             return  # its pool has broken, and all that was in it is accounted for
-        if isinstance(error, RuntimeError) and "shutdown" in str(error):
+        if self._engine.is_shut_by(error):
             self._flights.failed(flight.number, story)
             self._give_up(story)
-        elif not self._engine.is_broken_by(error):
-            self._flights.failed(flight.number, story)
-        else:
+        elif self._engine.is_broken_by(error):
             log.warning("%s", story, extra={"action": "executor_broke"})
             self._flights.broke(story)
             self._futures.clear()
             self._renew(story)
+        elif refused:
+            self._flights.refused(flight.number, story, time.monotonic())
+        else:
+            self._flights.failed(flight.number, story)
 
     def _renew(self, story: str) -> None:
         self._breaks += 1
         if self._breaks > MOST_BREAKS:
             self._give_up(f"{story}; {self._breaks} times in a row")
-            return
+        else:
+            self._submitter.order("factory", partial(self._make_again, story))
+
+    def _make_again(self, story: str) -> None:
+        """In the submitter's thread: a pool in place of the broken one."""
         try:
             renewed = self._engine.renew()
         except Exception as error:  # of the user's factory
-            self._give_up(f"{story}, and cannot be made again: {type(error).__name__}: {error}")
+            why = f"{story}, and cannot be made again: {type(error).__name__}: {error}"
+            self._post(partial(self._give_up, why))
             return
         if not renewed:
-            self._give_up(
+            why = (
                 f"{story}, and nobody knows how to make it again: give a function that makes "
                 f"one, such as executor=lambda: {self._engine.name}(...)"
             )
+            self._post(partial(self._give_up, why))
 
     def _drop(self, number: int) -> None:
         """Nothing is wanted of a submission any more; if it has begun, it is let run."""
+        self._unwanted.add(number)
+        self._submitter.order("cancel", partial(self._cancel, number))
+
+    def _cancel(self, number: int) -> None:
         future = self._futures.get(number)
         if future is not None:
             self._engine.cancel(future)
 
+    # --- an executor that says nothing ------------------------------------------------------
+
+    def _look(self, now: float) -> None:
+        """When nothing has come back for long, have its state looked at, and told."""
+        quiet_s = now - self._since if self._tags is None else self._flights.quiet_s(now)
+        stall_s = self._settings.stall_s
+        if quiet_s < stall_s:
+            waits = self._tags is None or quiet_s > 0
+            self._look_at = now + stall_s - quiet_s if waits else math.inf
+            return
+        if now < self._look_at:
+            return
+        self._look_at = now + max(stall_s, quiet_s)  # less and less often
+        tasks = _some(self._flights.wanted())
+        call, since_s = self._submitter.hangs_in(now)
+        if since_s >= stall_s:
+            what = f"its {call} has not returned for {since_s:.0f} s; {tasks}"
+            self._warn(what, "executor_hangs")
+            return
+        self._submitter.order("state", partial(self._ask, quiet_s, tasks))
+
+    def _ask(self, quiet_s: float, tasks: str) -> None:
+        """In the submitter's thread: whether the executor has workers at all."""
+        workers = self._engine.workers()
+        silent = (
+            workers is None
+            and quiet_s >= _SILENT_S
+            and not any(map(_runs, list(self._futures.values())))
+        )
+        if workers == 0:
+            self._warn(
+                f"has had no workers for some {quiet_s:.0f} s; {tasks}; {self._engine.advice}",
+                "executor_empty",
+            )
+        elif workers:
+            self._told.discard("executor_empty")
+        elif silent:
+            self._warn(
+                f"has said nothing for {quiet_s:.0f} s, not even that it runs something; {tasks}; "
+                "see whether it has workers",
+                "executor_silent",
+            )
+
+    def _warn(self, what: str, action: str) -> None:
+        """Tell it once."""
+        if action not in self._told:
+            self._told.add(action)
+            log.warning("%s: %s", self._engine.name, what, extra={"action": action})
+
     # --- odds -------------------------------------------------------------------------------
 
     def _give_up(self, why: str) -> None:
+        if self._broken:
+            return  # each submission that was on its way says so
         self._broken = why
         log.error("no task can be run: %s", why, extra={"action": "executor_given_up"})
         with self._changed:
@@ -342,59 +460,22 @@ class Pump:
                 self._changed.wait(_PAUSE_S)
 
 
+def _runs(future: Future[Any]) -> bool:
+    with contextlib.suppress(Exception):  # of somebody else's
+        return future.running()
+    return False
+
+
+def _reraise(error: Exception) -> None:
+    raise error
+
+
+def _some(task_ids: list[str]) -> str:
+    """How many tasks it has, with the names of a few."""
+    shown = ", ".join(task_ids[:3]) + (", ..." if len(task_ids) > 3 else "")
+    return f"tasks that it has got: {len(task_ids)}" + (f" ({shown})" if shown else "")
+
+
 def _story(engine: Engine, error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}".strip(": ")
     return f"{engine.name} on {platform.node()} has lost it: {text}"
-
-
-class ExecutorService(Service):
-    """A task manager whose handlers run on an executor: no server, no label, no slaves."""
-
-    def __init__(
-        self,
-        label: str,
-        settings: Settings,
-        executor: Executor | Callable[[], Executor],
-        code: slavecode.Record | None,
-        slave: tuple[type, float | None] | None,
-        *,
-        observers: Sequence[Observer] = (),
-        journal: str | os.PathLike[str] | None = None,
-    ) -> None:
-        """Open the journal, load the code in the executor, watch. Raises as `Service`."""
-        if code is None:
-            raise SettingsError(
-                "executor=: no slave code is known; use runJob, or give slave_script= or "
-                "slave_module= to initializeMasterProcess"
-            )
-        engine = Engine(executor)
-        self._journal = None
-        if journal is not None:
-            self._journal = open_journal(journal, load_key(settings.key_file), label)
-        self.manager = TaskManager(label, settings, observers, journal=self._journal)
-        self.manager.storeData(**{slavecode.DATA_NAME: code})
-        self._pump = Pump(self.manager, engine, label, code, slave, settings)
-        self._watchdog = Watchdog(self.manager, settings.stall_s)
-        self._watchdog.start()
-        self._pump.start()
-
-    @property
-    def address(self) -> str:
-        """There is none. Raises `SettingsError`."""
-        raise SettingsError("a master with executor= has no address: no slave connects to it")
-
-    @property
-    def is_named(self) -> bool:
-        """Nobody looks for it."""
-        return False
-
-    def end_job(self, wait_s: float) -> None:
-        """Take no more results; what still runs in the executor is not waited for."""
-        self.manager.terminate()
-        self._watchdog.stop()
-        self._pump.stop()
-
-    def stop(self) -> None:
-        """Close the journal."""
-        self._watchdog.stop()
-        self._close_journal()

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable, Iterable
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple
 
 from masterslave.errors import SettingsError
@@ -161,6 +163,15 @@ class Delivery(NamedTuple):
     detail: str
 
 
+# Of exactly their fields, in order; unchecked. Calling the class itself takes twice as long, as
+# that is a function of Python's, and it is done several times for each task.
+new_assignment: Callable[[Iterable[Any]], Assignment] = partial(tuple.__new__, Assignment)
+new_completion: Callable[[Iterable[Any]], Completion] = partial(tuple.__new__, Completion)
+new_delivery: Callable[[Iterable[Any]], Delivery] = partial(tuple.__new__, Delivery)
+
+_ASSIGNED = len(Assignment._fields)
+
+
 class ProcessInfo(NamedTuple):
     """What a slave says of itself when it registers."""
 
@@ -202,8 +213,8 @@ def as_process_info(info: Any) -> ProcessInfo:
 
 
 def as_assignment(item: Any) -> Assignment:
-    """Rebuild an `Assignment` from the list that came over a wire."""
-    return Assignment(*item)
+    """Rebuild an `Assignment` from the list that came over a wire; `TypeError` if it is none."""
+    return new_assignment(item) if len(item) == _ASSIGNED else Assignment(*item)
 
 
 def as_completion(item: Any) -> Completion:
@@ -228,7 +239,7 @@ def as_completion(item: Any) -> Completion:
         and type(duration_s) is float
         and 0 <= duration_s <= MAX_S
     ):
-        return Completion(task_id, attempt, outcome, frame, duration_s, detail)
+        return new_completion(item)
     if not isinstance(outcome, str) or outcome not in _OUTCOMES:
         raise ValueError(f"{str(outcome)[:99]!r} is not a valid Outcome")
     wrong = ""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from masterslave.leases import Leases
 from masterslave.pace import FAIR_IN_HAND, Pace
-from masterslave.queue import Effect, Task, TaskQueue
 from masterslave.records import (
     BATCH_BYTES,
     NO_TIME_LEFT,
@@ -20,6 +20,7 @@ from masterslave.records import (
     frame_bytes,
 )
 from masterslave.roster import Member
+from masterslave.states import Effect, Task
 from masterslave.stragglers import Stragglers
 
 #: Outcomes that say how long the handler takes.
@@ -29,8 +30,10 @@ _RAN = frozenset((Outcome.RESULT.value, Outcome.EXCEPTION.value))
 class Scheduler:
     """Hands out a queue's tasks and takes note of how long they took."""
 
-    def __init__(self, queue: TaskQueue) -> None:
-        self._queue = queue
+    def __init__(self, leases: Leases) -> None:
+        self._queue = leases.queue
+        self._leases = leases
+        self._held = leases.held
         self.pace = Pace()
         self._stragglers = Stragglers()
 
@@ -42,9 +45,9 @@ class Scheduler:
         """Give a slave what it may hold: as many tasks as make up a message, or none."""
         tasks: list[Assignment] = []
         tags = self.tags_for(member, now)
-        queue = self._queue
-        while (task := queue.peek(tags)) is not None:
-            load = queue.load_of(member.id)
+        queue, leases = self._queue, self._leases
+        while (task := leases.peek(tags)) is not None:
+            load = self._held.load_of(member.id)
             count = member.may_take(task.tag, load, self.pace)
             if count > FAIR_IN_HAND * member.room:
                 held = load.get(task.tag, 0)
@@ -55,7 +58,7 @@ class Scheduler:
             size = sum(frame_bytes(assignment.frame) for assignment in tasks)
             if tasks and size + task.size > BATCH_BYTES:
                 break  # the rest fits into the next answer
-            tasks += queue.hand_out_run(member.id, task, tags, count, BATCH_BYTES - size)
+            tasks += leases.hand_out_run(member.id, task, tags, count, BATCH_BYTES - size)
         if self._stragglers:
             for assignment in tasks:
                 self._stragglers.began(assignment.task_id, assignment.tag, member.id, now)
@@ -63,7 +66,7 @@ class Scheduler:
 
     def held_by(self, member: Member) -> int:
         """How many tasks a slave holds."""
-        return len(self._queue.held_by(member.id))
+        return len(self._held.of(member.id))
 
     def is_idle(self, member: Member) -> bool:
         """Whether one of a slave's workers waits for a task."""
@@ -72,8 +75,8 @@ class Scheduler:
     def complete_all(
         self, process_id: int, member: Member | None, batch: Iterable[Completion], now: float
     ) -> tuple[list[tuple[Task, Completion]], list[tuple[Effect, Completion]]]:
-        """A slave hands in the ends of attempts; see `TaskQueue.complete_all`."""
-        plain, others = self._queue.complete_all(process_id, batch, now)
+        """A slave hands in the ends of attempts; see `Leases.complete_all`."""
+        plain, others = self._leases.complete_all(process_id, batch, now)
         durations: dict[str, list[float]] = {}
         for task, done in plain:
             of_tag = durations.get(task.tag)
@@ -95,7 +98,7 @@ class Scheduler:
         self, process_id: int, member: Member | None, done: Completion, now: float
     ) -> Effect:
         """A slave hands in the end of an attempt; `member` as far as it is known."""
-        effect = self._queue.complete(process_id, done, now)
+        effect = self._leases.complete(process_id, done, now)
         self._took_note(effect, member, done)
         return effect
 
@@ -134,7 +137,7 @@ class Scheduler:
         if task_id is None:
             return []
         self._stragglers.ended(task_id)
-        assignment = self._queue.repeat(member.id, task_id)
+        assignment = self._leases.repeat(member.id, task_id)
         if assignment is None:
             return []
         return [assignment]

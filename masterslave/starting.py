@@ -328,7 +328,7 @@ def _clear_stale(folder: RunFolder) -> None:
             )
         states = launcher_of(plan, submission).states(submission.ids)
         living = [one for one, state in states.items() if not state.is_over]
-        if living or (not _is_settled(submission) and submission.on != "local"):
+        if living or (not is_settled(submission) and submission.on != "local"):
             raise StartError(
                 f"{plan.label} was started already on {submission.on} (job "
                 f"{', '.join(living or submission.ids)}); {remedy}"
@@ -336,7 +336,7 @@ def _clear_stale(folder: RunFolder) -> None:
     folder.remove()
 
 
-def _is_settled(submission: Submission) -> bool:
+def is_settled(submission: Submission) -> bool:
     """Whether its system must know it by now, so that an unknown id means that it has ended."""
     return time.time() - submission.at > FRESH_S
 

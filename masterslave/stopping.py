@@ -187,9 +187,9 @@ class _Stop:
         self._left: list[str] = []  # what could not be ended, and why
 
     def run(self) -> list[str]:
-        submissions = [self._with_ids(one) for one in self._folder.submissions()]
-        for role in ("scale", "slave", "manager"):
-            own = [one for one in submissions if one.role == role and one.ids]
+        for role in ("scale", "slave", "manager"):  # what scales has put its last jobs on record
+            there = [one for one in self._folder.submissions() if one.role == role]
+            own = [one for one in map(self._with_ids, there) if one.ids]
             # Slaves that have just left need a moment to end.
             quiet_s = _QUIET_S if role == "slave" and self._dismiss(own) else 0.0
             for on in dict.fromkeys(one.on for one in own):

@@ -15,7 +15,7 @@ of the lock (`Monitor`), so nobody who wakes need think of that.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -149,3 +149,36 @@ class Waiters:
 
     def __len__(self) -> int:
         return len({waiter for line in self._by_tag.values() for waiter in line})
+
+
+class ResultWaiters:
+    """Clients' calls that wait for results."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._conditions: dict[int, threading.Condition] = {}
+        self.calls: Counter[int] = Counter()  # process id -> its calls that wait
+
+    def wait(self, process_id: int, timeout_s: float) -> None:
+        """Block, the lock released meanwhile, until notified or for `timeout_s` seconds."""
+        waiting = self._conditions.get(process_id)
+        if waiting is None:
+            waiting = self._conditions[process_id] = self._monitor.condition()
+        self.calls[process_id] += 1
+        try:
+            waiting.wait(timeout_s)
+        finally:
+            self.calls[process_id] -= 1
+            if not self.calls[process_id]:
+                del self.calls[process_id], self._conditions[process_id]
+
+    def notify(self, process_id: int) -> None:
+        """There may be something for that client."""
+        waiting = self._conditions.get(process_id)
+        if waiting is not None:
+            waiting.notify_all()
+
+    def notify_all(self) -> None:
+        """There may be something for any client, or never again."""
+        for waiting in self._conditions.values():
+            waiting.notify_all()

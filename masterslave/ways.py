@@ -28,12 +28,18 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 
+#: See `MasterProcess`.
+STRAGGLER_FRACTION = 0.05
+
+
 class FolderWay(NamedTuple):
     """A shared folder as the way between master and slaves."""
 
     path: str
     network: bool = False  # whether the task manager listens as well
-    straggler_fraction: float = 0.05  # when so few tasks are left, slow ones are run twice; 0: none
+    straggler_fraction: float = (
+        STRAGGLER_FRACTION  # when so few tasks are left, slow ones are run twice; 0: none
+    )
 
 
 class Circumstances(NamedTuple):
@@ -105,6 +111,11 @@ def folder_way(
     ):
         raise SettingsError(f"straggler_fraction={fraction!r}: must be a number from 0 to 1")
     name, path = ("failover_folder", failover_folder) if folder is None else ("folder", folder)
+    if path is None and fraction != STRAGGLER_FRACTION:
+        raise SettingsError(
+            f"straggler_fraction={fraction!r}: is for folder= and failover_folder=; elsewhere, "
+            "repeatStragglers(tag) has late tasks run twice"
+        )
     return None if path is None else FolderWay(checked_path(name, path), folder is None, fraction)
 
 
@@ -127,10 +138,14 @@ def open_service(
     joins = given.attach or given.master_host is not None
     if given.folder is not None and (given.executor is not None or joins):
         raise SettingsError("give a folder, executor= or attach=, not two of them")
+    if not joins and weight != 1:
+        raise SettingsError(
+            f"weight={weight!r}: is for clients of a served task manager; give attach=True as well"
+        )
     if given.executor is not None:
         if joins:
             raise SettingsError("give executor= or attach=, not both: nobody is joined there")
-        from masterslave.pump import ExecutorService  # few masters need it
+        from masterslave.executorservice import ExecutorService  # few masters need it
 
         return ExecutorService(
             label, settings, given.executor, given.code, given.slave,

@@ -42,6 +42,7 @@ from masterslave.records import (
     Outcome,
     as_assignment,
     getMachineInfo,
+    new_completion,
 )
 from masterslave.units import format_bytes
 
@@ -237,7 +238,7 @@ class _Worker(Role):
         finally:
             if is_call:
                 self.calls.leave()
-        return Completion(task.task_id, task.attempt, _RESULT, frame, duration_s, "")
+        return new_completion((task.task_id, task.attempt, _RESULT, frame, duration_s, ""))
 
     def fetch(self, name: str) -> Frame:
         """See `Role.fetch`."""

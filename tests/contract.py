@@ -25,7 +25,8 @@ DIFFERENCES: dict[str, tuple[str, str, str]] = {
     "a handler ends its process": (
         "its task alone counts a crash, with host, signal and last words",
         "all that ran in the pool runs again; who crashes alone counts a crash "
-        "(MPI: the job ends; Dask tries `allowed-failures` times more itself)",
+        "(MPI: the job ends; Dask tries `allowed-failures` times more itself, and may lose all its "
+        "workers: see below)",
         "the master ends with it",
     ),
     "a time limit": (
@@ -58,6 +59,18 @@ DIFFERENCES: dict[str, tuple[str, str, str]] = {
         "sent once per worker process, or a few times when several lack it",
         "one for all threads",
     ),
+    "tiny tasks": (
+        "what has ended has ended, whatever becomes of the others",
+        "share a submission (64 at most, 10 ms by what is known of their tag, ended after 0.25 s): "
+        "while one of them hangs, results of those before it wait with it, and they run again when "
+        "its worker is killed",
+        "share a submission, too",
+    ),
+    "`repeatStragglers`": (
+        "the first result wins, the other attempt is stopped",
+        "the first result wins, the other attempt goes on to its end, unseen",
+        "the first result wins, the other attempt goes on to its end, unseen",
+    ),
     "`terminationTest` is true": (
         "the slave ends",
         "the slave object is made anew",
@@ -65,8 +78,13 @@ DIFFERENCES: dict[str, tuple[str, str, str]] = {
     ),
     "memory limit, lifetime, chaos": (
         "yes",
-        "no: the executor's own means",
-        "no",
+        "refused: the executor's own means",
+        "refused",
+    ),
+    "`watchdog_period`": (
+        "signs of life, by which a silent slave is given up",
+        "only handed to the slave class: the executor's own means",
+        "only handed to the slave class",
     ),
     "`task_manager LABEL`": (
         "yes",
@@ -129,6 +147,18 @@ def do_touch(path: str, gate: str) -> str:
     while not os.path.exists(gate) and time.monotonic() < deadline:
         time.sleep(0.01)
     return "done"
+
+
+def do_sleep_first(gate: str) -> str:
+    """Say that it is the second attempt, or wait as the first one; without a gate, do not."""
+    if not gate:
+        time.sleep(0.01)
+        return "short"
+    try:
+        os.close(os.open(f"{gate}.first", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return "second"
+    return do_touch(f"{gate}.runs", gate)
 
 
 def do_third_time(path: str) -> str:

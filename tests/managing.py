@@ -113,7 +113,7 @@ class Call:
 def waiting(manager: TaskManager) -> int:
     """How many threads stand in line for tasks."""
     with manager._lock:
-        return len(manager._slaves_wait)
+        return len(manager._handout.waiters)
 
 
 def wait_for_line(manager: TaskManager, length: int) -> None:
@@ -121,7 +121,7 @@ def wait_for_line(manager: TaskManager, length: int) -> None:
 
 
 def wait_for_clients(manager: TaskManager, number: int) -> None:
-    wait_until(lambda: manager._client_waits.total() == number, f"{number} clients wait")
+    wait_until(lambda: manager._results.calls.total() == number, f"{number} clients wait")
 
 
 @contextmanager

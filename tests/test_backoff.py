@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 from conftest import PATIENCE_S, World, wait_until
-from test_queue import CLIENT, OTHER_SLAVE, SLAVE, TAGS, ask, delivered, end, queue_of, take
+from queueing import CLIENT, OTHER_SLAVE, SLAVE, TAGS, Queue, ask, delivered, end, queue_of, take
 
 from masterslave import MasterProcess, SettingsError, TaskRaisedException
+from masterslave.leases import MAX_BACKOFF_S
 from masterslave.manager import TaskManager
-from masterslave.queue import MAX_BACKOFF_S, State, TaskQueue
 from masterslave.records import Assignment, Completion, Outcome, ProcessInfo, TaskOptions
 from masterslave.settings import Settings
 from masterslave.slavecode import script_record
+from masterslave.states import State
 from masterslave.watchdog import Watchdog
 
 X = [b"x"]
@@ -41,24 +42,24 @@ def test_seconds_that_cannot_be_used(backoff: Any) -> None:
 # --- the queue ------------------------------------------------------------------------------
 
 
-def deferred(backoff: float = 1.0, retries: int = 2, now: float = 100.0) -> TaskQueue:
+def deferred(backoff: float = 1.0, retries: int = 2, now: float = 100.0) -> Queue:
     """A queue whose task a_0 has raised at `now` and waits for its first retry."""
     queue = queue_of(1, retries=retries, backoff=backoff)
     assert end(queue, take(queue), RAISED, now=now).kind == "deferred"
     return queue
 
 
-def due_ids(queue: TaskQueue, now: float) -> list[str]:
-    return [effect.task.id for effect in queue.due(now) if effect.task is not None]
+def due_ids(queue: Queue, now: float) -> list[str]:
+    return [effect.task.id for effect in queue.leases.due(now) if effect.task is not None]
 
 
 def test_a_failed_task_waits_out_of_line_until_it_is_due() -> None:
     queue = deferred()
-    assert queue.hand_out(SLAVE, TAGS) is None
-    assert queue.next_due() == 101.0
+    assert queue.leases.hand_out(SLAVE, TAGS) is None
+    assert queue.leases.next_due() == 101.0
     assert due_ids(queue, 100.999) == []
     assert due_ids(queue, 101.0) == ["a_0"]
-    assert queue.next_due() is None
+    assert queue.leases.next_due() is None
     assert take(queue).attempt == 2
 
 
@@ -88,11 +89,11 @@ def test_it_waits_twice_as_long_each_time(backoff: float, delays: list[float]) -
     now, seen = 0.0, []
     for _ in delays:
         end(queue, take(queue), RAISED, now=now)
-        at = queue.next_due()
+        at = queue.leases.next_due()
         assert at is not None
         seen.append(at - now)
         now = at
-        queue.due(now)
+        queue.leases.due(now)
     assert seen == delays
     assert end(queue, take(queue), RAISED, now=now).kind == "finished"
 
@@ -126,26 +127,26 @@ def test_a_crash_is_answered_at_once() -> None:
 def test_a_deferred_task_can_be_cancelled() -> None:
     queue = deferred()
     assert queue.cancel("a_0") == (True, [])
-    assert queue.next_due() is None
-    assert queue.due(1e9) == []
+    assert queue.leases.next_due() is None
+    assert queue.leases.due(1e9) == []
     assert queue.counts() == ({}, {}, {})
     assert queue.cancel("a_0") == (False, [])
 
 
 def test_losing_its_slave_changes_nothing_for_a_deferred_task() -> None:
     queue = deferred()
-    assert queue.lose(SLAVE, "gone", 1) == []
-    assert queue.release(SLAVE) == []
+    assert queue.leases.lose(SLAVE, "gone", 1) == []
+    assert queue.leases.release(SLAVE) == []
     assert due_ids(queue, 101.0) == ["a_0"]
 
 
 def test_a_late_result_of_an_earlier_attempt_ends_a_deferred_task() -> None:
     queue = queue_of(1, retries=1, backoff=1.0)
     lost = take(queue)
-    queue.lose(SLAVE, "gone", 1)
+    queue.leases.lose(SLAVE, "gone", 1)
     end(queue, take(queue, OTHER_SLAVE), RAISED, OTHER_SLAVE, now=0.0)
     assert end(queue, lost).kind == "finished"
-    assert queue.next_due() is None
+    assert queue.leases.next_due() is None
     assert delivered(queue).outcome == "result"
 
 
@@ -155,7 +156,7 @@ def test_an_exception_handed_in_twice_uses_up_one_retry(backoff: float) -> None:
     assignment = take(queue)
     end(queue, assignment, RAISED)
     assert end(queue, assignment, RAISED).kind == "dropped"
-    queue.due(backoff)
+    queue.leases.due(backoff)
     assert end(queue, assignment, RAISED).kind == "dropped"
     assert end(queue, take(queue)).kind == "finished"
     assert delivered(queue).outcome == "result"
@@ -170,7 +171,7 @@ def test_a_slave_that_comes_back_has_not_what_it_had_handed_in(
     queue = queue_of(1, retries=2, backoff=backoff)
     assignment = take(queue)
     end(queue, assignment, outcome)
-    assert queue.reconcile(SLAVE, [("a_0", 1)]) == ([], [("a_0", 1)])
+    assert queue.leases.reconcile(SLAVE, [("a_0", 1)]) == ([], [("a_0", 1)])
     assert end(queue, assignment, outcome).kind == "dropped"
     task = queue.tasks["a_0"]
     assert task.failures + task.crashes == 1

@@ -268,7 +268,7 @@ def test_duplicates_take_no_tasks() -> None:
     for _ in range(9):
         done = [(t.task_id, t.attempt, "result", [b"x"], 0.0, "") for t in tasks]
         tasks, _ = slave.exchange(done)
-        assert len(slave.manager._queue.held_by(slave.id or 0)) == len(tasks)
+        assert len(slave.manager._queue.held.of(slave.id or 0)) == len(tasks)
 
 
 def test_a_share_of_the_signs_of_life_is_dropped() -> None:

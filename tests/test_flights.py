@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from masterslave.flights import APART_S, Flight, Flights
+from masterslave.flights import ALONE_TASKS, APART_S, HELD_S, Flight, Flights
 from masterslave.records import Assignment, Completion, Outcome
 
 
@@ -156,3 +156,178 @@ def test_of_a_pool_that_has_broken_nothing_lands_any_more() -> None:
     flights.landed(flown[0].number, [result(task("a"))], [], [])
     flights.failed(flown[1].number, "died")
     assert outcomes(flights) == []
+
+
+def test_a_submission_that_was_refused_is_a_crash_and_a_rest_that_gets_longer() -> None:
+    flights = Flights(2)
+    rests = []
+    now = 0.0
+    for attempt in range(1, 5):
+        flights.arrived([task("a", attempt=attempt)])
+        (flight,) = all_off(flights, now)
+        flights.refused(flight.number, "no network", now)
+        flights.arrived([task(f"b{attempt}")])
+        assert all_off(flights, now) == []
+        rest_s = flights.next_deadline(now)
+        assert rest_s is not None
+        rests.append(rest_s)
+        flights.cancelled([f"b{attempt}"])
+        now += rest_s
+    assert outcomes(flights) == [("a", "crashed")] * 4
+    assert rests == sorted(rests)
+    assert rests[0] < rests[-1]
+
+
+def test_after_many_refusals_in_a_row_there_is_no_rest_and_all_are_told_soon() -> None:
+    flights = Flights(1)
+    now = 0.0
+    for attempt in range(200):
+        flights.arrived([task(f"t{attempt}")])
+        now += flights.next_deadline(now) or 0.0
+        (flight,) = all_off(flights, now)
+        flights.refused(flight.number, "no network", now)
+    assert len(outcomes(flights)) == 200
+    assert now < 20
+
+
+def test_what_others_cancel_goes_back_at_no_cost_but_not_for_ever() -> None:
+    flights = Flights(1)
+    ended: list[tuple[str, str]] = []
+    while ("a", "crashed") not in ended:
+        assert len(ended) < 100
+        flights.arrived([task("a")])
+        flights.given_back(all_off(flights)[0].number, "not begun")
+        ended += outcomes(flights)
+    assert set(ended[:-1]) == {("a", "returned")}
+    assert len(ended) > 5
+
+
+def test_the_time_in_which_nothing_comes_back() -> None:
+    flights = Flights(2)
+    assert flights.quiet_s(100.0) == 0
+    flights.arrived([task("a"), task("b")])
+    flown = all_off(flights, 100.0)
+    assert flights.quiet_s(103.0) == 3
+    flights.landed(flown[0].number, [result(task("a"))], [], [], 104.0)
+    assert flights.quiet_s(105.0) == 1
+    flights.cancelled(["b"])
+    assert flights.quiet_s(106.0) == 0
+
+
+def bundle(flights: Flights, *names: str) -> Flight:
+    """A submission of several, in an executor with one worker that knows their tag as tiny."""
+    flights.arrived([task("known")])
+    flights.landed(all_off(flights)[0].number, [result(task("known"), 0.0001)], [], [])
+    flights.arrived([task(name) for name in names])
+    (flight,) = all_off(flights)
+    assert ids([flight]) == [list(names)]
+    outcomes(flights)
+    return flight
+
+
+def test_what_a_submission_had_no_time_for_is_next_in_the_same_order() -> None:
+    flights = Flights(1)
+    flight = bundle(flights, "a", "b", "c")
+    flights.arrived([task("d")])
+    flights.landed(flight.number, [result(task("a"), 0.001)], ["b", "c"], [])
+    assert outcomes(flights) == [("a", "result")]
+    assert ids(all_off(flights)) == [["b", "c", "d"]]
+
+
+def test_a_tag_with_one_long_task_is_submitted_one_by_one_for_a_while() -> None:
+    flights = Flights(1)
+    flight = bundle(flights, "a", "b", "c")
+    flights.landed(flight.number, [result(task("a"), 2 * HELD_S)], ["b", "c"], [])
+    outcomes(flights)
+    names = [f"t{i}" for i in range(ALONE_TASKS)]
+    flights.arrived([task(name) for name in names])
+    for name in ["b", "c", *names[:-2]]:
+        (flight,) = all_off(flights)
+        assert ids([flight]) == [[name]]
+        flights.landed(flight.number, [result(task(name), 0.0001)], [], [])
+    assert ids(all_off(flights)) == [names[-2:]]
+
+
+def repeating(capacity: int = 2) -> Flights:
+    """An executor in which tasks of a tenth of a second may run twice."""
+    flights = Flights(capacity)
+    flights.arrived([task("known")])
+    flights.landed(all_off(flights)[0].number, [result(task("known"), 0.1)], [], [])
+    flights.repeat("work", 3.0)
+    outcomes(flights)
+    return flights
+
+
+def test_a_late_task_takes_off_once_more_when_nothing_else_waits_and_one_result_counts() -> None:
+    for first in (0, 1):
+        flights = repeating()
+        flights.arrived([task("a")])
+        (flight,) = all_off(flights, 10.0)
+        assert all_off(flights, 10.2) == []
+        assert flights.next_deadline(10.2) is not None
+        (again,) = all_off(flights, 10.5)
+        assert (ids([again]), again.again, flight.again) == ([["a"]], True, False)
+        assert all_off(flights, 99.0) == []  # not a third time
+        both = [flight, again]
+        flights.landed(both[first].number, [result(task("a"))], [], [])
+        assert flights.unwanted == [both[1 - first].number]
+        flights.landed(both[1 - first].number, [result(task("a"))], [], [])
+        assert outcomes(flights) == [("a", "result")]
+        assert flights.room() == 2
+
+
+def test_tasks_are_not_repeated_unless_asked_nor_while_others_wait_or_no_worker_is_idle() -> None:
+    flights = repeating()
+    flights.repeat("work", None)
+    flights.arrived([task("a")])
+    all_off(flights, 10.0)
+    assert all_off(flights, 99.0) == []
+    flights = repeating(1)
+    flights.arrived([task("a")])
+    all_off(flights, 10.0)
+    assert all_off(flights, 99.0) == []
+    flights = repeating()
+    flights.arrived([task("a")])
+    all_off(flights, 10.0)
+    flights.arrived([task("b")])
+    assert ids(all_off(flights, 99.0)) == [["b"]]
+
+
+def test_of_a_repeated_task_one_failure_is_none_and_two_are_one() -> None:
+    flights = repeating()
+    flights.arrived([task("a")])
+    both = all_off(flights, 10.0) + all_off(flights, 10.5)
+    flights.failed(both[1].number, "died")
+    assert outcomes(flights) == []
+    flights.failed(both[0].number, "died")
+    assert outcomes(flights) == [("a", "crashed")]
+
+
+def test_a_broken_executor_costs_a_repeated_task_one_crash() -> None:
+    flights = repeating()
+    flights.arrived([task("a")])
+    assert len(all_off(flights, 10.0) + all_off(flights, 10.5)) == 2
+    flights.broke("died")
+    assert outcomes(flights) == [("a", "crashed")]
+
+
+def test_a_repeated_task_that_lacks_something_or_is_cancelled_leaves_nothing() -> None:
+    flights = repeating()
+    flights.arrived([task("a")])
+    both = all_off(flights, 10.0) + all_off(flights, 10.5)
+    flights.landed(both[1].number, [], ["a"], ["slave_code"])
+    flights.landed(both[0].number, [result(task("a"))], [], [])
+    assert outcomes(flights) == [("a", "result")]
+    assert all_off(flights, 11.0) == []
+    flights.arrived([task("b")])
+    both = all_off(flights, 20.0) + all_off(flights, 20.5)
+    assert sorted(flights.cancelled(["b"])) == sorted(one.number for one in both)
+
+
+def test_a_time_limit_ends_both_flights_of_a_repeated_task_at_once() -> None:
+    flights = repeating()
+    flights.arrived([task("a", timeout=1.0)])
+    both = all_off(flights, 10.0) + all_off(flights, 10.5)
+    late = flights.tick(11.1)
+    assert sorted([*late, *flights.unwanted]) == sorted(one.number for one in both)
+    assert outcomes(flights) == [("a", "timed_out")]

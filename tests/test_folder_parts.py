@@ -134,13 +134,27 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-def test_bundles_hold_half_a_second_of_work_and_less_towards_the_end() -> None:
+def test_bundles_hold_two_seconds_of_work_and_less_towards_the_end() -> None:
     assert bundles.bundle_size(None, 1000, 1) == 1  # nobody knows yet
-    assert bundles.bundle_size(0.1, 1000, 1) == 5
+    assert bundles.bundle_size(0.1, 1000, 1) == 20
     assert bundles.bundle_size(0.0, 10_000, 1) == bundles.BUNDLE_TASKS
     assert bundles.bundle_size(3.0, 1000, 1) == 1
+    assert bundles.bundle_size(1.05, 1000, 1) == 2  # tasks of a second take a little longer
+    assert bundles.bundle_size(1.05, 1000, 8, at_once=4) == 7
+    assert bundles.bundle_size(0.01, 48, 8, at_once=4) == 12  # three for each worker
+    assert bundles.bundle_size(1.05, 16, 8, at_once=4) == 1
+    assert bundles.bundle_size(3600.0, 1000, 8, at_once=4) == 1
     assert bundles.bundle_size(0.001, 100, 50) == 1  # each worker gets some
     assert bundles.bundle_size(0.001, 100, 0) == 50
+
+
+def test_the_end_of_what_takes_long_may_be_noticed_late() -> None:
+    assert bundles.unhurried_s(None, 1) == bundles.unhurried_s(None, 0) == 0.0
+    assert bundles.unhurried_s(0.001, 1) <= 0.001
+    assert bundles.unhurried_s(3600.0, 1) == bundles.LOOK_S < 0.1
+    assert bundles.unhurried_s(1.0, 2) > bundles.LOOK_S
+    assert bundles.unhurried_s(0.1, 0) < 0.1  # its lock is seen before its output
+    assert bundles.unhurried_s(3600.0, 0) == bundles.LOOK_AT_BUNDLES_S
 
 
 @pytest.mark.parametrize("workers", [0, 1, 50, 100_000])
@@ -158,7 +172,7 @@ def test_a_bundle_has_one_tag_and_one_priority_and_the_most_urgent_comes_first()
         Assignment(f"{tag}_{n}", tag, 1, [], None)
         for n, tag in enumerate(["a", "b", "a", "a", "b", "a"])
     ]
-    sizes = {"a": 2, "b": 10}
+    sizes = {"a": 2, "b": 10}  # however many are left
     made = bundles.split(tasks, {"a_3": 7, "b_4": -1}, lambda tag, count: sizes[tag])
     assert [(priority, [task.task_id for task in line]) for priority, line in made] == [
         (7, ["a_3"]),
@@ -167,3 +181,12 @@ def test_a_bundle_has_one_tag_and_one_priority_and_the_most_urgent_comes_first()
         (0, ["b_1"]),
         (-1, ["b_4"]),
     ]
+
+
+def test_bundles_get_smaller_as_fewer_tasks_are_left() -> None:
+    tasks = [Assignment(f"a_{n}", "a", 1, [], None) for n in range(40)]
+    made = bundles.split(tasks, {}, lambda tag, left: bundles.bundle_size(0.1, left, 2))
+    sizes = [len(line) for _, line in made]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 10
+    assert sizes[-3:] == [1, 1, 1]

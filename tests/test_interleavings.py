@@ -27,7 +27,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 from managing import Clock
-from test_queue import check_books
+from queueing import check_books
 
 from masterslave.entries import Entry, HandedOut, Setback, Written
 from masterslave.errors import JournalError, JournalFull
@@ -35,9 +35,9 @@ from masterslave.journal import Journal
 from masterslave.ledger import Ledger
 from masterslave.manager import TaskManager
 from masterslave.notes import Block
-from masterslave.queue import Event, State, Task
 from masterslave.records import AT_REST, Completion, Outcome, ProcessInfo, TaskOptions
 from masterslave.settings import Settings
+from masterslave.states import Event, State, Task
 from masterslave.stores.memory import MemoryStore
 from masterslave.waiters import Monitor
 
@@ -106,7 +106,7 @@ class Job:
         settings = Settings(key_file=Path("unused"), memory_bytes=self.memory_bytes)
         journal = Journal(self.disk)
         self.manager = TaskManager("job", settings, clock=self.clock, journal=journal)
-        share(self.manager, self.manager._lock, journal)
+        share(self.manager, self.manager._lock, self.manager._settling, journal)
         if self.quick:  # as if many such tasks had been run
             self.manager._scheduler.pace.record("t", 0.0)
         self.queue = self.manager._queue
@@ -138,8 +138,8 @@ class Job:
                 yield f"the client requests {parameter}", lambda p=parameter: self.ask(p)
                 break  # it would block while nothing can be written
         if (
-            self.queue._clients.get(self.client)
-            and self.queue._clients[self.client].finished._all.left()
+            self.queue.clients.get(self.client)
+            and self.queue.clients[self.client].finished._all.left()
         ):
             yield "the client takes a result", self.retrieve
         for name, slave in self.slaves.items():
@@ -156,9 +156,9 @@ class Job:
                 yield f"{name} finishes", lambda n=name: self.finish(n, Outcome.RESULT)
         for number in range(len(self.corpses)):
             yield "a death is noticed", lambda n=number: self.notice(n)
-        if self.manager._awaited:
+        if self.manager._attendance.awaited:
             yield "slaves are given up", self.give_up
-        if self.queue.next_due() is not None:
+        if self.manager._leases.next_due() is not None:
             yield "a retry is due", self.fall_due
         if self.disk.full:
             yield "the disk has room", lambda: setattr(self.disk, "full", False)
@@ -433,7 +433,7 @@ class Job:
 
     def key(self) -> Any:
         """Two states with the same key have the same future."""
-        roster, queue = self.manager._roster, self.queue
+        roster, queue, leases = self.manager._roster, self.queue, self.manager._leases
         slaves = sorted(self.slaves.values(), key=self.looks)  # which is which does not matter
         by_token = {slave.token: name for name, slave in zip(NAMES, slaves, strict=True)}
         members = {**roster.present, **roster._lost}
@@ -450,18 +450,18 @@ class Job:
                 for key, task in sorted(queue.tasks.items())
             ),
             tuple(task.id for task in line(self.manager)),
-            tuple(task.id for _, _, task in sorted(queue._deferred, key=lambda one: one[:2])),
-            tuple(sorted((name.get(p, "?"), tuple(held.tasks)) for p, held in queue._held.items())),
+            tuple(task.id for _, _, task in sorted(leases._deferred, key=lambda one: one[:2])),
+            tuple(sorted((name.get(p, "?"), tuple(held.tasks)) for p, held in queue.held.items())),
             tuple(
                 sorted(
                     (name.get(p, "?"), tuple(task_id for task_id, _, _ in tasks))
-                    for p, tasks in queue._blamed.items()
+                    for p, tasks in queue.held.blamed.items()
                     if tasks and name.get(p, "?") != "?"  # a dead one takes nothing back
                 )
             ),
             tuple(
                 task.id
-                for mine in queue._clients.values()
+                for mine in queue.clients.values()
                 for task in mine.finished._all.left()
             ),
             queue._next_id,
@@ -472,7 +472,7 @@ class Job:
                     if name[process] != "?" or process in roster.present
                 )
             ),
-            tuple(sorted(name.get(process, "?") for process in self.manager._awaited)),
+            tuple(sorted(name.get(process, "?") for process in self.manager._attendance.awaited)),
             bool(self.manager._scheduler.pace._mean_s),
             (tuple(sorted(self.disk._requested)), tuple(sorted(self.disk._ended))),
             entries_key(self.disk._attempts, name),
@@ -529,7 +529,7 @@ def line(manager: TaskManager) -> list[Task]:
     manager._queue.tasks.values()  # none is only noted
     items = [
         item
-        for share in manager._queue._lines._waiting.values()
+        for share in manager._queue.lines._waiting.values()
         for tag_line in share.lines._lines.values()
         for queue in tag_line.by_priority.values()
         for item in list(queue)[1::2]

@@ -109,6 +109,31 @@ def test_slaves_work_and_leave_with_their_master(place: Place, master: MasterPro
     wait_until(lambda: not place.processes(), "nothing is left")
 
 
+#: Does not hear SIGTERM, nor does its child, which has a process group of its own.
+DEAF = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setpgid(0, 0)
+print("ready", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("name", ["local", "ssh"])
+def test_what_does_not_end_is_killed_with_its_whole_session(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    place = PLACES[name](world, systems, monkeypatch)
+    place.launcher._kill_after_s = 0.3  # type: ignore[attr-defined]
+    job = place.job(place.python, "-c", DEAF)
+    ids = place.launcher.submit(job)
+    wait_until(lambda: place.log(job, ids[0]).count("ready") == 2, "both are there")
+    place.launcher.cancel(ids)
+    wait_until(lambda: not place.processes(), "nothing is left")
+
+
 def test_what_a_system_refuses_is_told_in_its_words(place: Place) -> None:
     refusals = {"local": "no program no such program", "ssh": "no program no such program",
                 "slurm": "unrecognized option '--no-such-option'", "sge": "--no-such-option",
@@ -162,6 +187,18 @@ def test_a_system_whose_daemons_were_killed_is_started_again(systems: Systems, n
         assert not set(before) & {pid for pid in systems.pids(name) if is_running(pid)}
     finally:
         systems.release_condor()
+
+
+@pytest.mark.parametrize(("ci", "word"), [("1", "error"), ("", "skipped")])
+def test_a_system_that_is_missing_is_a_failure_in_ci(world: World, ci: str, word: str) -> None:
+    programs = world.path / "none"
+    programs.mkdir()
+    world.env.update(PATH=str(programs), MASTERSLAVE_CI=ci)
+    chosen = f"{__file__}::test_ids_that_nobody_knows[apptainer]"
+    own = ("-p", "no:cacheprovider", f"--rootdir={ROOT}", "-rs", "-q")
+    out = world.start("-m", "pytest", chosen, *own).finish(status=1 if ci else 0)
+    assert f"1 {word}" in out
+    assert "no apt-get, no dpkg, no flock, no patchelf, no mksquashfs" in out
 
 
 def test_who_waits_for_the_pool_of_others_says_so(tmp_path: Path) -> None:

@@ -15,15 +15,16 @@ PACKAGE = "masterslave"
 
 LAYERS = {
     0: "errors units settings records hooks entries chaos",
-    1: "queue notes lines liveness pace payload pieces unpicklable proofs diagnosis dispatch "
-    "disturbance lifetime flights roster stragglers scheduler attempts clients versions sharing "
-    "pairing scaling",
-    2: "manager desk room outbox waiters watchdog journal ledger stores.*",
+    1: "queue states holdings leases earlier notes lines liveness pace payload pieces "
+    "unpicklable proofs diagnosis dispatch disturbance lifetime flights roster stragglers "
+    "scheduler attempts clients versions sharing pairing scaling",
+    2: "manager attendance intake handout settling overview desk room outbox waiters watchdog "
+    "journal ledger stores.*",
     3: "engines folder.* transports.* launchers.* naming keyfile pipe slavecode tables memory "
     "shared lending globalstate functions connectionfile board calls identities runfolder "
-    "packing",
-    4: "guest pump worker workerprocess uplink supervisor slave slaverun master service "
-    "folderservice lanes attached attachment ways callcore executor client",
+    "packing claim",
+    4: "guest submitter pump worker workerprocess uplink supervisor slave slaverun master service "
+    "executorservice folderservice lanes attached attachment ways callcore executor client",
     5: "jobs cli arguments starting stopping allocation commands.* __init__ __main__",
 }
 

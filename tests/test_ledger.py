@@ -10,6 +10,7 @@ import pytest
 from conftest import wait_until
 from journals import TryingStore
 from managing import LONG_S, Call, Clock, X, give, ids, join, take, wait_for_line
+from queueing import Queue
 
 from masterslave import roster
 from masterslave.entries import (
@@ -25,7 +26,6 @@ from masterslave.errors import JournalFull, TaskManagerTermination
 from masterslave.journal import WAITING_BYTES, Journal
 from masterslave.ledger import Ledger, names
 from masterslave.manager import TaskManager
-from masterslave.queue import TaskQueue
 from masterslave.records import Completion, Frame, Outcome, TaskOptions
 from masterslave.settings import Settings
 
@@ -270,7 +270,7 @@ def test_slaves_that_waited_when_the_trouble_came_go_on_when_it_ends(
         books = live._ledger
         assert books is not None
         live._queue.request(0, "sqrt", X, TaskOptions())
-        live._slaves_wait.wake("sqrt")
+        live._handout.waiters.wake("sqrt")
     with pytest.raises(JournalFull):
         call.outcome()
     make_room(store)
@@ -361,16 +361,16 @@ def run_all(
     store: TryingStore, frames: list[Frame], options: TaskOptions, memory_bytes: int = 1 << 20
 ) -> list[str]:
     """Tasks are requested, run and end with the same frames as results; what was written."""
-    queue = TaskQueue()
+    queue = Queue()
     journal = Journal(store)
-    books = Ledger(journal, queue, memory_bytes)
+    books = Ledger(journal, queue.leases, queue.earlier, memory_bytes)
     if books.request_all(7, "sqrt", frames, options) is None:
         for frame, name in zip(frames, names("sqrt", frames, options), strict=True):
             books.request(7, "sqrt", frame, options, name)
     ends = []
-    while (task := queue.hand_out(1, ["sqrt"])) is not None:
+    while (task := queue.leases.hand_out(1, ["sqrt"])) is not None:
         ends.append(Completion(task.task_id, 1, "result", task.frame, 0.5, ""))
-    plain, others = queue.complete_all(1, ends)
+    plain, others = queue.leases.complete_all(1, ends)
     assert (len(plain), others) == (len(frames), [])
     books.finished(plain, 1)
     journal.sync()
@@ -405,10 +405,10 @@ def test_what_is_to_rest_is_written_by_itself(store: TryingStore) -> None:
 def test_requests_that_may_take_the_place_of_earlier_ones_are_looked_at_by_themselves(
     store: TryingStore,
 ) -> None:
-    queue = TaskQueue()
-    books = Ledger(Journal(store), queue, 1 << 20)
+    queue = Queue()
+    books = Ledger(Journal(store), queue.leases, queue.earlier, 1 << 20)
     assert not books.knows()
-    queue.park(0, "sqrt", identity("sqrt", [b"x"], None), TaskOptions())
+    queue.earlier.park(0, "sqrt", identity("sqrt", [b"x"], None), TaskOptions())
     assert books.knows()
     assert books.request_all(7, "sqrt", [[b"x"]], TaskOptions()) is None
     assert books.request_all(7, "sqrt", [], TaskOptions()) is None

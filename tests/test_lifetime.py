@@ -266,7 +266,9 @@ def test_who_has_no_time_left_by_now_passes_the_call_on_once(
         assert ids(calls[0].outcome()[0]) == ["sqrt_0"]
         wait_for_line(manager, 2)
         with manager._lock:
-            assert set(manager._slaves_wait._by_tag) == {"cube"}, "nobody is woken for sqrt again"
+            assert set(manager._handout.waiters._by_tag) == {"cube"}, (
+                "nobody is woken for sqrt again"
+            )
         manager.addTaskRequests("sqrt", [X, X])
         assert waiting(manager) == 2
         manager.addTaskRequest("cube", X)

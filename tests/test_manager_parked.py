@@ -43,7 +43,7 @@ def test_who_requests_a_task_answers_the_slave_that_waits_for_it(manager: TaskMa
     manager.addTaskRequest("sqrt", X)
     assert slave.answers == [(["sqrt_0"], {})]
     assert slave.threads == [threading.current_thread().name]
-    assert manager._waiter_of == {}
+    assert manager._handout._waiter_of == {}
 
 
 def test_many_requests_are_answered_once_with_as_many_as_the_slave_may_hold(
@@ -152,8 +152,8 @@ def test_woken_for_a_task_that_another_one_takes_it_stays(manager: TaskManager) 
     """The only task is taken while the lock is still held, by who has come first."""
     second, first = (Slave(manager, join(manager)).park() for _ in range(2))
     with manager._lock:
-        manager._add_requests(0, "sqrt", [X], DEFAULT_OPTIONS, [])
-        manager._slaves_wait.rouse(second.parked)  # in vain: the first one was woken for it
+        manager._intake.add(0, "sqrt", [X], DEFAULT_OPTIONS, [])
+        manager._handout.waiters.rouse(second.parked)  # in vain: the first one was woken for it
     assert (first.answers, second.answers) == ([(["sqrt_0"], {})], [])
     manager.addTaskRequest("sqrt", X)
     assert second.answers == [(["sqrt_1"], {})]

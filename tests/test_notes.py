@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from masterslave.notes import BLOCK_TASKS, Block, Tasks
-from masterslave.queue import Task
 from masterslave.records import TaskOptions
+from masterslave.states import Task
 
 OPTIONS = TaskOptions(priority=1)
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from typing import Any
-
 import pytest
+from queueing import (
+    BACKOFF_S,
+    CLIENT,
+    IDENTITY,
+    OTHER_CLIENT,
+    SLAVE,
+    Queue,
+    ask,
+    check_books,
+    delivered,
+    end,
+    picture,
+    queue_of,
+    take,
+    take_all,
+    task_in,
+)
 
 from masterslave.errors import IllegalTransition, UnknownTask
-from masterslave.lines import WaitingLines
-from masterslave.queue import FINISHED, TRANSITIONS, Effect, Event, State, Task, TaskQueue
 from masterslave.records import (
-    AT_REST,
     Assignment,
     Completion,
     Delivery,
@@ -20,140 +30,7 @@ from masterslave.records import (
     Outcome,
     TaskOptions,
 )
-from masterslave.sharing import SharedLines
-
-CLIENT, OTHER_CLIENT = 100, 101
-SLAVE, OTHER_SLAVE = 1, 2
-IDENTITY = b"identity"
-TAGS = ("a", "b")
-BACKOFF_S = 1.0
-
-
-# --- helpers --------------------------------------------------------------------------------
-
-
-def queue_of(count: int, tag: str = "a", **options: Any) -> TaskQueue:
-    """A queue with so many waiting tasks of one client: a_0, a_1, ..."""
-    queue = TaskQueue()
-    for _ in range(count):
-        ask(queue, tag, **options)
-    return queue
-
-
-def ask(queue: TaskQueue, tag: str = "a", client: int = CLIENT, **options: Any) -> str:
-    return queue.request(client, tag, [b"parameters"], TaskOptions(**options)).id
-
-
-def take(queue: TaskQueue, slave: int = SLAVE, tags: Iterable[str] = TAGS) -> Assignment:
-    assignment = queue.hand_out(slave, tags)
-    assert assignment is not None
-    return assignment
-
-
-def take_all(queue: TaskQueue, slave: int = SLAVE, tags: Iterable[str] = TAGS) -> list[str]:
-    ids = []
-    while (assignment := queue.hand_out(slave, tags)) is not None:
-        ids.append(assignment.task_id)
-    return ids
-
-
-def end(
-    queue: TaskQueue,
-    assignment: Assignment,
-    outcome: Outcome = Outcome.RESULT,
-    slave: int = SLAVE,
-    detail: str = "detail",
-    now: float = 0.0,
-) -> Effect:
-    frame = [f"{assignment.task_id}/{assignment.attempt}/{outcome.value}".encode()]
-    return queue.complete(
-        slave,
-        Completion(assignment.task_id, assignment.attempt, outcome.value, frame, 0.1, detail),
-        now,
-    )
-
-
-def delivered(queue: TaskQueue, client: int = CLIENT, tag: str | None = None) -> Delivery:
-    delivery = queue.deliver(client, tag)
-    assert delivery is not None
-    return delivery
-
-
-def task_in(wanted: State) -> tuple[TaskQueue, Task]:
-    """A queue that has brought its only task into that state, by public events."""
-    if wanted is State.PARKED:
-        queue = TaskQueue()
-        return queue, queue.park(0, "a", IDENTITY, TaskOptions(crash_limit=1))
-    deferred = wanted is State.DEFERRED
-    queue = queue_of(1, crash_limit=1, retries=int(deferred), backoff=BACKOFF_S)
-    task = queue.tasks["a_0"]
-    if wanted is State.CANCELLED:
-        queue.cancel("a_0")
-    elif wanted is not State.WAITING:
-        assignment = take(queue)
-        if wanted is not State.RUNNING:
-            names = {State.DELIVERED: "result", State.DEFERRED: "exception"}
-            end(queue, assignment, Outcome(names.get(wanted, wanted.value)))
-        if wanted is State.DELIVERED:
-            delivered(queue)
-    assert task.state is wanted
-    return queue, task
-
-
-def picture(queue: TaskQueue, *others: Task) -> Any:
-    """All that a queue holds, as plain values that can be compared."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Task):
-            return value.id
-        if isinstance(value, dict):
-            return [(key, plain(item)) for key, item in value.items()]
-        if isinstance(value, (list, tuple)) or type(value).__name__ == "deque":
-            return [plain(item) for item in value]
-        if isinstance(value, WaitingLines):
-            return [plain(value._lines), value._first, value._last]
-        if isinstance(value, SharedLines):
-            return [plain(getattr(value, name)) for name in ("_waiting", "_now", "_order")]
-        if type(value).__module__.startswith("masterslave") and hasattr(value, "__slots__"):
-            return [(name, plain(getattr(value, name))) for name in value.__slots__]
-        return value
-
-    tasks = {**queue.tasks, **{task.id: task for task in others}}
-    inside = {name: plain(value) for name, value in vars(queue).items()}
-    return inside, [[getattr(task, name) for name in Task.__slots__] for task in tasks.values()]
-
-
-def check_books(queue: TaskQueue) -> None:
-    """Whatever the queue counts must be what a recount of its tasks gives."""
-    tasks = queue.tasks.values()
-    names = {**dict.fromkeys(FINISHED, "done"), State.DEFERRED: "waiting"}
-    shown = ("parked", "waiting", "running", "done")
-    parts: dict[str, Counter[str]] = {name: Counter() for name in shown}
-    for task in tasks:
-        parts[names.get(task.state, task.state.value)][task.tag] += 1
-    assert queue.counts() == (parts["waiting"], parts["running"], parts["done"])
-    assert sorted(queue.waiting_tags()) == sorted(parts["waiting"])
-    assert queue.parked() == parts["parked"].total()
-    running = [task for task in tasks if task.state in (State.RUNNING, State.PARKED)]
-    for slave in {task.holder for task in running} - {None} | {SLAVE, OTHER_SLAVE}:
-        assert slave is not None
-        held = [task.id for task in queue.held_by(slave)]
-        assert sorted(held) == sorted(task.id for task in running if task.holder == slave)
-    assert all(task.holder is None for task in tasks if task not in running)
-    assert all(task.holder is not None for task in running if task.state is State.RUNNING)
-    in_memory = [task for task in tasks if task.frame is not AT_REST]
-    finished = sum(task.size for task in in_memory if task.state in FINISHED)
-    alive = (State.WAITING, State.DEFERRED, State.RUNNING)
-    live = sum(task.size for task in in_memory if task.state in alive)
-    assert (queue.parameter_bytes, queue.result_bytes) == (live, finished)
-    assert all(task.size == sum(map(len, task.frame)) for task in tasks if task.frame)
-    for client in (CLIENT, OTHER_CLIENT):
-        mine = Counter(task.tag for task in tasks if task.client == client)
-        assert queue.outstanding(client) == mine.total()
-        assert {tag: queue.outstanding(client, tag) for tag in TAGS} == {
-            tag: mine[tag] for tag in TAGS
-        }
-
+from masterslave.states import FINISHED, TRANSITIONS, Event, State
 
 # --- transitions and refusals ---------------------------------------------------------------
 
@@ -172,14 +49,14 @@ def test_each_transition_of_the_table_is_made(before: State, event: Event) -> No
         Event.DEFER: Outcome.EXCEPTION,
     }
     if (before, event) == (State.PARKED, Event.DROP):
-        task = queue.park(7, "sqrt", IDENTITY, TaskOptions(origin=("token", 1)))
-        assert queue.reclaim(CLIENT, "token", [], 1) == ([], [task])
+        task = queue.earlier.park(7, "sqrt", IDENTITY, TaskOptions(origin=("token", 1)))
+        assert queue.earlier.reclaim(CLIENT, "token", [], 1) == ([], [task])
     elif before is State.PARKED:
         if event is not Event.CLAIM:
-            assert queue.adopt(SLAVE, task.id, 1)
+            assert queue.leases.adopt(SLAVE, task.id, 1)
         if event in outcomes:
             end(queue, Assignment(task.id, task.tag, 1, [], None), outcomes[event])
-        assert queue.claim(CLIENT, IDENTITY, [b"parameters"], TaskOptions()) is task
+        assert queue.earlier.claim(CLIENT, IDENTITY, [b"parameters"], TaskOptions()) is task
     elif event in outcomes:
         if event is Event.DEFER:
             task.options = TaskOptions(retries=1, backoff=1.0)
@@ -193,9 +70,9 @@ def test_each_transition_of_the_table_is_made(before: State, event: Event) -> No
         take(queue)
     elif event is Event.ADOPT:
         end(queue, take(queue), Outcome.RETURNED)
-        assert queue.adopt(SLAVE, task.id, 1)
+        assert queue.leases.adopt(SLAVE, task.id, 1)
     elif event is Event.FALL_DUE:
-        queue.due(BACKOFF_S)
+        queue.leases.due(BACKOFF_S)
     elif event is Event.CANCEL:
         assert queue.cancel(task.id)[0]
     elif event is Event.DROP:
@@ -218,7 +95,7 @@ def test_any_other_event_is_refused_and_changes_nothing(before: State, event: Ev
     others = [] if task.id in queue.tasks else [task]
     pictured = picture(queue, *others)
     with pytest.raises(IllegalTransition, match=f"{task.id} is {before.value}: {event.value}"):
-        queue._move(task, event)
+        queue.move(task, event)
     assert picture(queue, *others) == pictured
 
 
@@ -235,7 +112,7 @@ def test_nothing_follows_a_task_that_is_gone_and_every_state_can_be_reached() ->
 
 
 def test_ids_are_the_tag_and_a_running_number() -> None:
-    queue = TaskQueue()
+    queue = Queue()
     assert [ask(queue, tag) for tag in ("sqrt", "sqrt", "cube_root", "sqrt")] == [
         "sqrt_0",
         "sqrt_1",
@@ -245,10 +122,10 @@ def test_ids_are_the_tag_and_a_running_number() -> None:
 
 
 def test_a_slave_gets_what_was_requested() -> None:
-    queue = TaskQueue()
+    queue = Queue()
     queue.request(CLIENT, "a", [b"head", b"buffer"], TaskOptions(timeout=1.5))
     assert take(queue) == Assignment("a_0", "a", 1, [b"head", b"buffer"], 1.5)
-    assert [task.id for task in queue.held_by(SLAVE)] == ["a_0"]
+    assert [task.id for task in queue.held.of(SLAVE)] == ["a_0"]
     check_books(queue)
 
 
@@ -276,7 +153,7 @@ def test_results_are_delivered_in_order_of_completion() -> None:
 
 
 def test_results_can_be_asked_for_by_tag() -> None:
-    queue = TaskQueue()
+    queue = Queue()
     for tag in ("a", "b", "a", "b"):
         ask(queue, tag)
     for _ in range(4):
@@ -290,7 +167,7 @@ def test_results_can_be_asked_for_by_tag() -> None:
 
 
 def test_many_clients_get_their_own_results_each() -> None:
-    queue = TaskQueue()
+    queue = Queue()
     clients = range(100, 110)
     owner = {ask(queue, "a", client): client for _ in range(5) for client in clients}
     for _ in owner:
@@ -308,36 +185,41 @@ def test_a_stranger_has_nothing_in_the_queue() -> None:
     end(queue, take(queue))
     assert queue.deliver(999) is None
     assert queue.outstanding(999) == queue.outstanding(999, "a") == 0
-    assert list(queue.held_by(999)) == queue.lose(999, "story", 1) == queue.release(999) == []
+    assert (
+        list(queue.held.of(999))
+        == queue.leases.lose(999, "story", 1)
+        == queue.leases.release(999)
+        == []
+    )
 
 
 # --- whose turn it is -----------------------------------------------------------------------
 
 
 def test_a_higher_priority_goes_first_then_order_of_request() -> None:
-    queue = TaskQueue()
+    queue = Queue()
     for priority in (0, 5, -5, 5, 0):
         ask(queue, priority=priority)
     assert take_all(queue) == ["a_1", "a_3", "a_0", "a_4", "a_2"]
 
 
 def test_priority_counts_across_tags() -> None:
-    queue = TaskQueue()
+    queue = Queue()
     ask(queue, "a"), ask(queue, "b", priority=1), ask(queue, "b"), ask(queue, "a")
     assert take_all(queue) == ["b_1", "a_0", "b_2", "a_3"]
 
 
 def test_a_slave_gets_only_tags_that_it_handles() -> None:
-    queue = TaskQueue()
+    queue = Queue()
     ask(queue, "a", priority=9), ask(queue, "b")
-    assert queue.peek(("c",)) is None
-    assert queue.hand_out(SLAVE, ()) is None
+    assert queue.leases.peek(("c",)) is None
+    assert queue.leases.hand_out(SLAVE, ()) is None
     assert take_all(queue, tags=("b", "c")) == ["b_1"]
     assert take_all(queue, tags=("a",)) == ["a_0"]
 
 
 def test_a_returned_task_is_first_of_its_priority() -> None:
-    queue = TaskQueue()
+    queue = Queue()
     for priority in (0, 0, 1, 0):
         ask(queue, priority=priority)
     held = [take(queue) for _ in range(2)]
@@ -416,7 +298,7 @@ def test_the_slave_that_runs_a_cancelled_task_is_named() -> None:
     queue = queue_of(1)
     assignment = take(queue)
     assert queue.cancel("a_0") == (True, [SLAVE])
-    assert list(queue.held_by(SLAVE)) == []
+    assert list(queue.held.of(SLAVE)) == []
     assert end(queue, assignment).kind == "dropped"
     assert queue.deliver(CLIENT) is None
     check_books(queue)
@@ -460,7 +342,7 @@ def test_a_cancelled_task_lets_go_of_its_parameters() -> None:
 def test_requests_in_one_pass_are_as_requests_one_by_one() -> None:
     frames: list[Frame] = [[b"1"], [b"2", b"large"], [bytearray(b"3")], [b"4"]]
     options = TaskOptions(priority=2, timeout=1.5, origin=("token", 3))
-    one_by_one, many = TaskQueue(), TaskQueue()
+    one_by_one, many = Queue(), Queue()
     ids = [one_by_one.request(CLIENT, "a", frame, options).id for frame in frames]
     assert many.request_all(CLIENT, "a", frames, options) == ids
     for queue in (one_by_one, many):
@@ -472,7 +354,7 @@ def test_requests_in_one_pass_are_as_requests_one_by_one() -> None:
 
 
 def test_what_was_only_noted_is_a_task_to_whoever_looks() -> None:
-    queue = TaskQueue()
+    queue = Queue()
     first, second, third = queue.request_all(CLIENT, "a", [[b"x"]] * 3, TaskOptions())
     other = queue.request_all(CLIENT, "a", [[b"y"]], TaskOptions(retries=3))[0]
     task = queue.tasks[second]
@@ -487,9 +369,11 @@ def test_what_was_only_noted_is_a_task_to_whoever_looks() -> None:
 
 
 def test_a_result_of_a_task_that_was_only_noted_is_dropped() -> None:
-    queue = TaskQueue()
+    queue = Queue()
     (task_id,) = queue.request_all(CLIENT, "a", [[b"x"]], TaskOptions())
-    plain, others = queue.complete_all(SLAVE, [Completion(task_id, 1, "result", [b""], 0.1, "")])
+    plain, others = queue.leases.complete_all(
+        SLAVE, [Completion(task_id, 1, "result", [b""], 0.1, "")]
+    )
     assert plain == []
     assert [effect.kind for effect, _ in others] == ["dropped"]
     assert take(queue).task_id == task_id

@@ -13,12 +13,13 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from test_queue import (
+from queueing import (
     CLIENT,
     OTHER_CLIENT,
     OTHER_SLAVE,
     SLAVE,
     TAGS,
+    Queue,
     ask,
     check_books,
     end,
@@ -26,8 +27,8 @@ from test_queue import (
     take,
 )
 
-from masterslave.queue import FINISHED, State, TaskQueue
 from masterslave.records import Assignment, Completion, Outcome, TaskOptions
+from masterslave.states import FINISHED, State
 
 # --- random histories -----------------------------------------------------------------------
 
@@ -58,7 +59,7 @@ class History(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue = TaskQueue()
+        self.queue = Queue()
         self.known: dict[str, _Known] = {}
         self.line: list[str] = []  # waiting tasks in order of turn, whatever their priority
         self.deferred: list[str] = []
@@ -143,14 +144,14 @@ class History(RuleBasedStateMachine):
 
     @rule(slave=slaves, count=st.integers(1, 4))
     def hand_out_run(self, slave: int, count: int) -> None:
-        first = self.queue.peek(TAGS)
+        first = self.queue.leases.peek(TAGS)
         if first is None:
             assert not self.line
             return
         expected = sorted(self.line, key=lambda one: -self.known[one].options.priority)
         others = [one for one in expected if self.known[one].tag != first.tag]
         end_of_run = expected.index(others[0]) if others else len(expected)
-        run = self.queue.hand_out_run(slave, first, TAGS, count, 1 << 20)
+        run = self.queue.leases.hand_out_run(slave, first, TAGS, count, 1 << 20)
         ids = [assignment.task_id for assignment in run]
         assert ids[0] == first.id
         assert {assignment.tag for assignment in run} == {first.tag}
@@ -173,14 +174,14 @@ class History(RuleBasedStateMachine):
     @rule(slave=slaves, tags=st.sampled_from([("a",), ("b", "a"), ("a", "b")]))
     def hand_out(self, slave: int, tags: tuple[str, ...]) -> None:
         mine = [task_id for task_id in self.line if self.known[task_id].tag in tags]
-        peeked = self.queue.peek(tags)
+        peeked = self.queue.leases.peek(tags)
         if peeked is not None:  # whose turn it is: see test_sharing
             urgent = max(self.known[task_id].options.priority for task_id in mine)
             mine = [one for one in mine if self.known[one].client == peeked.client]
             assert peeked.options.priority == urgent
         turn = max(mine, key=lambda task_id: self.known[task_id].options.priority, default=None)
         assert (None if peeked is None else peeked.id) == turn
-        got = self.queue.hand_out(slave, tags)
+        got = self.queue.leases.hand_out(slave, tags)
         assert (None if got is None else got.task_id) == turn
         if got is not None:
             known = self.known[got.task_id]
@@ -198,7 +199,7 @@ class History(RuleBasedStateMachine):
         self.now += seconds
         due = [i for i in self.deferred if self.known[i].due <= self.now]
         due.sort(key=lambda i: (self.known[i].due, self.queue.tasks[i].ticket))
-        effects = self.queue.due(self.now)
+        effects = self.queue.leases.due(self.now)
         assert [(e.kind, e.task and e.task.id) for e in effects] == [("due", i) for i in due]
         for task_id in reversed(due):
             self.deferred.remove(task_id)
@@ -209,7 +210,7 @@ class History(RuleBasedStateMachine):
     @rule(pick=pick)
     def start(self, pick: random.Random) -> None:
         slave, assignment = pick.choice(self.handed_out)
-        self.queue.started(slave, [assignment.task_id])
+        self.queue.leases.started(slave, [assignment.task_id])
         if assignment.task_id in self.held[slave]:
             self.known[assignment.task_id].started = True
 
@@ -265,7 +266,7 @@ class History(RuleBasedStateMachine):
     def lose(self, slave: int, could_run: int) -> None:
         held = list(self.held[slave])
         guilty = [task_id for task_id in held if self.known[task_id].started]
-        effects = self.queue.lose(slave, "lost", could_run)
+        effects = self.queue.leases.lose(slave, "lost", could_run)
         self.blamed[slave] = []
         for task_id in reversed(held):
             if task_id in (guilty or held[:could_run]):
@@ -282,7 +283,7 @@ class History(RuleBasedStateMachine):
     def release(self, slave: int) -> None:
         held = list(self.held[slave])
         self.blamed[slave] = []  # it has left for good
-        assert len(self.queue.release(slave)) == len(held)
+        assert len(self.queue.leases.release(slave)) == len(held)
         for task_id in reversed(held):
             self.reschedule(task_id)
 
@@ -302,7 +303,7 @@ class History(RuleBasedStateMachine):
     @rule(pick=pick, slave=slaves, recent=st.booleans())
     def adopt(self, pick: random.Random, slave: int, recent: bool) -> None:
         _, assignment = pick.choice(self.handed_out[-4:] if recent else self.handed_out)
-        adopted = self.queue.adopt(slave, assignment.task_id, assignment.attempt)
+        adopted = self.queue.leases.adopt(slave, assignment.task_id, assignment.attempt)
         assert adopted == self.keeps(slave, assignment)
 
     @precondition(lambda self: self.handed_out)
@@ -317,7 +318,7 @@ class History(RuleBasedStateMachine):
         for task_id in self.blamed[slave]:
             self.known[task_id].crashes -= self.known[task_id].live
         self.blamed[slave] = []
-        effects, obsolete = self.queue.reconcile(slave, said)
+        effects, obsolete = self.queue.leases.reconcile(slave, said)
         assert [(e.kind, e.task and e.task.id) for e in effects] == [
             ("rescheduled", i) for i in reversed(missing)
         ]
@@ -367,23 +368,23 @@ class History(RuleBasedStateMachine):
             assert (task.crashes, task.failures) == (known.crashes, known.failures)
         assert self.queue.delivered == states[State.DELIVERED]
         assert self.queue.cancelled == states[State.CANCELLED]
-        assert self.queue.dropped == self.dropped
+        assert self.queue.leases.dropped == self.dropped
 
     @invariant()
     def books_are_right(self) -> None:
         check_books(self.queue)
-        assert self.queue.next_due() == min(
+        assert self.queue.leases.next_due() == min(
             (self.known[i].due for i in self.deferred), default=None
         )
         for slave, held in self.held.items():
-            assert [task.id for task in self.queue.held_by(slave)] == held
+            assert [task.id for task in self.queue.held.of(slave)] == held
 
     def teardown(self) -> None:
         """Let the job come to its end: every task is delivered once, or was cancelled."""
         for slave in self.held:
             self.release(slave)
         self.time_goes_by(60.0)
-        while (got := self.queue.hand_out(SLAVE, TAGS)) is not None:
+        while (got := self.queue.leases.hand_out(SLAVE, TAGS)) is not None:
             end(self.queue, got)
         for client in (CLIENT, OTHER_CLIENT):
             while (delivery := self.queue.deliver(client)) is not None:
@@ -443,9 +444,9 @@ def memory(action: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-def long_queue(waiting: int) -> TaskQueue:
+def long_queue(waiting: int) -> Queue:
     """So many tasks that wait, of three priorities; some held, some finished."""
-    queue = TaskQueue()
+    queue = Queue()
     for _ in range(30):
         ask(queue, priority=1)
     for slave in (SLAVE, OTHER_SLAVE):
@@ -458,35 +459,35 @@ def long_queue(waiting: int) -> TaskQueue:
     return queue
 
 
-def middle(queue: TaskQueue) -> str:
+def middle(queue: Queue) -> str:
     """A task in the midst of the line."""
     number = max(task.ticket for task in queue.tasks.values()) // 2
     return next(task.id for task in queue.tasks.values() if task.ticket == number)
 
 
-def events(queue: TaskQueue) -> dict[str, Callable[[], object]]:
-    running = next(iter(queue.held_by(SLAVE)))
+def events(queue: Queue) -> dict[str, Callable[[], object]]:
+    running = next(iter(queue.held.of(SLAVE)))
     done = Completion(running.id, running.attempt, "result", [b""], 0.1, "")
-    other = next(iter(queue.held_by(OTHER_SLAVE)))
+    other = next(iter(queue.held.of(OTHER_SLAVE)))
     waiting = middle(queue)
     return {
         "request": lambda: ask(queue),
-        "hand_out": lambda: queue.hand_out(SLAVE, TAGS),
-        "complete": lambda: queue.complete(SLAVE, done),
-        "late complete": lambda: queue.complete(SLAVE, done),
-        "return": lambda: queue.complete(
+        "hand_out": lambda: queue.leases.hand_out(SLAVE, TAGS),
+        "complete": lambda: queue.leases.complete(SLAVE, done),
+        "late complete": lambda: queue.leases.complete(SLAVE, done),
+        "return": lambda: queue.leases.complete(
             OTHER_SLAVE, Completion(other.id, other.attempt, "returned", [], 0.0, "")
         ),
         "deliver": lambda: queue.deliver(CLIENT),
         "deliver by tag": lambda: queue.deliver(CLIENT, "a"),
         "cancel": lambda: queue.cancel(waiting),
-        "adopt": lambda: queue.adopt(OTHER_SLAVE, other.id, other.attempt),
-        "started": lambda: queue.started(OTHER_SLAVE, [other.id]),
-        "lose": lambda: queue.lose(SLAVE, "lost", 1),
-        "release": lambda: queue.release(OTHER_SLAVE),
+        "adopt": lambda: queue.leases.adopt(OTHER_SLAVE, other.id, other.attempt),
+        "started": lambda: queue.leases.started(OTHER_SLAVE, [other.id]),
+        "lose": lambda: queue.leases.lose(SLAVE, "lost", 1),
+        "release": lambda: queue.leases.release(OTHER_SLAVE),
         "counts": queue.counts,
         "outstanding": lambda: queue.outstanding(CLIENT),
-        "held_by": lambda: queue.held_by(SLAVE),
+        "held_by": lambda: queue.held.of(SLAVE),
     }
 
 
@@ -504,7 +505,7 @@ def test_no_event_copies_the_queue() -> None:
 
 
 def test_tasks_in_line_are_nothing_to_the_garbage_collector() -> None:
-    queue = TaskQueue()
+    queue = Queue()
     queue.request_all(CLIENT, "a", [[b"parameters"]], TaskOptions(priority=1))
     gc.collect()
     before = len(gc.get_objects())
@@ -521,4 +522,4 @@ def test_cancelled_tasks_in_line_are_passed_over_once() -> None:
         queue.cancel(f"a_{i}")
     assert take(queue).task_id == "a_999"
     ask(queue)
-    assert cost(lambda: queue.hand_out(SLAVE, TAGS)) < 140
+    assert cost(lambda: queue.leases.hand_out(SLAVE, TAGS)) < 140

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import re
 import signal
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from masterslave import (
 )
 from masterslave.errors import ConnectionFailed, LabelInUse, LauncherError, SettingsError
 from masterslave.keyfile import load_key
+from masterslave.launchers.shell import start_of
 from masterslave.launchers.ssh import LocalLauncher
 from masterslave.runfolder import Plan, RunFolder, Submission
 from masterslave.settings import Settings
@@ -451,6 +453,53 @@ def test_the_lower_limit_is_kept(here: World) -> None:
     os.kill(pid_of(row.job), signal.SIGKILL)
     wait_until(lambda: [new for new in rows("lab") if new.slave and new.job != row.job])
     stop("lab")
+    nothing_is_left(here)
+
+
+def scale_of(label: str) -> list[Any]:
+    return [row for row in rows(label) if row.role == "scale"]
+
+
+def test_a_second_process_that_starts_slaves_is_refused(here: World) -> None:
+    found = started("lab", on="local", serve=True, low=1, high=1)
+    wait_for_slave("lab")
+    second = here.task_manager("scale", "lab")
+    second.finish(1)
+    assert second.err == (
+        "task_manager: slaves of lab are started on demand by process "
+        f"{pid_of(found.scaling)} on {platform.node()} already; that one ends with: "
+        "task_manager stop lab\n"
+    )
+    wait_for_slave("lab")
+    assert [row.job for row in scale_of("lab")] == [found.scaling]
+    stop("lab")
+    nothing_is_left(here)
+
+
+def test_the_next_process_that_starts_slaves_takes_up_what_a_killed_one_has_left(
+    here: World,
+) -> None:
+    """Its slave, and what it was about to submit when it was killed."""
+    found = started("lab", on="local", serve=True, low=1, high=1)
+    wait_for_slave("lab")
+    os.kill(pid_of(found.scaling), signal.SIGKILL)
+    wait_until(lambda: scale_of("lab")[0].phase == "ended")
+    folder = RunFolder.of("lab", here.path)
+    (slave,) = [one for one in folder.submissions() if one.role == "slave"]
+    folder.write(slave._replace(ids=None))
+    folder.write(Submission("ms-lab-s1", "slave", "local", 1, 0.0))
+    second = here.task_manager("-v", "scale", "lab")
+    wait_until(lambda: "found" in second.err, "what the killed one has left is found")
+    assert folder.submissions()[-1].ids == (f"{second.pid}:{start_of(str(second.pid))}",)
+    wait_until(lambda: slave in folder.submissions(), "its id is known again")
+    assert "ms-lab-s1" not in [one.name for one in folder.submissions()]
+    assert [row.job for row in rows("lab") if row.slave] == list(slave.ids or ())
+    (own,) = scale_of("lab")
+    assert (own.phase, pid_of(own.job)) == ("running", second.pid)
+    os.kill(pid_of((slave.ids or ("",))[0]), signal.SIGKILL)
+    wait_until(lambda: [one for one in rows("lab") if one.slave and one.job not in slave.ids])
+    stop("lab")
+    second.finish()
     nothing_is_left(here)
 
 

@@ -15,7 +15,8 @@ from clusters.systems import Systems
 from conftest import PATIENCE_S, ROOT, World, wait_until
 
 from masterslave import ClusterExecutor, masterHost
-from masterslave.launchers.base import run_command
+from masterslave.launchers import launcher
+from masterslave.launchers.base import Container, Job, run_command
 from masterslave.stopping import overview
 
 pytestmark = pytest.mark.timeout(300)
@@ -63,15 +64,24 @@ class Engine:
     def check_nothing_is_left(self) -> None:
         wait_until(lambda: not self.containers(), "no container is left")
         wait_until(lambda: not self.world.processes(), "no process is left")
-        assert not list((self.world.path / ".masterslave" / "starts").iterdir())
+        starts = self.world.path / ".masterslave" / "starts"
+        assert not starts.exists() or not list(starts.iterdir())
         if self.kind == "apptainer":
             wait_until(lambda: not self.images_in_use(), "no image is in use")
             assert not list(self._temporary.iterdir())
 
     def images_in_use(self) -> list[str]:
-        """Images of apptainer's that the kernel still has as devices."""
-        files = Path("/sys/block").glob("loop*/loop/backing_file")
-        return [one for file in files if (one := read(file)).startswith(str(self._folder))]
+        """Devices of the kernel's, and processes, that serve apptainer's image."""
+        image = str(self._folder / "work.sif")
+        devices = Path("/sys/block").glob("loop*/loop/backing_file")
+        found = [str(device) for device in devices if read(device).startswith(image)]
+        for process in psutil.process_iter(["name"]):
+            with contextlib.suppress(psutil.Error):
+                if process.info["name"].startswith("squashfuse") and any(
+                    file.path.startswith(image) for file in process.open_files()
+                ):
+                    found.append(str(process.pid))
+        return found
 
 
 def runtime_parents(directory: str) -> list[str]:
@@ -140,11 +150,10 @@ def test_a_key_that_is_elsewhere_is_seen_inside(
     engine.check_nothing_is_left()
 
 
-@pytest.mark.parametrize("name", ["apptainer", "apptainer --userns"])
 def test_a_slave_does_not_outlive_its_apptainer(
-    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(name, world, systems, monkeypatch)
+    engine = Engine("apptainer", world, systems, monkeypatch)
     engine.run("start", "lab", "-n", 2, "--on", "local", "--serve", "--here", *engine.options)
     wait_until(lambda: any(row.job and row.workers for row in overview("lab").rows))
     (parent,) = engine.containers()
@@ -152,6 +161,25 @@ def test_a_slave_does_not_outlive_its_apptainer(
     wait_until(lambda: not engine.containers(), "its container is gone")
     wait_until(lambda: len(world.processes()) == 1, "only the task manager is left")
     engine.run("stop", "lab")
+    engine.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("name", ["apptainer", "apptainer --userns"])
+def test_a_killed_apptainer_leaves_nothing(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """In a user namespace, a process in a group of its own serves the image."""
+    engine = Engine(name, world, systems, monkeypatch)
+    container = Container("apptainer", systems.image("apptainer"), tuple(name.split()[1:]))
+    text = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    job = Job("deaf", ("sh", "-c", text), directory=str(world.path), log_folder=str(world.path),
+              environment={"HOME": str(world.path)}, container=container)  # fmt: skip
+    local = launcher("local", kill_after_s=0.3)
+    ids = local.submit(job)
+    log = Path(local.log_file(job, ids[0]))
+    wait_until(lambda: "ready" in read(log), "it runs")
+    assert len(engine.images_in_use()) == 1
+    local.cancel(ids)
     engine.check_nothing_is_left()
 
 

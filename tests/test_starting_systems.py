@@ -142,6 +142,30 @@ def test_slaves_come_while_tasks_wait_and_leave_when_idle(slurm: World) -> None:
     wait_until(lambda: not slurm.processes())
 
 
+def test_scaling_goes_on_where_a_process_was_killed_while_it_submitted(slurm: World) -> None:
+    """Slurm has the job, whose id was told to nobody: it counts, so there are two at most."""
+    found = started("lab", 1, "slurm", serve=True, here=True, low=1, high=2)
+    folder = RunFolder.of("lab", slurm.path)
+    wait_until(lambda: [row for row in overview("lab").rows if row.slave], "the first slave")
+    os.kill(int(found.scaling.partition(":")[0]), signal.SIGKILL)
+    (first,) = [one for one in folder.submissions() if one.role == "slave"]
+    folder.write(first._replace(ids=None))
+    second = slurm.task_manager("scale", "lab")
+    wait_until(lambda: first in folder.submissions(), "its id is known again")
+
+    def living() -> int:
+        return len(run_command(["squeue", "--noheader", "--array", "--format=%i"]).out.split())
+
+    seen = set()
+    with ClusterExecutor("lab", masterHost("lab", PATIENCE_S)) as executor:
+        futures = [executor.submit(time.sleep, 0.2) for _ in range(100)]
+        wait_until(lambda: seen.add(living()) or all(future.done() for future in futures))
+    assert max(seen) == 2
+    stop("lab")
+    second.finish()  # in order: what it submits is on record first
+    wait_until(lambda: not slurm.processes())
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "printed"),
     [

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from conftest import World
+from queueing import Queue
 
 from masterslave import MasterProcess, Settings, SettingsError, TaskManager
 from masterslave.pace import Pace
-from masterslave.queue import TaskQueue
 from masterslave.records import Completion, Outcome, TaskOptions
 from masterslave.stragglers import YOUNGEST_S, Stragglers
 
@@ -74,11 +74,11 @@ def test_a_task_that_has_ended_is_not_picked() -> None:
 # --- in the queue -----------------------------------------------------------------------------
 
 
-def repeated(options: TaskOptions | None = None) -> TaskQueue:
-    queue = TaskQueue()
+def repeated(options: TaskOptions | None = None) -> Queue:
+    queue = Queue()
     queue.request(0, "a", [b"x"], options or TaskOptions())
-    assert queue.hand_out(HERE, ["a"]) is not None
-    second = queue.repeat(THERE, "a_0")
+    assert queue.leases.hand_out(HERE, ["a"]) is not None
+    second = queue.leases.repeat(THERE, "a_0")
     assert second is not None
     assert (second.task_id, second.attempt, second.frame) == ("a_0", 2, [b"x"])
     return queue
@@ -93,9 +93,9 @@ def test_the_first_result_wins_and_the_other_attempt_is_stopped(
     first: tuple[int, int], other: tuple[int, int]
 ) -> None:
     queue = repeated()
-    effect = queue.complete(first[0], done(first[1]))
+    effect = queue.leases.complete(first[0], done(first[1]))
     assert (effect.kind, effect.stop_on) == ("finished", other[0])
-    assert queue.complete(other[0], done(other[1])).kind == "dropped"
+    assert queue.leases.complete(other[0], done(other[1])).kind == "dropped"
     delivery = queue.deliver(0)
     assert delivery is not None
     assert delivery.frame == [b"%d" % first[1]]
@@ -104,11 +104,11 @@ def test_the_first_result_wins_and_the_other_attempt_is_stopped(
 
 def test_the_death_of_either_slave_costs_nothing_but_its_attempt() -> None:
     queue = repeated()
-    assert queue.lose(HERE, "lost", 1) == []  # on record it is elsewhere
-    assert queue.complete(THERE, done(2)).kind == "finished"
+    assert queue.leases.lose(HERE, "lost", 1) == []  # on record it is elsewhere
+    assert queue.leases.complete(THERE, done(2)).kind == "finished"
     queue = repeated()
-    assert [effect.kind for effect in queue.lose(THERE, "lost", 1)] == ["rescheduled"]
-    assert queue.complete(HERE, done(1)).kind == "finished"
+    assert [effect.kind for effect in queue.leases.lose(THERE, "lost", 1)] == ["rescheduled"]
+    assert queue.leases.complete(HERE, done(1)).kind == "finished"
 
 
 def test_a_cancelled_task_is_stopped_on_both_slaves() -> None:
@@ -117,17 +117,17 @@ def test_a_cancelled_task_is_stopped_on_both_slaves() -> None:
 
 def test_a_task_that_failed_for_good_is_stopped_on_the_other_slave() -> None:
     queue = repeated(TaskOptions(crash_limit=1))
-    effect = queue.complete(THERE, done(2, Outcome.CRASHED))
+    effect = queue.leases.complete(THERE, done(2, Outcome.CRASHED))
     assert (effect.kind, effect.stop_on) == ("finished", HERE)
 
 
 def test_what_does_not_run_is_not_repeated() -> None:
-    queue = TaskQueue()
+    queue = Queue()
     queue.request(0, "a", [b"x"], TaskOptions())
-    assert queue.repeat(THERE, "a_0") is None
-    assert queue.repeat(THERE, "a_1") is None
-    assert queue.hand_out(THERE, ["a"]) is not None
-    assert queue.repeat(THERE, "a_0") is None  # its own
+    assert queue.leases.repeat(THERE, "a_0") is None
+    assert queue.leases.repeat(THERE, "a_1") is None
+    assert queue.leases.hand_out(THERE, ["a"]) is not None
+    assert queue.leases.repeat(THERE, "a_0") is None  # its own
 
 
 # --- in the task manager ----------------------------------------------------------------------

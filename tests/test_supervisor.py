@@ -134,7 +134,7 @@ class Job:
     def has_no_more_to_say(self, task_id: str) -> bool:
         """Whether the slave has told of the task's start, and does not stand in line for more."""
         told = self.manager._queue.tasks[task_id].started
-        return told and len(self.manager._slaves_wait) == 0
+        return told and len(self.manager._handout.waiters) == 0
 
     def notes(self, text: str) -> int:
         path = self.path / "notes"

@@ -124,7 +124,7 @@ class Call(threading.Thread):
 def wait_for_line(manager: TaskManager, length: int) -> None:
     def stand() -> bool:
         with manager._lock:
-            return len(manager._slaves_wait) == length
+            return len(manager._handout.waiters) == length
 
     wait_until(stand, f"{length} stand in line")
 

@@ -253,12 +253,12 @@ def test_the_next_task_comes_with_the_answer_to_the_last_result(
     slave.uplink.announce(["echo"], None)
     slave.uplink.hand_in([], [], room=1)
     for i in range(20):
-        wait_until(lambda: len(manager._slaves_wait), "the slave waits for a task")
+        wait_until(lambda: len(manager._handout.waiters), "the slave waits for a task")
         if i == 1:
             before = list(line.calls)
         request(manager, 1)
         assert results(manager, 1) == [0]
-    wait_until(lambda: len(manager._slaves_wait))
+    wait_until(lambda: len(manager._handout.waiters))
     assert line.calls[len(before) :] == ["fetch"] * 19
 
 
@@ -300,7 +300,7 @@ def test_what_is_to_be_sent_does_not_wait_for_tasks(
     first, second = slave.tasks
     slave.uplink.hand_in([done(first)], [], room=2, idle=True)
     assert results(manager, 1) == [0]
-    wait_until(lambda: len(manager._slaves_wait), "the sender waits")
+    wait_until(lambda: len(manager._handout.waiters), "the sender waits")
     slave.uplink.hand_in([], [second.task_id], room=2)
     wait_until(lambda: manager._queue.tasks[second.task_id].started)
     assert slave.uplink.stop(PATIENCE_S) is True
@@ -313,7 +313,7 @@ def test_a_slave_whose_sender_waits_can_be_stopped(
     slave.idle = True
     request(manager, 2)
     assert sorted(results(manager, 2)) == [0, 1]
-    wait_until(lambda: len(manager._slaves_wait), "the sender waits")
+    wait_until(lambda: len(manager._handout.waiters), "the sender waits")
     assert slave.uplink.stop(PATIENCE_S) is True
     assert manager.status()["slaves"] == []
 
@@ -468,11 +468,11 @@ def test_tasks_that_were_lost_on_their_way_to_the_fetcher_are_run(
 ) -> None:
     """The fetcher's connection breaks, the sender's holds: nobody else tells of the loss."""
     start(works=True, poll_s=PATIENCE_S)
-    wait_until(lambda: len(manager._slaves_wait), "the fetcher stands in line")
+    wait_until(lambda: len(manager._handout.waiters), "the fetcher stands in line")
     line.plan = [("fetch", "after")]  # not that call, the next one
     request(manager, 1)
     assert results(manager, 1) == [0]
-    wait_until(lambda: line.plan == [] and len(manager._slaves_wait))
+    wait_until(lambda: line.plan == [] and len(manager._handout.waiters))
     request(manager, 1)
     assert results(manager, 1) == [0]
 

@@ -35,7 +35,7 @@ PLACES = (
     ("pipe", "SupervisorEnd", "receive"),
     ("transports.channel", "SealedSocket", "sendall"),
     ("transports.channel", "SealedSocket", "next_exchange"),
-    ("manager", "TaskManager", "_settle_all"),
+    ("settling", "Settling", "settle_all"),
     ("manager", "TaskManager", "getResults"),
     ("master", "MasterProcess", "retrieveResult"),
 )

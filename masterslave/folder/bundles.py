@@ -7,33 +7,66 @@ from itertools import islice
 
 from masterslave.records import Assignment
 
-#: Work in one bundle, in seconds. Larger: results come late. Smaller: more files per task.
-BUNDLE_S = 0.5
+#: Work in one bundle for each worker of the smallest slave, in seconds. Larger: what is urgent
+#: waits longer behind what was taken. Smaller: more files per task.
+BUNDLE_S = 2.0
 
 #: Tasks in one bundle at most. Larger: more is run again when a slave is lost.
 BUNDLE_TASKS = 256
 
-#: Bundles laid out for each worker, and at least. Larger: a task of high priority waits behind
-#: more. Smaller: slaves find nothing while the master sleeps.
+#: Bundles laid out for each slave of that size, and at least. Larger: a task of high priority waits
+#: behind more. Smaller: slaves find nothing while the master sleeps.
 AHEAD, AT_LEAST = 2, 8
 
-#: Bundles that lie there and that nobody has taken, of all tags together. With it ``tasks`` never
-#: holds more than so many inputs, a lock or two per worker, and the outputs of a moment: few enough
-#: for one directory. Larger: each listing takes longer. Smaller: thousands of workers wait.
-MOST = 1000
+#: Bundles that lie there and that nobody has taken, of all tags together. Larger: more memory in
+#: the master, and more files. Smaller: tens of thousands of workers wait.
+MOST = 20_000
+
+#: Files in one directory, see `spread`. Larger: each listing takes longer. Smaller: more
+#: directories.
+DIRECTORY_MOST = 1000
+
+#: Longest pause of the master between two looks for outputs, while tasks are under way whose
+#: results are awaited one by one, or in bundles. Larger: results come later. Smaller: more
+#: operations.
+LOOK_S, LOOK_AT_BUNDLES_S = 0.09, 0.25
+
+#: Of what is under way, the part by which its end may be noticed late, within these bounds.
+_LATE = 0.1
+
+#: A task of "one second" takes a little longer, and is to be bundled as one of one second.
+_ROUNDING = 0.2
 
 
-def bundle_size(estimate_s: float | None, waiting: int, workers: int) -> int:
-    """Tasks in a bundle of a tag: `waiting` are left to be laid out, each takes `estimate_s`."""
-    if estimate_s is None:
+def bundle_size(estimate_s: float | None, waiting: int, workers: int, at_once: int = 1) -> int:
+    """Tasks in a bundle of a tag: `waiting` are left to be laid out, each takes `estimate_s`.
+
+    `at_once`: workers of the smallest slave, which run that many of a bundle at a time. Towards the
+    end of a job bundles get smaller, and the last ones are single tasks.
+    """
+    each = -(-waiting // (AHEAD * max(1, workers)))  # for a worker, if it gets as many turns
+    if estimate_s is None or each <= 1:
         return 1
-    fair = -(-waiting // (AHEAD * max(1, workers)))
-    return max(1, min(BUNDLE_TASKS, fair, int(BUNDLE_S / max(estimate_s, 1e-6))))
+    by_time = int(BUNDLE_S * at_once / max(estimate_s, 1e-6) + _ROUNDING)
+    return max(1, min(BUNDLE_TASKS, each * at_once, by_time))
 
 
-def bundles_ahead(workers: int, tags: int) -> int:
+def bundles_ahead(workers: int, tags: int, at_once: int = 1) -> int:
     """How many bundles of each of so many tags are to lie there."""
-    return max(1, min(max(AT_LEAST, AHEAD * workers), MOST // max(1, tags)))
+    return max(1, min(max(AT_LEAST, AHEAD * workers // at_once), MOST // max(1, tags)))
+
+
+def unhurried_s(estimate_s: float | None, rows: int) -> float:
+    """How late the master may notice the end of a bundle: little beside what it takes.
+
+    `rows`: of its tasks, how many run one after the other; 0: it was not taken when it was last
+    looked at, so it is enough to see that it is.
+    """
+    if estimate_s is None:
+        return 0.0
+    if rows == 0:
+        return min(LOOK_AT_BUNDLES_S, estimate_s / 2)
+    return min(LOOK_S if rows == 1 else LOOK_AT_BUNDLES_S, _LATE * rows * estimate_s)
 
 
 def split(
@@ -51,6 +84,7 @@ def split(
         lines.setdefault((priorities.get(task.task_id, 0), task.tag), []).append(task)
     for priority, tag in sorted(lines, key=lambda line: -line[0]):
         line = lines[priority, tag]
-        rest, size = iter(line), size_of(tag, len(line))
-        while bundle := list(islice(rest, size)):
+        rest, left = iter(line), len(line)
+        while bundle := list(islice(rest, size_of(tag, left))):
+            left -= len(bundle)
             yield priority, bundle

@@ -13,17 +13,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from masterslave.errors import JournalError
 from masterslave.folder import names
-from masterslave.folder.bundles import MOST, bundle_size, bundles_ahead, split
+from masterslave.folder.absence import Absence
+from masterslave.folder.bundles import LOOK_S, MOST, bundle_size, bundles_ahead, split, unhurried_s
 from masterslave.folder.enrolled import Enrolled
+from masterslave.folder.items import Items
+from masterslave.folder.late import Late
 from masterslave.folder.orders import Orders
 from masterslave.folder.passing import PassingManager
 from masterslave.folder.pauses import Pause, Watch
 from masterslave.folder.place import BEAT_S, Place
 from masterslave.folder.seal import Refused
+from masterslave.folder.shelves import Found, Shelves
 from masterslave.pace import Pace
 from masterslave.records import Assignment, Completion, Outcome, ProcessInfo, as_completion
 
@@ -32,12 +37,17 @@ log = logging.getLogger(__name__)
 #: A bundle is taken for lost when no file of it has been seen for so long.
 _VANISHED_S = 5.0
 
-#: A task is slow when it takes so many times the average, and so many seconds. Larger: one slow
-#: machine holds up the end of a job for longer. Smaller: usual tasks are run twice.
-_SLOW, _YOUNGEST_S = 3.0, 1.0
+#: The first pause between two looks for locks and outputs, after there was something new; it grows
+#: to `bundles.LOOK_S`. Larger: results of short tasks come later. Smaller: more operations.
+_FIRST_LOOK_S = 0.01
+
+_OLDEST = 100  # bundles by which the master decides how soon it looks again
+
+#: Between two looks for slaves that come or go, from the first to the last of these pauses. Larger:
+#: slaves are known later. Smaller: more operations while nothing happens.
+_SLAVES_FIRST_S, _SLAVES_S = 0.05, 1.0
 
 _WAIT_S = 0.5  # longest sleep of the publisher while enough is laid out
-_LOOK_AT_SLAVES_S = 0.25  # between two looks for slaves that come, go or have died
 _STATUS_S = 2.0
 _TROUBLE_S = 1.0  # before what could not be written is tried again
 
@@ -46,17 +56,21 @@ class Clerk:
     """Serves one folder until `stop`."""
 
     def __init__(
-        self, place: Place, manager: PassingManager, *, alone: bool, straggler_fraction: float
+        self,
+        place: Place,
+        manager: PassingManager,
+        *,
+        alone: bool,
+        straggler_fraction: float,
+        gone_s: float,
     ) -> None:
         """`alone`: slaves come by the folder only, so tasks may be laid out before any is there.
 
         `straggler_fraction`: when no more of a tag's tasks are left, slow ones are run twice.
+        `gone_s`: how long the folder may be missing before the job is given up.
         """
-        self._fraction = straggler_fraction
-        self._ended: Counter[str] = Counter()  # tag -> tasks that have come to an end here
-        self._taken_at: dict[str, float] = {}  # bundle -> when it was seen to be taken
+        self._absence = Absence(place, gone_s)
         self._cancelled: set[str] = set()  # tasks that nobody wants, in bundles that lie there
-        self._repeated: set[str] = set()  # tasks that are run a second time
         self._place = place
         self._manager = manager
         self._alone = alone
@@ -68,18 +82,15 @@ class Clerk:
         self._missing: dict[str, float] = {}  # bundle -> since when no file of it is seen
         self._slaves: dict[str, Enrolled] = {}
         self._pace = Pace()
-        self._watch, self._slaves_watch = Watch(), Watch()
-        self._data: dict[str, Any] = {}
-        self._data_changes = 0  # items that were deleted or replaced
+        self._late = Late(straggler_fraction, self._pace)
+        self._slaves_watch = Watch()
+        self._items = Items(place, manager)
         self._status: Any = None
         manager.open_shelf(f"folder {place.path}")
-        for name in place.files.list(place.at("tasks")).names:
-            entry = names.parse(name)
-            if entry is not None and entry.kind == "in":  # to be asked for again
-                place.files.remove(place.at("tasks", name))
+        self._shelves = Shelves(place)
         place.files.remove(place.at("stop"))
         self._orders = Orders(place)
-        self._sync_data()
+        self._items.sync()
         self._look_at_slaves()
         self._collect(time.monotonic())
         self._publisher = threading.Thread(target=self._publish, name="folder-out", daemon=True)
@@ -105,11 +116,13 @@ class Clerk:
         for thread in (self._publisher, self._collector):
             if thread.ident is not None:
                 thread.join()
-        for folder in ("tasks", "aside", "slaves"):
-            for name in self._place.files.list(self._place.at(folder)).names:
-                entry = names.parse(name)
-                if folder != "tasks" or (entry is not None and entry.kind in ("in", "lock")):
+        try:
+            self._shelves.clear()
+            for folder in ("aside", "slaves"):
+                for name in self._place.files.list(self._place.at(folder)).names:
                     self._place.files.remove(self._place.at(folder, name))
+        except OSError as error:
+            log.error("folder %s is not tidied up: %s", self._place.path, error.strerror or error)
         log.info("%s", self._place.files.story())
 
     # --- laying out -------------------------------------------------------------------------
@@ -143,6 +156,10 @@ class Clerk:
     def _workers(self) -> int:
         return sum(slave.workers for slave in list(self._slaves.values()))
 
+    def _at_once(self) -> int:
+        """Workers of the smallest slave."""
+        return max(1, min((slave.workers for slave in list(self._slaves.values())), default=1))
+
     def _open_lines(self) -> int:
         """Have the shelf take tags of which too little is laid out; gives its room, 0: none."""
         tags = {tag for slave in list(self._slaves.values()) for tag in slave.tags or ()}
@@ -155,14 +172,15 @@ class Clerk:
             self._manager.lay_out(())
             return 0
         there = Counter(self._manager.laid_out())
-        bundles = bundles_ahead(self._workers(), len(tags))
+        bundles = bundles_ahead(self._workers(), len(tags), self._at_once())
         missing = {tag: bundles * self._bundle_size(tag, 1 << 30) - there[tag] for tag in tags}
         lines = {tag for tag, count in missing.items() if count > 0}
         self._manager.lay_out(lines)
         return sum(there.values()) + sum(missing[tag] for tag in lines) if lines else 0
 
     def _bundle_size(self, tag: str, waiting: int) -> int:
-        return bundle_size(self._pace.estimate_s(tag), waiting, self._workers())
+        estimate_s = self._pace.estimate_s(tag)
+        return bundle_size(estimate_s, waiting, self._workers(), self._at_once())
 
     def _lay_out(self, tasks: list[Assignment], priority: int = 0) -> None:
         first = tasks[0]
@@ -175,9 +193,8 @@ class Clerk:
         }
         while not self._stopping.is_set():
             try:
-                head["data"] = [self._place.owner, self._sync_data()]
-                frames = (task.frame for task in tasks)
-                self._place.write(head, "tasks", f"{bundle}.in", frames=frames)
+                head["data"] = [self._place.owner, self._items.sync()]
+                self._shelves.write(bundle, priority, head, (task.frame for task in tasks))
                 return
             except OSError as error:
                 log.error(
@@ -195,64 +212,46 @@ class Clerk:
             lying = [one for one in self._bundles.items() if one[0] not in self._owners]
         for bundle, tasks in lying:
             unwanted = {task_id for task_id, _ in list(tasks)}
-            file = self._place.at("tasks", f"{bundle}.in")
-            if unwanted <= self._cancelled and self._place.files.remove(file):
+            if unwanted <= self._cancelled and self._shelves.take_back(bundle):
                 self._cancelled -= unwanted
                 with self._lock:
                     self._bundles.pop(bundle, None)
 
-    def _sync_data(self) -> int:
-        """Data items are there before the tasks that need them; gives how often one was changed.
-
-        Each bundle says that number: a slave to which it is news looks at what it has read.
-        """
-        with self._lock:
-            items = self._manager.data_items()
-            for name, value in items.items():
-                if self._data.get(name) is not value:
-                    file = names.data_text(name)
-                    if isinstance(value, list):
-                        self._place.write(None, "data", file, frames=[value])
-                    else:
-                        self._place.write(value, "data", file)
-                    self._data_changes += name in self._data
-                    self._data[name] = value
-            for name in [name for name in self._data if name not in items]:
-                self._place.files.remove(self._place.at("data", names.data_text(name)))
-                self._data_changes += 1
-                del self._data[name]
-            return self._data_changes
-
     # --- taking in --------------------------------------------------------------------------
 
     def _run(self) -> None:
-        pause = Pause(0.01, 0.08)
+        pause, slaves_pause = Pause(_FIRST_LOOK_S, LOOK_S), Pause(_SLAVES_FIRST_S, _SLAVES_S)
         beat_at = slaves_at = status_at = look_again_at = 0.0
+        lively = False  # the last look showed something new: the next one need not ask whether
         files, place = self._place.files, self._place
         while not self._stopping.is_set():
             now = time.monotonic()
             try:
                 if now >= beat_at:
                     beat_at = now + BEAT_S
-                    files.touch(place.at("master"))
+                    if self._absence.goes_on(files.touch(place.at("master")), now):
+                        self._manager.give_up(self._absence.story)
+                        return
                 if now >= slaves_at:
-                    slaves_at = now + (0.05 if self._orders.has_ended else _LOOK_AT_SLAVES_S)
-                    self._look_at_slaves()
-                    self._sync_data()
-                    if self._fraction:
-                        self._repeat_late(now)
+                    if self._look_at_slaves() or self._orders.has_ended:
+                        slaves_pause.reset()
+                    slaves_at = now + slaves_pause.next_s(now)
+                    self._items.sync()
+                    self._repeat_late(now)
                 self._tell()
                 if now >= status_at:
                     status_at = now + _STATUS_S
                     self._write_status()
-                outstanding = self._bundles or self._owners
-                look = outstanding and self._watch.must_list(files.look(place.at("tasks")), now)
+                look = bool(self._bundles or self._owners or self._shelves.are_many())
+                if look and not lively:
+                    look = self._shelves.look(now)
                 if self._missing and now >= look_again_at:
                     look, look_again_at = True, now + _VANISHED_S / 5
-                if look and self._collect(now):
+                lively = look and self._collect(now)
+                if lively:
                     pause.reset()
                     self._moved.set()
-                self._stopping.wait(pause.next_s(now))
+                self._stopping.wait(max(pause.next_s(now), self._unhurried_s()))
             except JournalError as error:
                 log.info("outputs stay in the folder, the journal cannot be written: %s", error)
                 self._stopping.wait(_TROUBLE_S)
@@ -265,36 +264,34 @@ class Clerk:
 
     def _collect(self, now: float) -> bool:
         """List the tasks and act upon what is there; whether anything was new."""
-        listing = self._place.files.list(self._place.at("tasks"))
-        self._watch.listed(listing.stamp, now)
         news = False
         seen = set()
         ended = []
-        for name in sorted(listing.names, key=lambda name: name.endswith(".out")):  # parts first
-            entry = names.parse(name)
-            if entry is None:
-                self._place.refuse("has no name of ours", "tasks", name)
-            elif entry.kind in ("out", "part"):
+        for found in self._shelves.collect(now):
+            entry = found.entry
+            if entry.kind in ("out", "part"):
                 news = True
-                if self._take_in(name, entry):
-                    ended.append(name)
+                if self._take_in(found):
+                    ended.append(found)
             else:
                 seen.add(entry.bundle)
                 if entry.kind == "lock" and self._owners.get(entry.bundle) != entry.owner:
-                    news = self._taken(name, entry) or news
-        for name in ended:
-            self._place.files.remove(self._place.at("tasks", name))
+                    news = self._taken(entry) or news
+        for found in ended:
+            self._place.files.remove(self._shelves.at(found.where, found.name))
         self._look_for_vanished(seen, now)
         return news
 
-    def _taken(self, name: str, entry: names.Entry) -> bool:
+    def _taken(self, entry: names.Entry) -> bool:
         """A slave has a bundle."""
-        slave = self._slaves.get(entry.owner)
-        tasks = self._bundles.get(entry.bundle)
+        if entry.owner not in self._slaves:  # it has just come
+            self._enrol(entry.owner)
+        slave, tasks = self._slaves.get(entry.owner), self._bundles.get(entry.bundle)
         if slave is None or tasks is None:
             return False
         self._owners[entry.bundle] = entry.owner
-        self._taken_at[entry.bundle] = time.monotonic()
+        for task in list(tasks.values())[:1]:
+            self._late.taken(entry.bundle, task.tag, len(tasks), slave.workers, time.monotonic())
         self._manager.pass_on(slave.id, list(tasks))
         unwanted = [task_id for task_id, _ in tasks if task_id in self._cancelled]
         if unwanted:
@@ -305,30 +302,22 @@ class Clerk:
     def _repeat_late(self, now: float) -> None:
         """Lay out a second time what takes long, when little else is left and a worker is idle."""
         waiting, running, _ = self._manager.numberOfTasks()
-        held = Counter(self._owners.values())
+        held: Counter[str] = Counter()
+        for bundle, owner in self._owners.items():
+            held[owner] += len(self._bundles.get(bundle, ()))
         idle = sum(max(0, s.workers - held[owner]) for owner, s in self._slaves.items())
-        for bundle, since in list(self._taken_at.items()):
-            for task in list(self._bundles.get(bundle, {}).values()):
-                tag, mean_s = task.tag, self._pace.estimate_s(task.tag)
-                left = running.get(tag, 0)
-                few = left <= self._fraction * (left + self._ended[tag])
-                if waiting.get(tag) or not few or not idle or mean_s is None:
-                    continue
-                if now - since < max(_YOUNGEST_S, _SLOW * mean_s) or task.task_id in self._repeated:
-                    continue
-                again = self._manager.repeat(task.task_id)
-                if again is not None:
-                    log.info("%s takes long and is laid out once more", task.task_id)
-                    self._repeated.add(task.task_id)
-                    idle -= 1
-                    self._lay_out(
-                        [again], self._manager.priorities([task.task_id]).get(task.task_id, 0)
-                    )
+        late = self._late.pick(now, self._bundles, waiting, running) if idle else ()
+        for task_id in islice(late, idle):
+            again = self._manager.repeat(task_id)
+            if again is not None:
+                log.info("%s takes long and is laid out once more", task_id)
+                self._lay_out([again], self._manager.priorities([task_id]).get(task_id, 0))
 
-    def _take_in(self, name: str, entry: names.Entry) -> bool:
+    def _take_in(self, found: Found) -> bool:
         """Hand in what a file brings; whether it is on record, so that the file may go."""
+        where, name, entry = found
         try:
-            head, frames = self._place.read("tasks", name)
+            head, frames = self._place.read("tasks", where, name)
             done = [
                 as_completion([*fields[:3], frame, *fields[3:]])
                 for fields, frame in zip(head["done"], frames, strict=True)
@@ -337,7 +326,7 @@ class Clerk:
         except FileNotFoundError:
             return False
         except (Refused, ValueError, KeyError, TypeError) as error:
-            self._place.refuse(error, "tasks", name)
+            self._place.refuse(error, "tasks", where, name)
             if entry.kind == "out":
                 self._lost(entry.bundle, f"its output {name} was refused: it {error}")
             return False
@@ -351,7 +340,7 @@ class Clerk:
         for one in done:
             task = tasks.pop((one.task_id, one.attempt), None)
             if one.outcome != Outcome.RETURNED.value and task is not None:
-                self._ended[task.tag] += 1
+                self._late.ended(task.tag)
             if task is not None and one.outcome == Outcome.RESULT.value:
                 self._pace.record(task.tag, one.duration_s)
         if entry.kind == "out":
@@ -370,20 +359,28 @@ class Clerk:
         """A bundle has come to its end; what is left of it is run again, at its cost."""
         with self._lock:
             tasks = self._bundles.pop(bundle, {})
-        owner = self._owners.pop(bundle, "")
-        self._taken_at.pop(bundle, None)
+        slave = self._slaves.get(self._owners.pop(bundle, ""))
+        self._late.forget(bundle)
         self._missing.pop(bundle, None)
-        slave = self._slaves.get(owner)
         holder = self._manager.shelf if slave is None else slave.id
         crashed = Outcome.CRASHED.value
-        done = [Completion(i, attempt, crashed, [], 0.0, story) for i, attempt in tasks]
-        if done:
+        if done := [Completion(i, attempt, crashed, [], 0.0, story) for i, attempt in tasks]:
             self._manager.exchange(holder, done, (), 0)
 
     # --- slaves -----------------------------------------------------------------------------
 
-    def _look_at_slaves(self) -> None:
-        now = time.monotonic()
+    def _unhurried_s(self) -> float:
+        """A pause that is short beside what takes the shortest of the oldest bundles."""
+        pauses_s = []
+        for bundle, tasks in islice(list(self._bundles.items()), _OLDEST):
+            for task in list(tasks.values())[:1]:
+                rows = -(-len(tasks) // self._at_once()) if bundle in self._owners else 0
+                pauses_s.append(unhurried_s(self._pace.estimate_s(task.tag), rows))
+        return min(pauses_s, default=0.0)
+
+    def _look_at_slaves(self) -> bool:
+        """Whether any came or went."""
+        now, news = time.monotonic(), False
         stamp = self._place.files.look(self._place.at("slaves"))
         if self._slaves_watch.must_list(stamp, now):
             listing = self._place.files.list(self._place.at("slaves"))
@@ -393,6 +390,7 @@ class Clerk:
             gone = [one for one in self._slaves if one not in listing.names]
             if gone:
                 self._collect(now)  # their last results first
+            news = True
             for owner in gone:
                 self._manager.unregisterProcess(self._slaves.pop(owner).id)
                 self._free(owner)
@@ -403,12 +401,14 @@ class Clerk:
                 del self._slaves[owner]
                 self._place.files.remove(self._place.at("slaves", owner))
                 self._free(owner)
+                news = True
             elif slave.period_s is not None and now >= slave.look_at:
                 slave.look_at = now + slave.period_s / 2
                 file = self._place.files.look(self._place.at("slaves", owner))
                 if file is not None and file.mtime_ns != slave.mtime_ns:
                     slave.mtime_ns = file.mtime_ns
                     self._heard(owner, slave)
+        return news
 
     def _heard(self, owner: str, slave: Enrolled) -> None:
         if slave.id in self._manager.activeProcesses():
@@ -451,14 +451,11 @@ class Clerk:
         """What a slave has in its hands, by its locks."""
         bundles = [bundle for bundle, whose in self._owners.items() if whose == owner]
         held = [key for bundle in bundles for key in self._bundles.get(bundle, ())]
-        for name in self._place.files.list(self._place.at("tasks")).names:
-            entry = names.parse(name)
-            if entry is None or entry.kind != "lock" or entry.owner != owner:
-                continue
+        for where, name, entry in self._shelves.locks_of(owner):
             tasks = self._bundles.get(entry.bundle)
             if tasks is None:
                 try:
-                    head = self._place.read("tasks", name, name=f"{entry.bundle}.in")[0]
+                    head = self._place.read("tasks", where, name, name=f"{entry.bundle}.in")[0]
                 except (Refused, OSError):  # it is being written over; its end comes soon
                     continue
                 tasks = {
@@ -474,15 +471,15 @@ class Clerk:
         for bundle in [one for one, whose in self._owners.items() if whose == owner]:
             del self._owners[bundle]
             self._bundles.pop(bundle, None)
-            self._taken_at.pop(bundle, None)
-        for name in self._place.files.list(self._place.at("tasks")).names:
-            entry = names.parse(name)
-            if entry is not None and entry.kind == "lock" and entry.owner == owner:
-                tasks = self._bundles.pop(entry.bundle, {})  # taken, and not seen before
-                self._place.files.remove(self._place.at("tasks", name))
-                returned = Outcome.RETURNED.value
-                done = [Completion(i, a, returned, [], 0.0, "its slave was lost") for i, a in tasks]
-                self._manager.exchange(self._manager.shelf, done, (), 0)
+            self._late.forget(bundle)
+        for where, name, entry in self._shelves.locks_of(owner):
+            tasks = self._bundles.pop(entry.bundle, {})  # taken, and not seen before
+            self._place.files.remove(self._shelves.at(where, name))
+            done = [
+                Completion(i, a, Outcome.RETURNED.value, [], 0.0, "its slave was lost")
+                for i, a in tasks
+            ]
+            self._manager.exchange(self._manager.shelf, done, (), 0)
 
     # --- telling ----------------------------------------------------------------------------
 

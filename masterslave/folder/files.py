@@ -40,12 +40,14 @@ class Files:
     """File-system operations. May be used by several threads at a time.
 
     `before` is called with the kind and the path of each operation before it is done: tests have it
-    raise. `counts` says how many of each kind were done.
+    raise. `counts` says how many of each kind were done; `in_vain`, which its owner sets, how many
+    of them by one with nothing to do that found nothing to do.
     """
 
     def __init__(self, aside: str, owner: str) -> None:
         """`aside`: the directory in which files are written; `owner`: begins their names there."""
         self.counts: Counter[str] = Counter()
+        self.in_vain = 0
         self.before: Callable[[str, str], None] = lambda kind, path: None
         self._aside = aside
         self._owner = owner
@@ -54,7 +56,7 @@ class Files:
     def story(self) -> str:
         """What was done, in words: read by people, and by the benchmark of folders."""
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.counts.items()))
-        return f"operations on files of the folder: {kinds}"
+        return f"operations on files of the folder: {kinds}; of them in vain {self.in_vain}"
 
     def _begin(self, kind: str, path: str) -> None:
         self.before(kind, path)
@@ -65,7 +67,11 @@ class Files:
     def replace(self, path: str, pieces: Sequence[Piece]) -> None:
         """Write a file, in the place of one that may be there. Raises `OSError`."""
         aside = self._write_aside(pieces)
-        self._rename(aside, path)
+        try:
+            self._rename(aside, path)
+        except BaseException:
+            self.remove(aside)
+            raise
 
     def create(self, path: str, pieces: Sequence[Piece]) -> None:
         """Write a file that is not there yet. Raises `FileExistsError`, or another `OSError`."""

@@ -62,6 +62,10 @@ class FolderConnector:
         try:
             head = place.read("master")[0]
         except FileNotFoundError:
+            if not place.is_there():
+                raise ConnectionFailed(
+                    f"folder {place.path} has gone: removed, or not mounted here"
+                ) from None
             self._check_over(place)
             raise ConnectionFailed(
                 f"folder {place.path}: no master is at work in it; start it first, or wait with -w"

@@ -8,6 +8,8 @@
     tasks/square_17.1.lock-node3-4711    process 4711 on node3 runs it
     tasks/square_17.1.out                it has ended
     tasks/square_17.1+31.part2-node3-4711  some of the bundle have ended
+    tasks/0002/square_17.1.in            the same in the second sub-directory
+    tasks/0003p5/square_17.1p5.in        and in one of priority 5
 
 A tag is written as it is, but for characters that have no place in a name (``%2E`` for a dot); a
 long one is cut, with some of its digest. Pure.
@@ -28,6 +30,17 @@ _ENTRY = re.compile(
     r"\.(?:(?P<kind>in|out)|(?P<owned>lock|part\d+)-(?P<owner>[\w%~.-]+-\d+))",
     re.ASCII,
 )
+
+
+_DIRECTORY = re.compile(r"(?P<number>\d{4,18})(?:p(?P<priority>-?\d{1,19}))?", re.ASCII)
+
+
+class Directory(NamedTuple):
+    """What the name of a sub-directory of ``tasks`` says."""
+
+    name: str
+    number: int
+    priority: int  # of all that is in it
 
 
 class Entry(NamedTuple):
@@ -74,6 +87,19 @@ def bundle_name(task_id: str, tag: str, attempt: int, count: int, priority: int 
     more = f"+{count - 1}" if count > 1 else ""
     urgent = f"p{priority}" if priority else ""
     return f"{tag_text(tag)}_{number}.{attempt}{more}{urgent}"
+
+
+def directory_name(number: int, priority: int) -> str:
+    """The name of a sub-directory, the `number`-th of its folder."""
+    return f"{number:04}" + (f"p{priority}" if priority else "")
+
+
+def parse_directory(name: str) -> Directory | None:
+    """What the name of a sub-directory says; None if it is none of ours."""
+    found = _DIRECTORY.fullmatch(name)
+    if found is None:
+        return None
+    return Directory(name, int(found["number"]), int(found["priority"] or 0))
 
 
 def parse(name: str) -> Entry | None:

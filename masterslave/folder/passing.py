@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from masterslave.errors import ConnectionFailed, TaskManagerTermination
 from masterslave.manager import TaskManager
-from masterslave.queue import State
-from masterslave.records import Assignment
+from masterslave.records import Assignment, Delivery
+from masterslave.states import State
 
 
 class PassingManager(TaskManager):
@@ -18,6 +19,28 @@ class PassingManager(TaskManager):
     """
 
     shelf: int = -1
+    _given_up = ""
+
+    def give_up(self, reason: str) -> None:
+        """End the job, which cannot go on: who waits for results is told why."""
+        self._given_up = reason
+        self.terminate()
+
+    def getResults(
+        self,
+        process_id: int = 0,
+        tag: str | None = None,
+        limit: int = 1,
+        timeout: float | None = None,
+        while_outstanding: bool = False,
+    ) -> list[Delivery]:
+        """See `TaskManager.getResults`. Raises `ConnectionFailed` when the folder has gone."""
+        try:
+            return super().getResults(process_id, tag, limit, timeout, while_outstanding)
+        except TaskManagerTermination:
+            if self._given_up:
+                raise ConnectionFailed(self._given_up) from None
+            raise
 
     def open_shelf(self, name: str) -> None:
         """Make the shelf."""
@@ -29,7 +52,7 @@ class PassingManager(TaskManager):
             member = self._roster.get(self.shelf)
             if member.tags != (wanted := frozenset(tags)):
                 member.tags = wanted
-                self._rouse(member)
+                self._handout.rouse(member)
 
     def pass_on(self, process_id: int, attempts: Iterable[tuple[str, int]]) -> None:
         """A slave has taken these attempts from the shelf."""
@@ -41,7 +64,7 @@ class PassingManager(TaskManager):
                 if member is None or task is None or task.state is not State.RUNNING:
                     continue
                 if (task.attempt, task.holder) == (attempt, self.shelf):
-                    self._queue.pass_on(task, process_id)
+                    self._leases.pass_on(task, process_id)
                     taken.append(Assignment(task_id, task.tag, attempt, [], None))
             if self._ledger is not None:
                 self._ledger.handed_out(process_id, taken)
@@ -50,14 +73,14 @@ class PassingManager(TaskManager):
         """The shelf takes another attempt of a task that a slave is at; None: it has ended."""
         with self._lock:
             shelf = self._roster.get(self.shelf)
-            task = self._queue.repeat(self.shelf, task_id)
+            task = self._leases.repeat(self.shelf, task_id)
             if task is None:
                 return None
             if self._ledger is not None:
                 self._ledger.handed_out(self.shelf, [task])
         if self._ledger is None:
             return task
-        tasks = self._put_on_record(self._ledger, shelf, [task], {})
+        tasks = self._settling.put_on_record(self._ledger, shelf, [task], {})
         return tasks[0] if tasks else None
 
     def priorities(self, task_ids: Iterable[str]) -> dict[str, int]:
@@ -87,7 +110,7 @@ class PassingManager(TaskManager):
         """Tag -> number of tasks on the shelf."""
         counts: dict[str, int] = {}
         with self._lock:
-            for task in self._queue.held_by(self.shelf):
+            for task in self._queue.held.of(self.shelf):
                 counts[task.tag] = counts.get(task.tag, 0) + 1
         return counts
 

@@ -10,7 +10,7 @@
         journal     of the master
         slaves/     a file for each slave; it sets its time as a sign of life
         data/       the slaves' code, global state
-        tasks/      see `names`; never more than some thousand files, see `bundles.MOST`
+        tasks/      see `names`; some thousand files in it or in a sub-directory, see `spread`
         aside/      what is being written
         refused/    files that were not accepted, as they were found
 """
@@ -157,6 +157,10 @@ class Place:
     def at(self, *parts: str) -> str:
         """The path of something in it."""
         return os.path.join(self.path, *parts)
+
+    def is_there(self) -> bool:
+        """Whether the folder is there, by the file that nobody ever removes."""
+        return self.files.look(self.at("id")) is not None
 
     # --- signed files -----------------------------------------------------------------------
 

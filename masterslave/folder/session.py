@@ -13,7 +13,7 @@ are in this process's memory, and written when their bundle is complete, or afte
 from __future__ import annotations
 
 import logging
-import random
+import os
 import secrets
 import threading
 import time
@@ -24,29 +24,35 @@ from typing import Any
 from masterslave.errors import ConnectionFailed, DataNotFound
 from masterslave.folder import names
 from masterslave.folder.files import Stamp
+from masterslave.folder.finder import Finder
 from masterslave.folder.pauses import Pause, Watch
 from masterslave.folder.place import SILENT_S, Place
 from masterslave.folder.seal import Refused
 from masterslave.pace import HORIZON_S, Pace
-from masterslave.records import NO_TIME_LEFT, Assignment, Completion, Outcome, as_completion
+from masterslave.records import (
+    NO_TIME_LEFT,
+    Assignment,
+    Completion,
+    Outcome,
+    Piece,
+    as_completion,
+)
 
 log = logging.getLogger(__name__)
 
 #: Results of a bundle that is not complete are written after so long, in seconds. Larger: they come
 #: late when one task of it takes long. Smaller: more files per task.
-_FLUSH_S = 1.0
+_FLUSH_S = 1.25
 
-#: Between two looks for orders. Larger: a cancelled task runs on for longer, and the end of the job
-#: is noticed later. Smaller: more operations while nothing happens.
-_ORDERS_S = 0.5
+#: Between two looks for orders, of a slave with nothing to do and of one at work. Larger: the end
+#: of the job is noticed later, a cancelled task runs on for longer. Smaller: more operations.
+_ORDERS_S, _ORDERS_AT_WORK_S = 0.5, 2.0
 
 #: A slave that has had no task for so long looks more seldom. Larger: idle slaves cost the file
 #: server a dozen operations per second for longer. Smaller: a task after a pause is picked up late.
 _IDLE_S = 600.0
 
 _MASTER_S = 2.0  # between two looks whether the master lives, of a slave with nothing to do
-_CANDIDATES_S = 0.1  # for so long a listing is used; then there may be something more urgent
-_FIRST_FEW = 8  # one of so many is taken, so that not all slaves want the same
 _TROUBLE_S = 1.0  # before what could not be written is tried again
 
 
@@ -79,10 +85,8 @@ class Session:
         self._notices: dict[str, Any] = {}
         self._pace = Pace()
         self._parts = 0
-        self._watch = Watch()
+        self._finder = Finder(place)
         self._pause = Pause(0.01, 0.08, 0.5, _IDLE_S)
-        self._candidates: list[names.Entry] = []  # the most urgent first
-        self._listed_at = 0.0
         self._orders_at = self._master_at = self._beat_at = self._retry_at = 0.0
         self._orders_watch = Watch()
         self._data_read: dict[str, Stamp] = {}  # data item -> its file as it was read
@@ -300,14 +304,15 @@ class Session:
                 out = f"{bundle.name}.out"
                 try:
                     pieces = place.pack(out, head, frames)
-                    place.files.finish(bundle.lock, place.at("tasks", out), pieces)
+                    end = os.path.join(os.path.dirname(bundle.lock), out)
+                    place.files.finish(bundle.lock, end, pieces)
                     bundle.done = []
                     return True
                 except FileNotFoundError:
                     log.info("the lock of %s was taken away, its results are late", bundle.name)
             self._parts += 1
             part = f"{bundle.name}.part{self._parts}-{place.owner}"
-            place.write(head, "tasks", part, frames=frames)
+            self._write_part(os.path.dirname(bundle.lock), part, place.pack(part, head, frames))
         except OSError as error:
             log.error(
                 "results of %s cannot be written, they are kept and it is tried again: %s",
@@ -317,9 +322,20 @@ class Session:
         del bundle.done[: len(done)]
         return True
 
+    def _write_part(self, directory: str, name: str, pieces: Sequence[Piece]) -> None:
+        """Write it beside its lock, but the master may have removed that directory."""
+        files = self._place.files
+        if directory:
+            try:
+                files.replace(os.path.join(directory, name), pieces)
+                return
+            except FileNotFoundError:
+                pass
+        files.replace(self._place.at("tasks", name), pieces)
+
     def _step(self) -> bool:
         """Do what is due in the folder; whether there is anything new."""
-        now = time.monotonic()
+        now, before = time.monotonic(), self._place.files.counts.total()
         if self._unwritten and now >= self._retry_at:
             again, self._unwritten = self._unwritten, []
             for bundle in again:
@@ -334,7 +350,7 @@ class Session:
         try:
             self._beat(now)
             if now >= self._orders_at:
-                self._orders_at = now + _ORDERS_S
+                self._orders_at = now + (_ORDERS_AT_WORK_S if self._held else _ORDERS_S)
                 self._look_at_orders()
             with self._cond:
                 wants = self._wants()
@@ -343,6 +359,7 @@ class Session:
                 return True
             if wants and not self._held:
                 self._look_at_master(now)
+                self._place.files.in_vain += self._place.files.counts.total() - before
         except OSError as error:
             raise ConnectionFailed(f"folder {self._place.path}: {error}") from error
         return False
@@ -352,10 +369,8 @@ class Session:
         if period_s is None or now < self._beat_at:
             return
         self._beat_at = now + period_s
-        self._place.files.touch(self._place.at("slaves", self._place.owner))
-        for bundle in dict.fromkeys(list(self._of_task.values())):
-            if bundle.lock:
-                self._place.files.touch(bundle.lock)
+        if not self._place.files.touch(self._place.at("slaves", self._place.owner)):
+            self._write_head()  # somebody has removed it
 
     def _look_at_orders(self) -> None:
         stamp = self._place.files.look(self._place.at("orders"))
@@ -423,33 +438,12 @@ class Session:
 
     def _claim(self, now: float) -> bool:
         """Take one bundle; false: there is none."""
-        tasks_at = self._place.at("tasks")
-        if not self._candidates or now - self._listed_at > _CANDIDATES_S:
-            if not self._watch.must_list(self._place.files.look(tasks_at), now):
-                return False
-            listing = self._place.files.list(tasks_at)
-            self._watch.listed(listing.stamp, now)
-            self._listed_at = now
-            self._candidates = [
-                entry
-                for entry in map(names.parse, listing.names)
-                if entry is not None and entry.kind == "in"
-                and entry.tag in self._tags and entry.tag not in self._too_long
-            ]  # fmt: skip
-            self._candidates.sort(key=lambda entry: (-entry.priority, entry.number, entry))
-        while self._candidates:
-            first = self._candidates[:_FIRST_FEW]
-            equal = [entry for entry in first if entry.priority == first[0].priority]
-            entry = self._candidates.pop(random.randrange(len(equal)))  # noqa: S311
-            lock = f"{entry.bundle}.lock-{self._place.owner}"
-            path = self._place.at("tasks", f"{entry.bundle}.in")
-            if self._place.files.move(path, self._place.at("tasks", lock)):
-                return self._open(entry.bundle, lock)
-        return False
+        claim = self._finder.claim(now, self._tags - self._too_long)
+        return claim is not None and self._open(*claim)
 
-    def _open(self, name: str, lock: str) -> bool:
+    def _open(self, name: str, where: str, lock: str) -> bool:
         try:
-            head, frames = self._place.read("tasks", lock, name=f"{name}.in")
+            head, frames = self._place.read("tasks", where, lock, name=f"{name}.in")
             tasks = [
                 Assignment(task_id, tag, attempt, frame, timeout)
                 for (task_id, tag, attempt, timeout), frame in zip(
@@ -457,7 +451,7 @@ class Session:
                 )
             ]
         except (Refused, ValueError, KeyError, TypeError) as error:
-            self._place.refuse(error, "tasks", lock)
+            self._place.refuse(error, "tasks", where, lock)
             return True
         except FileNotFoundError:
             return True  # the master has freed it at once
@@ -465,7 +459,7 @@ class Session:
         if head["data"] != self._data_seen:
             forget, self._data_seen = self._changed_data(), head["data"]
         attempts = {(task.task_id, task.attempt) for task in tasks}
-        bundle = _Bundle(name, self._place.at("tasks", lock), attempts)
+        bundle = _Bundle(name, self._place.at("tasks", where, lock), attempts)
         with self._cond:
             estimate_s = head["estimate_s"]
             if estimate_s is not None and self._pace.estimate_s(tasks[0].tag) is None:

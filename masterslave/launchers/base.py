@@ -117,6 +117,10 @@ class Output(NamedTuple):
     err: str
 
 
+class CannotList(LauncherError):
+    """This system's jobs cannot be looked for by name at all."""
+
+
 class Launcher(ABC):
     """One way to start processes. All calls block, `COMMAND_LIMIT_S` per command at most."""
 
@@ -180,9 +184,10 @@ class Launcher(ABC):
         """The ids of the copies that live of the jobs of that name, whose output goes there.
 
         Of arrays it may be those of the arrays as a whole, which can be asked for and cancelled.
-        For a submission whose answer was lost. Raises `LauncherError` where they cannot be listed.
+        For a submission whose answer was lost. Raises `LauncherError` when the system does not
+        answer, `CannotList` where they cannot be listed at all.
         """
-        raise LauncherError(
+        raise CannotList(
             f"{self.name} jobs cannot be looked for by name; look for {safe_name(name)!r} with "
             "the system's own commands"
         )

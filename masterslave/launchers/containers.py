@@ -43,7 +43,7 @@ _SEE_TO_ITS_END = (
 #: has a shell evaluate the value, so only what systems say may go this way. One line, as above.
 _TELL_APPTAINER = (
     f"for name in {' '.join(_HANDED_ON)}; do "
-    'eval "[ -z \\"\\${$name+set}\\" ] || export APPTAINERENV_$name=\\"\\$$name\\""; done; '
+    'eval "[ -z \\"\\${$name+set}\\" ] || export APPTAINERENV_$name=\\"\\${$name}\\""; done; '
     'exec apptainer "$@"'
 )
 

@@ -16,13 +16,13 @@ from masterslave.errors import LauncherError
 from masterslave.launchers.base import Job, check, safe_name
 from masterslave.launchers.containers import process_command, program
 
-#: Sets `state` and `start` of process $1; neither, when there is none.
+#: Sets `state`, `session` and `start` of process $1; none of them, when there is no such process.
 _LOOK = """
 look() {
-  state= start= line=
+  state= session= start= line=
   { IFS= read -r line < "/proc/$1/stat"; } 2>/dev/null || return 0
   set -- ${line##*) }
-  state=$1 start=${20}
+  state=$1 session=$4 start=${20}
 }
 """
 
@@ -67,12 +67,21 @@ done
 """
 
 #: SIGTERM to those of "$@" that run; when $limit tenths of a second are over, SIGKILL to what is
-#: left of their sessions.
+#: left of their sessions: to their groups at once, then to what has a group of its own, as the
+#: process has that serves apptainer's image file.
 _CANCEL = """
 ids=$(show "$@")
 for id in $ids; do kill -TERM "${id%%:*}" 2>/dev/null; done
 while [ "$limit" -gt 0 ] && [ -n "$(show $ids)" ]; do sleep 0.1; limit=$((limit - 1)); done
-for id in $ids; do kill -KILL "-${id%%:*}" 2>/dev/null; done
+sessions=' '
+for id in $ids; do
+  kill -KILL "-${id%%:*}" 2>/dev/null
+  sessions="$sessions${id%%:*} "
+done
+for one in /proc/[0-9]*; do
+  look "${one#/proc/}"
+  case $sessions in *" $session "*) kill -KILL "${one#/proc/}" 2>/dev/null ;; esac
+done
 :
 """
 

@@ -15,11 +15,12 @@ unpack() {
   rm -rf "$CACHE"; mkdir -p "$apt"/{lists,cache/archives}/partial; : > "$apt/status"
   [ -e "$keyring" ] && keyring="[signed-by=$keyring]" || keyring=
   echo "deb $keyring ${DEBIAN_MIRROR:-http://deb.debian.org/debian} sid main" > "$apt/sources.list"
-  # A state of its own, in which nothing is installed: this machine's apt never hears of sid.
+  # A state of its own, in which nothing is installed: this machine's apt never hears of sid. A mirror
+  # may be some weeks behind, as debootstrap takes it, too; what it signed is verified.
   cat > "$apt/apt.conf" << CONF
 Dir::Etc { SourceList "$apt/sources.list"; SourceParts "/dev/null"; Preferences "/dev/null"; PreferencesParts "/dev/null"; };
 Dir::State "$apt"; Dir::State::Lists "$apt/lists"; Dir::State::status "$apt/status"; Dir::Cache "$apt/cache";
-Acquire::Languages "none"; Acquire::Retries "3"; Acquire::http::Timeout "20"; APT::Sandbox::User "root"; APT::Install-Recommends "false";
+Acquire::Check-Valid-Until "false"; Acquire::Languages "none"; Acquire::Retries "3"; Acquire::http::Timeout "20"; APT::Sandbox::User "root"; APT::Install-Recommends "false";
 CONF
   export APT_CONFIG=$apt/apt.conf
   apt-get -qq update > "$CACHE.log" 2>&1 && apt-get -qq install --download-only --yes apptainer >> "$CACHE.log" 2>&1 ||
