@@ -94,10 +94,13 @@ def start_root(home: Path) -> Path:
 
 
 def file_name(label: str) -> str:
-    """A label as the name of a file; different labels have different ones."""
-    text = quote(label, safe=" ,;=+@()")
+    """A label as the name of a file; different labels have different ones.
+
+    Without what shells know, and "%": batch systems read paths of logs by rules of their own.
+    """
+    text = quote(label, safe="").replace("%", "=")
     if text.startswith("."):
-        text = "%2E" + text[1:]
+        text = "=2E" + text[1:]
     if len(text) > _NAME_BYTES:
         digest = hashlib.sha256(label.encode()).hexdigest()[:16]
         text = f"{text[: _NAME_BYTES - 17]}-{digest}"
