@@ -111,12 +111,21 @@ def read(directory: Path | None, label: str) -> Connection | None:
 
 
 def read_all(directory: Path | None) -> list[Connection]:
-    """All connection files that are of use here, by label."""
+    """All connection files that are of use here, by label. What cannot be read is in the log."""
     found = []
+    names: list[str] = []
     if directory is not None:
-        for path in directory.glob("*.json"):
+        try:
+            names = os.listdir(directory)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("connection files in %s: %s", directory, error.strerror or error)
+        for name in names:
+            if name.startswith(".") or not name.endswith(".json"):
+                continue
             with contextlib.suppress(SettingsError):
-                if (connection := _read(path)) is not None:
+                if (connection := _read(directory / name)) is not None:
                     found.append(connection)
     return sorted(found, key=lambda connection: connection.label)
 
