@@ -170,7 +170,8 @@ def add_start(commands: Any, common: argparse.ArgumentParser) -> None:
         "start",
         parents=[common],
         help="start workers through a batch system, or here",
-        epilog="What stands behind -- is passed to the batch system: -- --partition=long",
+        epilog="What stands behind -- is passed to the batch system: -- --partition=long. "
+        "A LABEL that begins with a dash stands between two of them: start -n 2 -- -LABEL --",
     )
     add = start.add_argument
     add("label", metavar="LABEL")

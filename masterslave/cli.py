@@ -132,11 +132,26 @@ def _with_command(argv: list[str]) -> list[str]:
 
 
 def _without_passed_on(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Split off what ``start`` passes on to the batch system: all behind ``--``."""
+    """Split off what ``start`` passes on to the batch system: all behind ``--``.
+
+    With two of them, a label alone may stand in between, as one that begins with a dash must. It
+    may not behind a single one, where an option would be taken for it if the label was forgotten.
+    """
     if argv[:1] != ["start"] or "--" not in argv:
         return argv, []
     at = argv.index("--")
+    if argv[at + 2 : at + 3] == ["--"] and not _has_label(argv[1:at]):
+        return argv[: at + 2], argv[at + 3 :]
     return argv[:at], argv[at + 1 :]
+
+
+def _has_label(words: list[str]) -> bool:
+    """Whether one of the arguments is neither an option nor its value."""
+    before = ["", *words[:-1]]
+    return any(
+        not word.startswith("-") and last not in _WITH_VALUE
+        for last, word in zip(before, words, strict=True)
+    )
 
 
 def _connect(options: argparse.Namespace, settings: Settings, label: str) -> Any:

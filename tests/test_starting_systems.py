@@ -216,7 +216,7 @@ def reach(
     """Start a system, have this process and the world's find it; gives its launcher's settings."""
     if name.startswith("psij") and importlib.util.find_spec("psij") is None:
         missing("no psij-python")
-    system = {"psij": "", "psij-slurm": "slurm"}.get(name, name)
+    system = {"psij": "", "psij-slurm": "slurm", "local": ""}.get(name, name)
     if system:
         for variable, value in systems.start(system).items():
             monkeypatch.setenv(variable, value)
@@ -313,6 +313,37 @@ def test_an_allocation_of_other_systems(
         ids = workers.started.slaves
     assert len(ids) == 2
     assert all(state.is_over for state in launcher(name, **settings).states(ids).values())
+    wait_until(lambda: not world.processes())
+
+
+@UNCLOSED
+@pytest.mark.parametrize("name", ["local", "slurm", "sge", "pbs", "ssh", "psij", "psij-slurm"])
+def test_odd_labels_and_folders_come_through_all_shells(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Home, working directory and label have all that a shell may stumble over."""
+    settings = reach(name, world, systems, monkeypatch)
+    folder = world.path / '-it\'s "$HOME" `x`; %j $PBS_JOBID  ü' / "work & more"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    if name not in ("pbs", "psij", "psij-slurm"):  # which themselves do not quote files in there
+        world.path = folder.parent
+        monkeypatch.setenv("HOME", str(world.path))
+        world.env["HOME"] = str(world.path)
+    name = name.partition("-")[0]
+    label = '-- it\'s "$HOME" `x` %j \\ é'
+    started(label, 2, name, serve=True, here=name != "local", launcher_settings=settings)
+    try:
+        wait_until(lambda: sum(row.workers or 0 for row in overview(label).rows) == 2)
+    except AssertionError:
+        print(overview(label))
+        raise
+    with ClusterExecutor(label, masterHost(label, PATIENCE_S)) as executor:
+        there = executor.submit(os.getcwd).result(PATIENCE_S)
+    assert there == str(folder)
+    logs = RunFolder.of(label, world.path).logs
+    assert [path for path in logs.iterdir() if path.suffix == ".log"]
+    stop(label)
     wait_until(lambda: not world.processes())
 
 
