@@ -30,7 +30,7 @@ from functools import partial
 from typing import Any
 
 from masterslave import guest, slavecode
-from masterslave.engines import MOST_BREAKS, Engine
+from masterslave.engines import CLOSED, MOST_BREAKS, Engine
 from masterslave.errors import DataNotFound, JournalError
 from masterslave.flights import Flight, Flights
 from masterslave.manager import TaskManager
@@ -407,7 +407,10 @@ class Pump:
         self._submitter.order("state", partial(self._ask, quiet_s, tasks))
 
     def _ask(self, quiet_s: float, tasks: str) -> None:
-        """In the submitter's thread: whether the executor has workers at all."""
+        """In the submitter's thread: whether the executor is at its end, or without workers."""
+        if self._engine.is_closed:
+            self._post(self._is_over)
+            return
         workers = self._engine.workers()
         silent = (
             workers is None
@@ -427,6 +430,12 @@ class Pump:
                 "see whether it has workers",
                 "executor_silent",
             )
+
+    def _is_over(self) -> None:
+        """Nothing that is in the air will ever land."""
+        story = _story(self._engine, RuntimeError(CLOSED))
+        self._flights.broke(story)
+        self._give_up(story)
 
     def _warn(self, what: str, action: str) -> None:
         """Tell it once."""
@@ -472,8 +481,10 @@ def _reraise(error: Exception) -> None:
 
 def _some(task_ids: list[str]) -> str:
     """How many tasks it has, with the names of a few."""
+    if not task_ids:
+        return "it is still to load the slave's code"
     shown = ", ".join(task_ids[:3]) + (", ..." if len(task_ids) > 3 else "")
-    return f"tasks that it has got: {len(task_ids)}" + (f" ({shown})" if shown else "")
+    return f"tasks that it has got: {len(task_ids)} ({shown})"
 
 
 def _story(engine: Engine, error: BaseException) -> str:

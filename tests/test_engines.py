@@ -356,8 +356,11 @@ CLIENT_ENDS = """
     ("end", "what"),
     [
         # It takes submissions for ever, whose futures never end.
-        ("close", "cannot schedule new futures after the shutdown of its client"),
-        ("cluster.close", "cannot schedule new futures after the shutdown of its client"),
+        ("close", "cannot schedule new futures after the shutdown of what stands behind it"),
+        (
+            "cluster.close",
+            "cannot schedule new futures after the shutdown of what stands behind it",
+        ),
         ("restart", "done"),  # its futures are cancelled, and submitted again by us
     ],
 )

@@ -344,7 +344,9 @@ def test_a_full_disk_is_told_in_a_line(here: World, monkeypatch: pytest.MonkeyPa
     started("lab", on="local", serve=True)
     wait_for_slave("lab")
     monkeypatch.setattr(runfolder, "_write", full)
-    with pytest.raises(StartError, match="cannot be kept: No space left on device; see to that"):
+    with pytest.raises(
+        StartError, match="cannot be kept: No space left on device; make room there"
+    ):
         start("other", on="local", wait=True)
 
     def not_marked(folder: RunFolder) -> None:
