@@ -29,7 +29,7 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any
 
-from masterslave import guest, slavecode
+from masterslave import guest, payload, slavecode
 from masterslave.engines import CLOSED, MOST_BREAKS, Engine
 from masterslave.errors import DataNotFound, JournalError
 from masterslave.flights import Flight, Flights
@@ -71,7 +71,7 @@ class Pump:
         """`slave`: slave class and watchdog period, as `runJob` got them."""
         self._manager = manager
         self._engine = engine
-        self._record = record
+        self._record = {**record, "versions": payload.own_versions()}
         self._settings = settings
         self._ticket = guest.Ticket(secrets.token_hex(16), label)
         self._flights = Flights(engine.capacity)
@@ -389,6 +389,9 @@ class Pump:
 
     def _look(self, now: float) -> None:
         """When nothing has come back for long, have its state looked at, and told."""
+        if self._broken:
+            self._look_at = math.inf
+            return
         quiet_s = now - self._since if self._tags is None else self._flights.quiet_s(now)
         stall_s = self._settings.stall_s
         if quiet_s < stall_s:
