@@ -398,6 +398,24 @@ CUT_OFF = """
 """
 
 
+ODD = """
+    import os
+    from pathlib import Path
+    from masterslave import ClusterExecutor, masterHost, start, stop
+    home = Path.cwd() / "-it's \\"$HOME\\" `x`; %j  ü"
+    folder = home / "work & more"
+    folder.mkdir(parents=True)
+    os.chdir(folder)
+    os.environ["HOME"] = str(home)
+    label = "-- it's \\"$HOME\\" `x` $(Cluster) \\\\ é"
+    start(label, 1, "htcondor", serve=True, here=True)
+    executor = ClusterExecutor(label, masterHost(label, 60))
+    print(executor.submit(os.getcwd).result(120) == str(folder))
+    executor.shutdown()
+    print(stop(label)[-1])
+"""
+
+
 def paired(pool: Pool) -> int:
     rows = json.loads(pool.task_manager("status", "lab", "--json"))["rows"]
     return sum(bool(row["job"] and row["workers"]) for row in rows)
@@ -423,6 +441,12 @@ def test_htcondor_with_manager_and_slaves_in_jobs(pool: Pool) -> None:
     pool.task_manager("stop", "held")
     assert "told 2 slaves to finish what runs and leave" in pool.task_manager("stop", "lab")
     assert queue_is_empty(pool)
+    wait_until(lambda: not pool.world.processes())
+
+
+def test_odd_labels_and_folders_come_through_htcondor(pool: Pool) -> None:
+    pool.give(pool.world.write("odd.py", ODD))
+    assert pool.run("env", "LC_ALL=C.UTF-8", "python3", "odd.py") == "True\nnothing is left\n"
     wait_until(lambda: not pool.world.processes())
 
 
