@@ -14,8 +14,8 @@ from masterslave import naming, slavecode
 from masterslave.errors import AuthenticationError, ConnectionFailed, StartError
 from masterslave.keyfile import load_key
 from masterslave.runfolder import RunFolder, last_lines
-from masterslave.settings import Settings, check_label, split_address
-from masterslave.starting import Started, choose, home_folder, start
+from masterslave.settings import Settings, check_label, home_directory, split_address
+from masterslave.starting import Started, choose, start
 from masterslave.stopping import Overview, log_of, overview, stop, views
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def masterHost(label: str, timeout: float = 600.0) -> str:
 
 def _check_job(label: str) -> None:
     """Raise `StartError` when the task manager's job is known to have ended."""
-    folder = RunFolder.of(label, home_folder())
+    folder = RunFolder.of(label, home_directory())
     if not folder.exists():
         return
     plan = folder.plan()

@@ -22,6 +22,7 @@ import os
 import platform
 import stat
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,10 @@ _NAME_BYTES = 200
 
 #: Largest file that is read. A task manager has a few addresses.
 _FILE_BYTES = 1 << 16
+
+#: Files that make no sense of which the log has been told.
+_told: set[Path] = set()
+_telling = threading.Lock()
 
 #: Addresses of a file that are tried.
 _ADDRESSES = 16
@@ -95,10 +100,22 @@ class ConnectionFile:
             )
 
     def remove(self) -> None:
-        """Remove it, unless it is another task manager's by now."""
-        with contextlib.suppress(OSError):
-            if self.path.read_text(encoding="utf-8") == self._text:
-                self.path.unlink()
+        """Remove it, unless it is another task manager's by now.
+
+        What makes no sense there is removed as well, as it is of use to nobody; what is not a file
+        of this user's is left. Both are in the log.
+        """
+        try:
+            data = _contents(self.path)
+            if data != self._text.encode():
+                if _parse(self.path, data) is not None:
+                    return
+                log.warning("connection file %s made no sense at the end; removed", self.path)
+            self.path.unlink()
+        except FileNotFoundError:
+            pass
+        except (OSError, SettingsError) as error:
+            log.warning("connection file %s is left at the end: %s", self.path, error)
 
 
 def read(directory: Path | None, label: str) -> Connection | None:
@@ -111,29 +128,61 @@ def read(directory: Path | None, label: str) -> Connection | None:
 
 
 def read_all(directory: Path | None) -> list[Connection]:
-    """All connection files that are of use here, by label."""
+    """All connection files that are of use here, by label. What cannot be read is in the log."""
     found = []
+    names: list[str] = []
     if directory is not None:
-        for path in directory.glob("*.json"):
+        try:
+            names = os.listdir(directory)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("connection files in %s: %s", directory, error.strerror or error)
+        for name in names:
+            if name.startswith(".") or not name.endswith(".json"):
+                continue
             with contextlib.suppress(SettingsError):
-                if (connection := _read(path)) is not None:
+                if (connection := _read(directory / name)) is not None:
                     found.append(connection)
     return sorted(found, key=lambda connection: connection.label)
 
 
+def problem(directory: Path | None, label: str) -> str:
+    """What is wrong with the file of a label and what to do; empty where nothing is."""
+    if directory is None:
+        return ""
+    path = path_of(directory, label)
+    try:
+        found = _parse(path, _contents(path))
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"connection file {path}: {error.strerror or error}"
+    if found is not None and found.label == label:
+        return ""
+    return f"connection file {path} makes no sense; remove it"
+
+
+def _contents(path: Path) -> bytes:
+    """The bytes of a file of this user's, never waiting for any. Raises `SettingsError`."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a named pipe would wait for a writer
+    descriptor = os.open(path, flags)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise SettingsError(f"connection file {path}: is not a regular file; remove it")
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise SettingsError(
+                f"connection file {path}: is another user's, or others may write to it; remove it"
+            )
+        return os.read(descriptor, _FILE_BYTES)
+    finally:
+        os.close(descriptor)
+
+
 def _read(path: Path, label: str | None = None) -> Connection | None:
     try:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        with open(os.open(path, flags), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise SettingsError(f"connection file {path}: is not a regular file; remove it")
-            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                raise SettingsError(
-                    f"connection file {path}: is another user's, or others may write to it; "
-                    "remove it"
-                )
-            data = file.read(_FILE_BYTES)
+        data = _contents(path)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -141,7 +190,11 @@ def _read(path: Path, label: str | None = None) -> Connection | None:
         return None
     connection = _parse(path, data)
     if connection is None or label not in (None, connection.label):
-        log.warning("connection file %s makes no sense; remove it", path)
+        with _telling:
+            is_new = path not in _told
+            _told.add(path)
+        if is_new:  # who waits for a task manager looks again and again
+            log.warning("connection file %s makes no sense; remove it", path)
         return None
     if connection.host == platform.node() and not _is_running(connection.pid):
         log.info("connection file %s is stale: its process has ended", path)

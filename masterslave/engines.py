@@ -33,6 +33,9 @@ MOST_BREAKS = 50
 #: Parsl's own executor, which moves files.
 _PARSL_FILES = "_parsl_internal"
 
+#: What is said of an executor whose other half has ended.
+CLOSED = "cannot schedule new futures after the shutdown of what stands behind it"
+
 #: Why a cluster of Dask may be without workers for ever.
 DASK_LOSES = (
     "a cluster of Dask gives up each worker that happens to be away 15 s after a death: set its "
@@ -47,11 +50,13 @@ class Engine:
         """Raises `SettingsError` for what is neither."""
         self._factory: Callable[[], Executor] | None = None
         self._ours = False  # whether the pool is to be shut down by us
+        self.is_made_here = False  # whether there is a factory of the user's
         if isinstance(given, Executor):
             self._pool = _checked(given)
             self._factory = _factory_of(given)
         elif callable(given):
             self._factory = given
+            self.is_made_here = True
             self._pool = _made(given)
             self._ours = True
         else:
@@ -66,10 +71,17 @@ class Engine:
         return type(self._pool).__name__
 
     @property
-    def _is_closed(self) -> bool:
-        """Whether it is Dask's, and its client is at its end: its futures would never be."""
-        client = getattr(self._pool, "_client", None)
-        return _is_dask(self._pool) and getattr(client, "status", "") in ("closing", "closed")
+    def is_closed(self) -> bool:
+        """Whether what stands behind it is at its end, and what it has got will never end.
+
+        Dask takes submissions after that, and Parsl forgets those that run.
+        """
+        pool: Any = self._pool
+        if _is_dask(pool):
+            return getattr(pool._client, "status", "") in ("closing", "closed")
+        if _is_parsl(pool):
+            return pool._dfk is None or bool(getattr(pool._dfk, "cleanup_called", False))
+        return False
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -89,8 +101,8 @@ class Engine:
     def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """As `Executor.submit`; raises whatever that raises, and may block as long as that does."""
         future = self._pool.submit(function, *args, **self._options)
-        if self._is_closed:  # asked afterwards: one that closes later cancels its futures
-            raise RuntimeError("cannot schedule new futures after the shutdown of its client")
+        if self.is_closed:  # asked afterwards: one that closes later cancels its futures
+            raise RuntimeError(CLOSED)
         return future
 
     def workers(self) -> int | None:
@@ -114,7 +126,7 @@ class Engine:
 
     def cancel(self, future: Future[Any]) -> None:
         """Have it not run, if it has not begun and the executor can do that."""
-        if self._is_closed:
+        if self.is_closed:
             return
         try:
             future.cancel()
@@ -166,7 +178,15 @@ def _checked(pool: Executor) -> Executor:
 
 
 def _is_dask(pool: Any) -> bool:
-    return type(pool).__module__.partition(".")[0] == "distributed"
+    return hasattr(pool, "_client") and _package(pool) == "distributed"
+
+
+def _is_parsl(pool: Any) -> bool:
+    return hasattr(pool, "_dfk") and _package(pool) == "parsl"
+
+
+def _package(pool: Any) -> str:
+    return type(pool).__module__.partition(".")[0]
 
 
 def _factory_of(pool: Executor) -> Callable[[], Executor] | None:

@@ -28,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from masterslave import payload, slavecode, worker
+from masterslave import payload, slavecode, versions, worker
 from masterslave.errors import DataNotFound, PayloadError, SlaveError
 from masterslave.flights import HELD_S
 from masterslave.records import (
@@ -38,6 +38,7 @@ from masterslave.records import (
     GlobalStateValue,
     Outcome,
     as_assignment,
+    getMachineInfo,
 )
 
 #: Jobs whose slave object is kept in one process. Larger: a worker that serves for weeks keeps the
@@ -181,6 +182,7 @@ class _Guest(worker.Role):
             self._enter(*home.slave)
             return
         if home is None:
+            self._check_versions()
             slavecode.take_over(self._record)
         if self._record["kind"] == "script":
             self._run_script()
@@ -195,6 +197,13 @@ class _Guest(worker.Role):
             self._enter(slave_class, period_s)
         if not self._handlers:
             raise SlaveError("the slave's code handles no tasks: define do_<tag> in it")
+
+    def _check_versions(self) -> None:
+        """Raise `SlaveError` when what comes from the master may not be understood here."""
+        ours = payload.own_versions()
+        if problem := versions.mismatch(self._record.get("versions", ""), ours):
+            text = problem.replace("client", "master")
+            raise SlaveError(f"the executor's worker {getMachineInfo()} {text}")
 
     def _enter(self, slave_class: Any, period_s: float | None) -> None:
         def make() -> None:

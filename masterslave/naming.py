@@ -175,7 +175,13 @@ def connect(label: str, master_host: str | None, settings: Settings, key: bytes)
         return _by_name(label, master_host, settings, key)
     known = connectionfile.read(settings.connections, label)
     if known is None:
-        return _by_name(label, None, settings, key)
+        try:
+            return _by_name(label, None, settings, key)
+        except ConnectionFailed as error:
+            problem = connectionfile.problem(settings.connections, label)
+            if not problem or isinstance(error, AuthenticationError):
+                raise
+            raise type(error)(f"{error}; {problem}") from error
     try:
         return _by_file(known, settings, key)
     except ConnectionFailed as error:

@@ -29,8 +29,8 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any
 
-from masterslave import guest, slavecode
-from masterslave.engines import MOST_BREAKS, Engine
+from masterslave import guest, payload, slavecode
+from masterslave.engines import CLOSED, MOST_BREAKS, Engine
 from masterslave.errors import DataNotFound, JournalError
 from masterslave.flights import Flight, Flights
 from masterslave.manager import TaskManager
@@ -71,7 +71,7 @@ class Pump:
         """`slave`: slave class and watchdog period, as `runJob` got them."""
         self._manager = manager
         self._engine = engine
-        self._record = record
+        self._record = {**record, "versions": payload.own_versions()}
         self._settings = settings
         self._ticket = guest.Ticket(secrets.token_hex(16), label)
         self._flights = Flights(engine.capacity)
@@ -340,10 +340,11 @@ class Pump:
         story = _story(self._engine, error)
         if flight.pool != self._flights.pool:
             return  # its pool has broken, and all that was in it is accounted for
-        if self._engine.is_shut_by(error):
+        is_shut = self._engine.is_shut_by(error)
+        if is_shut and not self._engine.is_made_here:  # its owner wants it so
             self._flights.failed(flight.number, story)
             self._give_up(story)
-        elif self._engine.is_broken_by(error):
+        elif is_shut or self._engine.is_broken_by(error):
             log.warning("%s", story, extra={"action": "executor_broke"})
             self._flights.broke(story)
             self._futures.clear()
@@ -389,6 +390,9 @@ class Pump:
 
     def _look(self, now: float) -> None:
         """When nothing has come back for long, have its state looked at, and told."""
+        if self._broken:
+            self._look_at = math.inf
+            return
         quiet_s = now - self._since if self._tags is None else self._flights.quiet_s(now)
         stall_s = self._settings.stall_s
         if quiet_s < stall_s:
@@ -407,7 +411,10 @@ class Pump:
         self._submitter.order("state", partial(self._ask, quiet_s, tasks))
 
     def _ask(self, quiet_s: float, tasks: str) -> None:
-        """In the submitter's thread: whether the executor has workers at all."""
+        """In the submitter's thread: whether the executor is at its end, or without workers."""
+        if self._engine.is_closed:
+            self._post(self._is_over)
+            return
         workers = self._engine.workers()
         silent = (
             workers is None
@@ -427,6 +434,12 @@ class Pump:
                 "see whether it has workers",
                 "executor_silent",
             )
+
+    def _is_over(self) -> None:
+        """Nothing that is in the air will ever land."""
+        story = _story(self._engine, RuntimeError(CLOSED))
+        self._flights.broke(story)
+        self._give_up(story)
 
     def _warn(self, what: str, action: str) -> None:
         """Tell it once."""
@@ -472,8 +485,10 @@ def _reraise(error: Exception) -> None:
 
 def _some(task_ids: list[str]) -> str:
     """How many tasks it has, with the names of a few."""
+    if not task_ids:
+        return "it is still to load the slave's code"
     shown = ", ".join(task_ids[:3]) + (", ..." if len(task_ids) > 3 else "")
-    return f"tasks that it has got: {len(task_ids)}" + (f" ({shown})" if shown else "")
+    return f"tasks that it has got: {len(task_ids)} ({shown})"
 
 
 def _story(engine: Engine, error: BaseException) -> str:

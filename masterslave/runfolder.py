@@ -94,10 +94,13 @@ def start_root(home: Path) -> Path:
 
 
 def file_name(label: str) -> str:
-    """A label as the name of a file; different labels have different ones."""
-    text = quote(label, safe=" ,;=+@()")
+    """A label as the name of a file; different labels have different ones.
+
+    Without what shells know, and "%": batch systems read paths of logs by rules of their own.
+    """
+    text = quote(label, safe="").replace("%", "=")
     if text.startswith("."):
-        text = "%2E" + text[1:]
+        text = "=2E" + text[1:]
     if len(text) > _NAME_BYTES:
         digest = hashlib.sha256(label.encode()).hexdigest()[:16]
         text = f"{text[: _NAME_BYTES - 17]}-{digest}"
@@ -148,12 +151,13 @@ class RunFolder:
         except OSError as error:
             raise StartError(
                 f"the record of the start in {self.path} cannot be kept: "
-                f"{error.strerror or error}; see to that, then try again"
+                f"{error.strerror or error}; make room there or make it writable, or set HOME to a "
+                "directory of yours that all nodes share"
             ) from error
 
     def exists(self) -> bool:
-        """Whether there is a start of the label."""
-        return (self.path / "start.json").exists()
+        """Whether there is a start of the label. Raises `StartError` where that cannot be seen."""
+        return _is_there(self.path / "start.json")
 
     def plan(self) -> Plan:
         """What was asked for. Raises `StartError` when it cannot be read."""
@@ -193,8 +197,8 @@ class RunFolder:
             os.close(os.open(self._stopping, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
     def is_stopping(self) -> bool:
-        """Whether the run is to end, or has ended."""
-        return self._stopping.exists() or not self.path.exists()
+        """Whether the run is to end, or has ended. Raises `StartError` where it cannot be seen."""
+        return _is_there(self._stopping) or not _is_there(self.path)
 
     def remove(self) -> None:
         """Nothing is left of it. Jobs that still write to it are left to themselves.
@@ -215,7 +219,7 @@ class SlaveNote:
 
     def __init__(self, folder: RunFolder, note: Note) -> None:
         self._folder = folder
-        self._was_there = folder.slaves.is_dir()
+        self._was_there = os.path.isdir(folder.slaves)
         host = quote(note.host, safe="")
         self._path = folder.slaves / f"{host}-{note.pid}-{int(note.began_at)}.json"
         self.note = note
@@ -240,7 +244,10 @@ class SlaveNote:
 
     def is_unwanted(self) -> bool:
         """Whether its run has been stopped meanwhile: there is no use in waiting any longer."""
-        return self._was_there and self._folder.is_stopping()
+        try:
+            return self._was_there and self._folder.is_stopping()
+        except StartError:  # the home is away for a while, as network file systems are
+            return False
 
     def _change(self, **fields: Any) -> None:
         changed = self.note._replace(**fields)
@@ -277,6 +284,23 @@ def last_lines(path: str, count: int = 3) -> str:
         return ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " | ".join(lines[-count:])
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreadable(path.parent, error) from error
+    return True
+
+
+def _unreadable(folder: Path, error: OSError) -> StartError:
+    return StartError(
+        f"the record of the start in {folder} cannot be read: {error.strerror or error}; "
+        "may you look into your home directory, and is HOME right?"
+    )
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
@@ -323,10 +347,16 @@ def _read(path: Path, kind: type[T]) -> T:
 
 def _read_all(folder: Path, kind: type[T]) -> list[T]:
     found = []
-    for path in sorted(folder.glob("*.json")):
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    for path in (folder / name for name in names if name.endswith(".json")):
         try:
             found.append(_read(path, kind))
         except StartError:
-            if path.exists():
+            if os.path.exists(path):
                 raise
     return found

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import os
+import pwd
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -83,12 +84,17 @@ class Settings:
         variable that cannot be used.
         """
         env = os.environ if environ is None else environ
-        home = Path(env.get("HOME") or os.path.expanduser("~")) / ".masterslave"
         key_file = env.get("MASTERSLAVE_KEY_FILE")
+        try:
+            home: Path | None = home_directory(env) / ".masterslave"
+        except SettingsError:
+            if not key_file:
+                raise
+            home = None  # no file says where task managers are, then
         settings = cls(
-            key_file=Path(key_file).expanduser() if key_file else home / "key",
+            key_file=_expanded(key_file) if home is None or key_file else home / "key",
             host=env.get("MASTERSLAVE_HOST") or cls.host,
-            connections=home / "managers",
+            connections=None if home is None else home / "managers",
         )
         port = _number(env, "MASTERSLAVE_PORT", 0, 65535, whole=True)
         gone = _number(env, "MASTERSLAVE_MASTER_GONE", 0, None)
@@ -113,6 +119,30 @@ class Settings:
             shared_memory=shared_memory,
             lifetime_s=_batch_lifetime(env, time.time() if unix_time is None else unix_time),
         )
+
+
+def home_directory(environ: Mapping[str, str] | None = None) -> Path:
+    """The home directory, which all nodes share. Raises `SettingsError` where it is not known."""
+    home = (os.environ if environ is None else environ).get("HOME")
+    if not home:  # `expanduser` would take an empty one for "/"
+        try:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            home = ""
+    if not os.path.isabs(home):
+        raise SettingsError(
+            f"HOME={home!r}: must be an absolute path; set HOME to your home directory, or "
+            "MASTERSLAVE_KEY_FILE to your key file"
+        )
+    return Path(home)
+
+
+def _expanded(key_file: str | None) -> Path:
+    assert key_file
+    try:
+        return Path(key_file).expanduser()
+    except RuntimeError as error:  # nobody's home
+        raise SettingsError(f"MASTERSLAVE_KEY_FILE={key_file!r}: {error}") from error
 
 
 #: Longer than any job: what batch systems give where there is no limit.

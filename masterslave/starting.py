@@ -39,7 +39,7 @@ from masterslave.launchers import available_launcher, launcher
 from masterslave.launchers.base import Container, Job, Launcher, safe_name
 from masterslave.runfolder import Plan, RunFolder, Submission
 from masterslave.scaling import Limits
-from masterslave.settings import Settings, check_label, split_address
+from masterslave.settings import Settings, check_label, home_directory, split_address
 from masterslave.units import parse_bytes, parse_duration
 
 #: What a slave that was started for a burst of tasks waits for the next one, in seconds. Larger:
@@ -67,11 +67,6 @@ class Started(NamedTuple):
     slaves: tuple[str, ...]  # job ids
     manager: str = ""  # job id of the task manager, where that was started, too
     scaling: str = ""  # process id of what starts more slaves on demand
-
-
-def home_folder() -> Path:
-    """The home directory, which all nodes share."""
-    return Path(os.environ.get("HOME") or os.path.expanduser("~"))
 
 
 def choose(
@@ -253,7 +248,7 @@ def start(
     )  # fmt: skip
     if high is not None and plan.idle_s is None:
         plan = plan._replace(idle_s=IDLE_S)
-    folder = RunFolder.of(label, home_folder())
+    folder = RunFolder.of(label, home_directory())
     run = _Run(plan, folder, chosen)
     if dry_run:
         return run.rendered(n, journal)

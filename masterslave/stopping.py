@@ -23,8 +23,8 @@ from masterslave.keyfile import load_key
 from masterslave.launchers.base import Job, Phase
 from masterslave.pairing import JobView, Note, Row, pair
 from masterslave.runfolder import Plan, RunFolder, Submission, last_lines
-from masterslave.settings import Settings, check_label
-from masterslave.starting import FRESH_S, home_folder, launcher_of
+from masterslave.settings import Settings, check_label, home_directory
+from masterslave.starting import FRESH_S, launcher_of
 
 #: What slaves get beyond their grace time to leave, in seconds. Larger: `stop` waits for slaves
 #: that hang. Smaller: one on a busy node is cancelled while it hands in its last results.
@@ -65,7 +65,7 @@ class Overview(NamedTuple):
 def find_start(label: str) -> tuple[RunFolder, Plan]:
     """The record of a label's start. Raises `StartError` when there is none."""
     check_label(label)
-    folder = RunFolder.of(label, home_folder())
+    folder = RunFolder.of(label, home_directory())
     if not folder.exists():
         raise StartError(
             f"nothing of label {label!r} was started from this home directory; "

@@ -35,7 +35,7 @@ class SmallDisk:
         self.path = folder / "journal"
         self._ballast = folder / "ballast"
 
-    def fill(self, master: Program | None) -> None:
+    def fill(self, master: Program | None = None) -> None:
         with self._ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             for size in (4096, 1):
                 with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import stat
 from pathlib import Path
 
@@ -69,6 +70,53 @@ def test_the_file_of_a_later_task_manager_is_left_alone(tmp_path: Path) -> None:
     found = read(tmp_path, "job")
     assert found is not None
     assert found.addresses == ["127.0.0.1:1"]
+
+
+@pytest.mark.parametrize("text", [b"nonsense", b"\xff\x00", b"", b"[" * 100_000])
+def test_what_makes_no_sense_in_its_place_is_removed_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: bytes
+) -> None:
+    file = ConnectionFile(tmp_path, "job", HERE)
+    file.write()
+    file.path.write_bytes(text)
+    file.remove()
+    assert not file.path.exists()
+    assert "made no sense at the end; removed" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "open to others", "link to a pipe"])
+def test_what_is_no_file_of_ours_in_its_place_is_left_and_not_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    file = ConnectionFile(tmp_path, "job", HERE)
+    file.write()
+    if kind == "open to others":
+        file.path.chmod(0o666)
+    else:
+        file.path.unlink()
+        if kind == "folder":
+            file.path.mkdir()
+        else:
+            os.mkfifo(file.path if kind == "pipe" else tmp_path / "pipe")
+            if kind != "pipe":
+                file.path.symlink_to("pipe")
+    file.remove()
+    assert file.path.exists()
+    assert len(caplog.records) == 1
+    assert f"connection file {file.path} is left at the end: " in caplog.text
+
+
+def test_a_file_that_makes_no_sense_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = path_of(tmp_path, "job")
+    path.write_text("nonsense")
+    path.chmod(0o600)
+    for _ in range(3):
+        assert read(tmp_path, "job") is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"connection file {path} makes no sense; remove it"
+    ]
 
 
 def test_no_file_no_connection(tmp_path: Path) -> None:
@@ -217,3 +265,28 @@ def test_both_ways_are_told_when_neither_leads_there(world: World) -> None:
     write(world.path / ".masterslave" / "managers", host="elsewhere", addresses=[address])
     with pytest.raises(ConnectionFailed, match=r"listens on elsewhere .*MASTERSLAVE_HOST"):
         find()
+
+
+GARBAGE = [b"nonsense", b"\xff\xfe", b'{"label": "job"}', b""]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=repr)
+def test_garbage_in_the_place_of_a_living_ones_file(world: World, garbage: bytes) -> None:
+    """By the name server it is found all the same; without one, what is wrong is said in a line."""
+    manager = served(world, "job", "-v")
+    path = path_of(world.path / ".masterslave" / "managers", "job")
+    path.write_bytes(garbage)
+    assert find() == "job"
+    world.env["PYRO_NS_PORT"] = str(free_port())
+    for command in ("show", "slave"):
+        program = world.task_manager(command, "job")
+        program.finish(1)
+        told = program.err.splitlines()
+        assert told[-1].startswith("task_manager: no name server answers")
+        assert told[-1].endswith(f"; connection file {path} makes no sense; remove it")
+        assert len(told) <= 2, "and in the log, once"
+    manager.send_signal(signal.SIGTERM)
+    manager.finish()
+    assert "made no sense at the end; removed" in manager.err
+    assert "Traceback" not in manager.err
+    assert not path.exists()

@@ -165,6 +165,11 @@ def test_more_copies_than_hosts_have_room_for() -> None:
         launcher("ssh", hosts={"a": 2, "b": 1}).render(JOB._replace(count=5))
 
 
+def test_slurm_has_no_numbers_in_names_behind_a_backslash() -> None:
+    with pytest.raises(LauncherError, match=r"no backslash in a folder of logs: '/a\\\\b'"):
+        launcher("slurm").render(JOB._replace(log_folder="/a\\b"))
+
+
 @pytest.mark.parametrize("hosts", [[], ["-oProxyCommand=x"], ["a b"], {"a": 0}])
 def test_hosts_that_are_none(hosts: object) -> None:
     with pytest.raises(LauncherError):

@@ -75,13 +75,15 @@ def test_jobs_are_started_seen_and_cancelled(place: Place) -> None:
     """Three copies: each has its words, variables, directory and log; one is cancelled alone."""
     system = place.launcher
     assert system.is_available()
-    job = place.job("sh", "-c", LISTENER, "sh", ODD, count=3)
+    folder = place.world.path / ODD
+    Path(f"{place.root}/{folder}").mkdir()
+    job = place.job("sh", "-c", LISTENER, "sh", ODD, count=3, directory=str(folder))
     ids = system.submit(job)
     assert len(set(ids)) == 3
     place.wait_for(ids, over=False)
     for one in ids:
         wait_until(lambda one=one: "|\n" in place.log(job, one), f"the output of {one}")
-        assert place.log(job, one).splitlines()[0] == f"{ODD}|{ODD}|{place.world.path}|"
+        assert place.log(job, one).splitlines()[0] == f"{ODD}|{ODD}|{folder}|"
     system.cancel(ids[:1])
     place.wait_for(ids[:1], over=True)
     states = system.states(ids)

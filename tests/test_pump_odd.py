@@ -214,6 +214,45 @@ def test_an_executor_that_is_shut_down_in_mid_run_fails_all_its_tasks(
     assert all("after shutdown" in error.traceback for error in failed)
 
 
+def test_a_pool_of_a_factory_that_others_shut_down_is_made_again(make: Make) -> None:
+    """As loky's, which is shared by all of a program."""
+    pools: list[Odd] = []
+
+    def factory() -> Odd:
+        pools.append(Odd())
+        return pools[-1]
+
+    master = make(factory)
+    master.requestTask("square", 3)
+    assert value(master) == 9
+    pools[0].shutdown()
+    master.requestTasks("square", [(i,) for i in range(20)], crash_limit=2)
+    results = sorted(result for _, _, result in master.results(timeout=PATIENCE_S))
+    assert results == [i * i for i in range(20)]
+    assert len(pools) == 2
+    master.shutdown()
+
+
+def test_what_an_executor_has_forgotten_at_its_end_is_told_of(make: Make) -> None:
+    """As Parsl does with what it runs."""
+
+    class Forgetful(Odd):
+        __module__ = "parsl.concurrent"
+        _dfk = SimpleNamespace(executors={}, cleanup_called=False)
+
+    with Forgetful() as pool:
+        master = make(pool)
+        master.requestTask("square", 3)
+        assert value(master) == 9
+        pool.wrong = lambda usual: Future()
+        ids = master.requestTasks("square", [(i,) for i in range(6)], crash_limit=1)
+        pool._dfk.cleanup_called = True
+        told = [failure(master) for _ in ids]
+        assert sorted(one.task_id for one in told) == sorted(ids)
+        assert all("after the shutdown of what stands behind" in one.traceback for one in told)
+        master.shutdown()
+
+
 def test_a_submit_that_raises_for_a_while_costs_no_task(make: Make, odd: Odd) -> None:
     """A moment's trouble: there is a pause between two attempts."""
     master = make(odd)

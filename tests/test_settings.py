@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pwd
 import re
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -18,6 +20,7 @@ from masterslave.settings import (
     LABEL_LENGTH,
     Settings,
     check_label,
+    home_directory,
     join_address,
     split_address,
 )
@@ -174,3 +177,33 @@ def test_a_label_that_is_too_long_is_told_so_in_a_line() -> None:
     check_label("x" * LABEL_LENGTH)
     with pytest.raises(SettingsError, match=r"'x{20}'\.\.\.: must be of 1000 .*, not of 70000"):
         check_label("x" * 70_000)
+
+
+# --- the home directory ---------------------------------------------------------------------
+
+
+def test_without_home_it_is_the_users_own() -> None:
+    for environ in ({}, {"HOME": ""}):
+        assert home_directory(environ) == Path(pwd.getpwuid(os.getuid()).pw_dir)
+
+
+def test_a_home_that_is_no_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="HOME='here': must be an absolute path"):
+        Settings.from_environment({"HOME": "here"})
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(SettingsError, match=r"HOME='': must be .*MASTERSLAVE_KEY_FILE"):
+        Settings.from_environment({})
+
+
+def test_with_a_key_file_elsewhere_it_is_done_without() -> None:
+    found = Settings.from_environment({"HOME": "here", "MASTERSLAVE_KEY_FILE": "/keys/mine"})
+    assert found == Settings(key_file=Path("/keys/mine"), connections=None)
+
+
+def test_a_tilde_of_nobody_is_refused() -> None:
+    with pytest.raises(SettingsError, match="MASTERSLAVE_KEY_FILE='~nobody-here/key': "):
+        read(MASTERSLAVE_KEY_FILE="~nobody-here/key")

@@ -344,7 +344,9 @@ def test_a_full_disk_is_told_in_a_line(here: World, monkeypatch: pytest.MonkeyPa
     started("lab", on="local", serve=True)
     wait_for_slave("lab")
     monkeypatch.setattr(runfolder, "_write", full)
-    with pytest.raises(StartError, match="cannot be kept: No space left on device; see to that"):
+    with pytest.raises(
+        StartError, match="cannot be kept: No space left on device; make room there"
+    ):
         start("other", on="local", wait=True)
 
     def not_marked(folder: RunFolder) -> None:
@@ -425,6 +427,28 @@ def test_a_job_that_cannot_be_looked_for_is_named(
         stop("lab")
     assert folder.exists()
     folder.remove()
+
+
+@pytest.mark.parametrize(
+    ("words", "label", "passed"),
+    [
+        (["lab", "--", "--qos=y", "--", "z"], "lab", "--qos=y -- z"),
+        (["--", "-n", "--", "--qos=y"], "-n", "--qos=y"),
+        (["--", "--", "--"], "--", ""),
+    ],
+)
+def test_what_stands_behind_two_dashes(
+    here: World, words: list[str], label: str, passed: str
+) -> None:
+    out = here.task_manager("start", "-n", 2, "--dry-run", "--on", "slurm", *words).finish()
+    assert f"--array=0-1{' ' if passed else ''}{passed} <<'END'" in out
+    assert f" -- {label} < /dev/null\n" in out
+
+
+def test_an_option_to_be_passed_on_is_not_taken_for_a_label(here: World) -> None:
+    program = here.task_manager("start", "--on", "slurm", "--dry-run", "--", "--qos=y")
+    program.finish(2)
+    assert "required: LABEL" in program.err
 
 
 # --- on demand ------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def reach(
     """Start a system, have this process and the world's find it; gives its launcher's settings."""
     if name.startswith("psij") and importlib.util.find_spec("psij") is None:
         missing("no psij-python")
-    system = {"psij": "", "psij-slurm": "slurm"}.get(name, name)
+    system = {"psij": "", "psij-slurm": "slurm", "local": ""}.get(name, name)
     if system:
         for variable, value in systems.start(system).items():
             monkeypatch.setenv(variable, value)
@@ -317,6 +317,37 @@ def test_an_allocation_of_other_systems(
 
 
 @UNCLOSED
+@pytest.mark.parametrize("name", ["local", "slurm", "sge", "pbs", "ssh", "psij", "psij-slurm"])
+def test_odd_labels_and_folders_come_through_all_shells(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Home, working directory and label have all that a shell may stumble over."""
+    settings = reach(name, world, systems, monkeypatch)
+    folder = world.path / '-it\'s "$HOME" `x`; %j $PBS_JOBID  ü' / "work & more"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    if name not in ("pbs", "psij", "psij-slurm"):  # which themselves do not quote files in there
+        world.path = folder.parent
+        monkeypatch.setenv("HOME", str(world.path))
+        world.env["HOME"] = str(world.path)
+    name = name.partition("-")[0]
+    label = '-- it\'s "$HOME" `x` %j \\ é'
+    started(label, 2, name, serve=True, here=name != "local", launcher_settings=settings)
+    try:
+        wait_until(lambda: sum(row.workers or 0 for row in overview(label).rows) == 2)
+    except AssertionError:
+        print(overview(label))
+        raise
+    with ClusterExecutor(label, masterHost(label, PATIENCE_S)) as executor:
+        there = executor.submit(os.getcwd).result(PATIENCE_S)
+    assert there == str(folder)
+    logs = RunFolder.of(label, world.path).logs
+    assert [path for path in logs.iterdir() if path.suffix == ".log"]
+    stop(label)
+    wait_until(lambda: not world.processes())
+
+
+@UNCLOSED
 @pytest.mark.parametrize("name", ["ssh", "psij", "psij-slurm"])
 def test_an_allocation_ends_with_a_block_that_fails(
     world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
@@ -367,6 +398,24 @@ CUT_OFF = """
 """
 
 
+ODD = """
+    import os
+    from pathlib import Path
+    from masterslave import ClusterExecutor, masterHost, start, stop
+    home = Path.cwd() / "-it's \\"$HOME\\" `x`; %j  ü"
+    folder = home / "work & more"
+    folder.mkdir(parents=True)
+    os.chdir(folder)
+    os.environ["HOME"] = str(home)
+    label = "-- it's \\"$HOME\\" `x` $(Cluster) \\\\ é"
+    start(label, 1, "htcondor", serve=True, here=True)
+    executor = ClusterExecutor(label, masterHost(label, 60))
+    print(executor.submit(os.getcwd).result(120) == str(folder))
+    executor.shutdown()
+    print(stop(label)[-1])
+"""
+
+
 def paired(pool: Pool) -> int:
     rows = json.loads(pool.task_manager("status", "lab", "--json"))["rows"]
     return sum(bool(row["job"] and row["workers"]) for row in rows)
@@ -392,6 +441,12 @@ def test_htcondor_with_manager_and_slaves_in_jobs(pool: Pool) -> None:
     pool.task_manager("stop", "held")
     assert "told 2 slaves to finish what runs and leave" in pool.task_manager("stop", "lab")
     assert queue_is_empty(pool)
+    wait_until(lambda: not pool.world.processes())
+
+
+def test_odd_labels_and_folders_come_through_htcondor(pool: Pool) -> None:
+    pool.give(pool.world.write("odd.py", ODD))
+    assert pool.run("env", "LC_ALL=C.UTF-8", "python3", "odd.py") == "True\nnothing is left\n"
     wait_until(lambda: not pool.world.processes())
 
 

@@ -42,6 +42,10 @@ _ATTACH_S = 60.0
 #: as its own 30 s: `stop` waits for half a minute at each look. Smaller: a burden for the system.
 _ASK_S = 10.0
 
+#: What PSI/J is given to run. Told of folder and output itself, it would put them into scripts
+#: where shells and batch systems read them by rules of their own.
+_RUN = 'exec >> "$1" 2>&1 < /dev/null; cd "$0" || exit 1; shift; exec "$@"'
+
 #: How PSI/J begins to say that it could not ask: it takes all its jobs for failed then.
 _NOT_ASKED = ("Failed to poll", "Failed to update", "Error updating")
 
@@ -94,12 +98,12 @@ class PsijLauncher(Launcher):
             for _ in range(job.count):
                 mark = secrets.token_hex(6)
                 spec = psij.JobSpec(
-                    name=name, executable="sh", arguments=["-c", 'exec "$@" 2>&1', "sh", *command],
-                    directory=job.directory, resources=resources, attributes=attributes,
+                    name=name, executable="sh",
+                    arguments=["-c", _RUN, job.directory, self.log_file(job, f"#{mark}"), *command],
+                    resources=resources, attributes=attributes,
                     environment={
                         **job.environment, "MASTERSLAVE_JOB_ID": mark, "MASTERSLAVE_JOB_NAME": name,
                     },
-                    stdout_path=self.log_file(job, f"#{mark}"),
                 )  # fmt: skip
                 one = psij.Job(spec)
                 executor.submit(one)

@@ -34,6 +34,8 @@ class SlurmLauncher(Launcher):
         return answers(["sbatch", "--version"]) and answers(["scontrol", "ping"])
 
     def render(self, job: Job) -> Rendered:
+        if "\\" in job.log_folder:  # with one, Slurm has no numbers in the name of a file
+            raise LauncherError(f"Slurm takes no backslash in a folder of logs: {job.log_folder!r}")
         folder = job.log_folder.replace("%", "%%")
         number = "%A_%a" if job.count > 1 else "%j"
         output = os.path.join(folder, f"{safe_name(job.name)}.{number}.log")
