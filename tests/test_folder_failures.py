@@ -17,6 +17,9 @@ from clusters.namespaces import Namespaces, namespaces, why_not
 from conftest import Program, World, wait_until
 
 from masterslave import SettingsError, SlaveProcess, initializeMasterProcess, startSlaveProcess
+from masterslave.folder.finder import Finder
+from masterslave.folder.place import Place
+from masterslave.keyfile import load_key
 from masterslave.master import MasterProcess
 
 SLAVE = """
@@ -254,6 +257,26 @@ def test_a_folder_that_is_no_path_is_named(folder: object) -> None:
         SlaveProcess("demo", folder=folder)  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match=r"folder=.*: must be a path"):
         startSlaveProcess("demo", folder=folder)  # type: ignore[arg-type]
+
+
+def test_what_a_slave_returns_that_nobody_has_seen_is_not_lost(
+    world: World, master: MasterProcess
+) -> None:
+    """It comes, takes something and leaves while the master is held up."""
+    master.requestTask("twice", 21)
+    wait_until(lambda: tasks(world, r"\.in$"), "it lies there")
+    place = Place(world.path / "shared", load_key(master.settings.key_file))
+    claim = Finder(place).claim(0.0, frozenset({"twice"}))
+    assert claim is not None
+    head = place.read("tasks", claim.lock, name=f"{claim.bundle}.in")[0]
+    task_id, _, attempt, _ = head["tasks"][0]
+    end = f"{claim.bundle}.out"
+    done = {"owner": place.owner, "done": [[task_id, attempt, "returned", 0.0, "not begun"]]}
+    place.files.finish(
+        place.at("tasks", claim.lock), place.at("tasks", end), place.pack(end, done, [[]])
+    )
+    slave(world)
+    assert master.retrieveResult(timeout=100)[2] == 42
 
 
 def test_the_task_of_a_killed_slave_runs_elsewhere(world: World, master: MasterProcess) -> None:

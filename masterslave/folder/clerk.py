@@ -14,14 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
-from math import inf
 from typing import Any
 
 from masterslave.errors import JournalError
 from masterslave.folder import names
 from masterslave.folder.absence import Absence
 from masterslave.folder.bundles import LOOK_S, MOST, bundle_size, bundles_ahead, split, unhurried_s
-from masterslave.folder.enrolled import Enrolled
+from masterslave.folder.enrolled import Crew, Enrolled
 from masterslave.folder.items import Items
 from masterslave.folder.late import Late
 from masterslave.folder.orders import Orders
@@ -76,7 +75,7 @@ class Clerk:
         self._bundles: dict[str, dict[tuple[str, int], Assignment]] = {}
         self._owners: dict[str, str] = {}  # bundle -> who has taken it
         self._missing: dict[str, float] = {}  # bundle -> since when no file of it is seen
-        self._slaves: dict[str, Enrolled] = {}
+        self._slaves = Crew()
         self._pace = Pace()
         self._late = Late(straggler_fraction, self._pace)
         self._slaves_watch = Watch()
@@ -149,13 +148,6 @@ class Clerk:
             for priority, bundle in split(tasks, priorities, size_of):
                 self._lay_out(bundle, priority)
 
-    def _workers(self) -> int:
-        return sum(slave.workers for slave in list(self._slaves.values()))
-
-    def _at_once(self) -> int:
-        """Workers of the smallest slave."""
-        return max(1, min((slave.workers for slave in list(self._slaves.values())), default=1))
-
     def _open_lines(self) -> int:
         """Have the shelf take tags of which too little is laid out; gives its room, 0: none."""
         tags = {tag for slave in list(self._slaves.values()) for tag in slave.tags or ()}
@@ -168,7 +160,7 @@ class Clerk:
             self._manager.lay_out(())
             return 0
         there = Counter(self._manager.laid_out())
-        bundles = bundles_ahead(self._workers(), len(tags), self._at_once())
+        bundles = bundles_ahead(self._slaves.workers(), len(tags), self._slaves.at_once())
         missing = {tag: bundles * self._bundle_size(tag, 1 << 30) - there[tag] for tag in tags}
         lines = {tag for tag, count in missing.items() if count > 0}
         self._manager.lay_out(lines)
@@ -176,7 +168,7 @@ class Clerk:
 
     def _bundle_size(self, tag: str, waiting: int) -> int:
         estimate_s = self._pace.estimate_s(tag)
-        return bundle_size(estimate_s, waiting, self._workers(), self._at_once())
+        return bundle_size(estimate_s, waiting, self._slaves.workers(), self._slaves.at_once())
 
     def _lay_out(self, tasks: list[Assignment], priority: int = 0) -> None:
         first = tasks[0]
@@ -231,7 +223,9 @@ class Clerk:
                 if now >= slaves_at:
                     if self._look_at_slaves() or self._orders.has_ended:
                         slaves_pause.reset()
-                    slaves_at = now + min(slaves_pause.next_s(now), self._shortest_period_s() / 2)
+                    slaves_at = now + min(
+                        slaves_pause.next_s(now), self._slaves.shortest_period_s() / 2
+                    )
                     self._items.sync()
                     self._repeat_late(now)
                 self._tell()
@@ -380,12 +374,9 @@ class Clerk:
         pauses_s = []
         for bundle, tasks in islice(list(self._bundles.items()), _OLDEST):
             for task in list(tasks.values())[:1]:
-                rows = -(-len(tasks) // self._at_once()) if bundle in self._owners else 0
+                rows = -(-len(tasks) // self._slaves.at_once()) if bundle in self._owners else 0
                 pauses_s.append(unhurried_s(self._pace.estimate_s(task.tag), rows))
         return min(pauses_s, default=0.0)
-
-    def _shortest_period_s(self) -> float:
-        return min((s.period_s or inf for s in self._slaves.values()), default=inf)
 
     def _look_at_slaves(self) -> bool:
         """Whether any came or went."""

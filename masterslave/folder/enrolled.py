@@ -1,7 +1,8 @@
-"""A slave as the master of a shared folder knows it."""
+"""Slaves as the master of a shared folder knows them."""
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 from masterslave.folder.place import Place, Who
@@ -34,3 +35,19 @@ class Enrolled:
         self.look_at = 0.0
         self.is_freed = False  # its locks were removed, as it was silent for too long
         self.told = ""  # its failure that was reported
+
+
+class Crew(dict[str, Enrolled]):
+    """All of them, by their names in the folder."""
+
+    def workers(self) -> int:
+        """Of all slaves."""
+        return sum(slave.workers for slave in list(self.values()))
+
+    def at_once(self) -> int:
+        """Workers of the smallest slave."""
+        return max(1, min((slave.workers for slave in list(self.values())), default=1))
+
+    def shortest_period_s(self) -> float:
+        """The shortest time between two signs of life that one has promised."""
+        return min((slave.period_s or inf for slave in list(self.values())), default=inf)
