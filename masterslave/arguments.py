@@ -1,4 +1,4 @@
-"""Arguments of the command line: what their texts mean, and those of ``start`` and its kin."""
+"""Arguments of the command line: what their texts mean, and which each command takes."""
 
 from __future__ import annotations
 
@@ -84,6 +84,86 @@ def setting(text: str) -> tuple[str, str | bool]:
     return name, {"true": True, "false": False}.get(value, value)
 
 
+def add_show(commands: Any, common: argparse.ArgumentParser) -> None:
+    """The commands ``show`` and ``list``."""
+    show = commands.add_parser("show", parents=[common], help="show what goes on in a job")
+    show.add_argument("label", metavar="LABEL", nargs="?")
+    show.add_argument("--folder", metavar="DIR", help="of the master in this shared folder")
+    show.add_argument("--json", action="store_true", help="for programs")
+    labels = commands.add_parser("list", parents=[common], help="list the known labels")
+    labels.add_argument("--json", action="store_true", help="for programs")
+
+
+def add_slave(commands: Any, common: argparse.ArgumentParser) -> None:
+    """The command ``slave``."""
+    slave = commands.add_parser("slave", parents=[common], help="start a slave here")
+    slave.add_argument("label", metavar="LABEL", nargs="?")
+    slave.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="directory shared with the master: without LABEL the only way to it, else in case "
+        "the network does not lead there",
+    )
+    slave.add_argument(
+        "-n",
+        "--workers",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="worker processes (1)",
+    )
+    slave.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="private memory that each worker may have: 2G",
+    )
+    slave.add_argument(
+        "--lifetime",
+        type=duration,
+        metavar="TIME",
+        help="leave in order before so much time is over: 3600, 90m or 1:30:00 "
+        "(what Slurm or PBS say)",
+    )
+    slave.add_argument(
+        "--chaos",
+        type=chaos,
+        metavar="SPEC",
+        help="let things go wrong on purpose, such as kill=0.01,cut=0.02; see the README",
+    )
+    slave.add_argument(
+        "--follow",
+        action="store_true",
+        help="with -m: ask the name server where the master is, should it be gone from there",
+    )
+    slave.add_argument(
+        "--idle",
+        type=duration,
+        metavar="TIME",
+        help="leave after so much time without a task",
+    )
+    slave.add_argument(
+        "--record",
+        metavar="FOLDER",
+        help="the folder of a start, where it writes how it fares (task_manager start gives this)",
+    )
+    slave.add_argument("--job", metavar="SYSTEM:NAME", default=":", help="which job it is in")
+
+
+def add_serve(commands: Any, common: argparse.ArgumentParser) -> None:
+    """The command ``serve``."""
+    serve = commands.add_parser("serve", parents=[common], help="be a task manager, until SIGTERM")
+    serve.add_argument("label", metavar="LABEL")
+    serve.add_argument("--journal", metavar="FILE", help="keep all tasks and results in this file")
+    serve.add_argument("--port", type=port, metavar="N", help="listen on this port")
+    serve.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep the tasks of clients that disappeared until they come back "
+        "(else for MASTERSLAVE_CLIENT_GRACE seconds)",
+    )
+
+
 def add_start(commands: Any, common: argparse.ArgumentParser) -> None:
     """The commands ``start``, ``stop``, ``status`` and ``scale``."""
     start = commands.add_parser(
@@ -149,3 +229,42 @@ def check_start(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         parser.error(f"start: {error}")
     if (options.on == "ssh") != bool(options.host):
         parser.error("start: --on ssh and --host go together")
+
+
+def add_failures(commands: Any, common: argparse.ArgumentParser) -> None:
+    """The command ``failures``."""
+    failures = commands.add_parser(
+        "failures", parents=[common], help="list the tasks that failed; -v: with tracebacks"
+    )
+    failures.add_argument("where", metavar="LABEL|JOURNAL")
+    failures.add_argument("--json", action="store_true", help="for programs")
+
+
+def add_journal(commands: Any, common: argparse.ArgumentParser) -> None:
+    """The commands ``journal`` and ``replay``."""
+    journal = commands.add_parser(
+        "journal", parents=[common], help="look at a journal, save it, mend it"
+    )
+    actions = journal.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in (
+        ("check", "verify everything, tell of each problem"),
+        ("show", "show what it holds"),
+        ("export", "print all tasks as JSON lines, or save what is sound"),
+        ("retry", "have failed tasks run again by the next run"),
+    ):
+        action = actions.add_parser(name, parents=[common], help=text)
+        action.add_argument("file", metavar="FILE")
+        if name in ("check", "show"):
+            action.add_argument("--json", action="store_true", help="for programs")
+        elif name == "export":
+            action.add_argument("--to", metavar="NEW", help="write a new journal instead")
+        else:
+            action.add_argument(
+                "task_id", metavar="TASK_ID", nargs="*", help="these only; default: all failed ones"
+            )
+    replay = commands.add_parser(
+        "replay", parents=[common], help="run one task of a journal again, in this process"
+    )
+    replay.add_argument("file", metavar="JOURNAL")
+    replay.add_argument("task_id", metavar="TASK_ID")
+    replay.add_argument("--pdb", action="store_true", help="debug the exception that it raises")

@@ -94,87 +94,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         epilog="task_manager LABEL is the same as task_manager show LABEL.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    show = commands.add_parser("show", parents=[common], help="show what goes on in a job")
-    show.add_argument("label", metavar="LABEL", nargs="?")
-    show.add_argument("--folder", metavar="DIR", help="of the master in this shared folder")
-    show.add_argument("--json", action="store_true", help="for programs")
-    labels = commands.add_parser("list", parents=[common], help="list the known labels")
-    labels.add_argument("--json", action="store_true", help="for programs")
-    slave = commands.add_parser("slave", parents=[common], help="start a slave here")
-    slave.add_argument("label", metavar="LABEL", nargs="?")
-    slave.add_argument(
-        "--folder",
-        metavar="DIR",
-        help="directory shared with the master: without LABEL the only way to it, else in case "
-        "the network does not lead there",
-    )
-    slave.add_argument(
-        "-n",
-        "--workers",
-        type=arguments.positive,
-        default=1,
-        metavar="N",
-        help="worker processes (1)",
-    )
-    slave.add_argument(
-        "--memory",
-        type=arguments.size,
-        metavar="SIZE",
-        help="private memory that each worker may have: 2G",
-    )
-    slave.add_argument(
-        "--lifetime",
-        type=arguments.duration,
-        metavar="TIME",
-        help="leave in order before so much time is over: 3600, 90m or 1:30:00 "
-        "(what Slurm or PBS say)",
-    )
-    slave.add_argument(
-        "--chaos",
-        type=arguments.chaos,
-        metavar="SPEC",
-        help="let things go wrong on purpose, such as kill=0.01,cut=0.02; see the README",
-    )
-    slave.add_argument(
-        "--follow",
-        action="store_true",
-        help="with -m: ask the name server where the master is, should it be gone from there",
-    )
-    slave.add_argument(
-        "--idle",
-        type=arguments.duration,
-        metavar="TIME",
-        help="leave after so much time without a task",
-    )
-    slave.add_argument(
-        "--record",
-        metavar="FOLDER",
-        help="the folder of a start, where it writes how it fares (task_manager start gives this)",
-    )
-    slave.add_argument("--job", metavar="SYSTEM:NAME", default=":", help="which job it is in")
-    serve = commands.add_parser("serve", parents=[common], help="be a task manager, until SIGTERM")
-    serve.add_argument("label", metavar="LABEL")
-    serve.add_argument("--journal", metavar="FILE", help="keep all tasks and results in this file")
-    serve.add_argument("--port", type=arguments.port, metavar="N", help="listen on this port")
-    serve.add_argument(
-        "--keep",
-        action="store_true",
-        help="keep the tasks of clients that disappeared until they come back "
-        "(else for MASTERSLAVE_CLIENT_GRACE seconds)",
-    )
+    arguments.add_show(commands, common)
+    arguments.add_slave(commands, common)
+    arguments.add_serve(commands, common)
     arguments.add_start(commands, common)
-    failures = commands.add_parser(
-        "failures", parents=[common], help="list the tasks that failed; -v: with tracebacks"
-    )
-    failures.add_argument("where", metavar="LABEL|JOURNAL")
-    failures.add_argument("--json", action="store_true", help="for programs")
-    _add_journal(commands, common)
-    replay = commands.add_parser(
-        "replay", parents=[common], help="run one task of a journal again, in this process"
-    )
-    replay.add_argument("file", metavar="JOURNAL")
-    replay.add_argument("task_id", metavar="TASK_ID")
-    replay.add_argument("--pdb", action="store_true", help="debug the exception that it raises")
+    arguments.add_failures(commands, common)
+    arguments.add_journal(commands, common)
     words, passed = _without_passed_on(_with_command(argv))
     options = parser.parse_args(words)
     options.passed = passed
@@ -186,29 +111,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         if not hasattr(options, name):
             setattr(options, name, default)
     return options
-
-
-def _add_journal(commands: Any, common: argparse.ArgumentParser) -> None:
-    journal = commands.add_parser(
-        "journal", parents=[common], help="look at a journal, save it, mend it"
-    )
-    actions = journal.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, text in (
-        ("check", "verify everything, tell of each problem"),
-        ("show", "show what it holds"),
-        ("export", "print all tasks as JSON lines, or save what is sound"),
-        ("retry", "have failed tasks run again by the next run"),
-    ):
-        action = actions.add_parser(name, parents=[common], help=text)
-        action.add_argument("file", metavar="FILE")
-        if name in ("check", "show"):
-            action.add_argument("--json", action="store_true", help="for programs")
-        elif name == "export":
-            action.add_argument("--to", metavar="NEW", help="write a new journal instead")
-        else:
-            action.add_argument(
-                "task_id", metavar="TASK_ID", nargs="*", help="these only; default: all failed ones"
-            )
 
 
 def _with_command(argv: list[str]) -> list[str]:

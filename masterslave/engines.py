@@ -50,11 +50,13 @@ class Engine:
         """Raises `SettingsError` for what is neither."""
         self._factory: Callable[[], Executor] | None = None
         self._ours = False  # whether the pool is to be shut down by us
+        self.is_made_here = False  # whether there is a factory of the user's
         if isinstance(given, Executor):
             self._pool = _checked(given)
             self._factory = _factory_of(given)
         elif callable(given):
             self._factory = given
+            self.is_made_here = True
             self._pool = _made(given)
             self._ours = True
         else:

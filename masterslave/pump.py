@@ -340,10 +340,11 @@ class Pump:
         story = _story(self._engine, error)
         if flight.pool != self._flights.pool:
             return  # its pool has broken, and all that was in it is accounted for
-        if self._engine.is_shut_by(error):
+        is_shut = self._engine.is_shut_by(error)
+        if is_shut and not self._engine.is_made_here:  # its owner wants it so
             self._flights.failed(flight.number, story)
             self._give_up(story)
-        elif self._engine.is_broken_by(error):
+        elif is_shut or self._engine.is_broken_by(error):
             log.warning("%s", story, extra={"action": "executor_broke"})
             self._flights.broke(story)
             self._futures.clear()

@@ -215,6 +215,28 @@ def test_the_capacity_of_parsl_is_that_of_all_its_blocks(monkeypatch: pytest.Mon
     assert Engine(Parsl()).capacity == 43
 
 
+def test_the_workers_of_this_moment_are_those_that_have_come() -> None:
+    blocks = [{"worker_count": 3}, {"worker_count": 4}]
+    htex = SimpleNamespace(connected_managers=lambda: blocks)
+
+    class Parsl(Executor):
+        _dfk = SimpleNamespace(executors={"htex": htex, "_parsl_internal": SimpleNamespace()})
+        submit = ThreadPoolExecutor.submit
+
+    class Dask(Executor):
+        _client = SimpleNamespace(nthreads=lambda: {"tcp://one": 2, "tcp://two": 1})
+        submit = ThreadPoolExecutor.submit
+
+    assert Engine(Parsl()).workers() == 7
+    assert Engine(Dask()).workers() == 3
+    blocks.clear()
+    assert Engine(Parsl()).workers() == 0
+    htex.connected_managers = None  # another version of Parsl
+    assert Engine(Parsl()).workers() is None
+    with ThreadPoolExecutor(1) as pool:
+        assert Engine(pool).workers() is None
+
+
 def test_a_pool_of_a_factory_is_made_again_and_shut_down() -> None:
     made: list[Executor] = []
 

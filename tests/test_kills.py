@@ -1,8 +1,12 @@
-"""All around a served task manager is killed at random, in the midst of thousands of tasks."""
+"""All around a served task manager is killed at random, in the midst of thousands of tasks.
+
+``KILLS_SEEDS=3-10`` in the environment has it run in a longer form, with these seeds.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 import random
 import re
 import signal
@@ -14,8 +18,11 @@ from pathlib import Path
 import pytest
 from conftest import Program, World, free_port, wait_until
 
-TASKS = 1000  # per client
-KILLS = 6
+FROM, _, TO = os.environ.get("KILLS_SEEDS", "").partition("-")
+LONG = bool(FROM)
+SEEDS = list(range(int(FROM), int(TO or FROM) + 1)) if LONG else [1, 2]
+TASKS = 2000 if LONG else 1000  # per client
+KILLS = 15 if LONG else 6
 
 SLAVE = """
     from masterslave import startSlaveProcess
@@ -153,7 +160,8 @@ class Scene:
         self.slaves = [*self.slaves[1:], self._slave()]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.timeout(900 if LONG else 120)
+@pytest.mark.parametrize("seed", SEEDS)
 def test_every_call_has_one_result_whatever_is_killed(world: World, seed: int) -> None:
     chance = random.Random(seed)
     world.env["MASTERSLAVE_CLIENT_GRACE"] = "5"

@@ -214,6 +214,25 @@ def test_an_executor_that_is_shut_down_in_mid_run_fails_all_its_tasks(
     assert all("after shutdown" in error.traceback for error in failed)
 
 
+def test_a_pool_of_a_factory_that_others_shut_down_is_made_again(make: Make) -> None:
+    """As loky's, which is shared by all of a program."""
+    pools: list[Odd] = []
+
+    def factory() -> Odd:
+        pools.append(Odd())
+        return pools[-1]
+
+    master = make(factory)
+    master.requestTask("square", 3)
+    assert value(master) == 9
+    pools[0].shutdown()
+    master.requestTasks("square", [(i,) for i in range(20)], crash_limit=2)
+    results = sorted(result for _, _, result in master.results(timeout=PATIENCE_S))
+    assert results == [i * i for i in range(20)]
+    assert len(pools) == 2
+    master.shutdown()
+
+
 def test_what_an_executor_has_forgotten_at_its_end_is_told_of(make: Make) -> None:
     """As Parsl does with what it runs."""
 

@@ -59,7 +59,7 @@ class Pages:
     def _clear_pages(self) -> None:
         """(In a transaction.) Remove pages of which all is struck out, and what struck it out.
 
-        All are looked at when there is twice as much as the last look has left, as in `_tidy`.
+        All are looked at when there is twice as much as the last look has left, as in `Upkeep`.
         """
         struck = self.all_struck()
         needed: set[tuple[str, int]] = set()

@@ -1,4 +1,4 @@
-"""The task queue when slaves are lost, come back, or hand in what was given up or done already."""
+"""Leases: slaves are lost, come back, or hand in what was given up or done already."""
 
 from __future__ import annotations
 
