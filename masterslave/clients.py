@@ -41,6 +41,7 @@ class Client:
         self.lost_at: float | None = None  # None: it is there
         self.parcel = 0  # number of the last parcel of results
         self.contents: list[Delivery] = []  # of that parcel, until it is known to have arrived
+        self.requested = 0  # entries of the journal, the last one of its last request
         self.items: set[str] = set()  # names of the data items that it has stored
         self._answers: dict[int, tuple[int, Any]] = {}  # lane -> number of its last call, answer
 
@@ -59,6 +60,15 @@ class Client:
         if not 0 <= lane < LANES:
             raise ValueError(f"there is no lane {lane}")
         self._answers[lane] = serial, answer
+
+    def has_answer(self, lane: int, answer: Any) -> bool:
+        """Whether this very object is what the last call of a lane was answered."""
+        return lane in self._answers and self._answers[lane][1] is answer
+
+    def take_back(self, lane: int) -> None:
+        """The last call of a lane was not carried out after all: it may be made again."""
+        serial, _ = self._answers[lane]
+        self._answers[lane] = serial - 1, None
 
     def received(self, parcel: int) -> bool:
         """The client says which parcel it has had last; whether that is the last one sent."""

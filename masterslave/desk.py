@@ -19,7 +19,13 @@ from typing import Any
 from masterslave import ledger
 from masterslave.clients import Client, Clients, same_code
 from masterslave.earlier import EarlierRuns
-from masterslave.errors import SettingsError, TaskManagerTermination, UnknownProcess
+from masterslave.errors import (
+    JournalError,
+    JournalFull,
+    SettingsError,
+    TaskManagerTermination,
+    UnknownProcess,
+)
 from masterslave.handout import HandOut
 from masterslave.intake import Intake
 from masterslave.ledger import Ledger
@@ -142,25 +148,54 @@ class ClientDesk:
         names = ledger.names(tag, frames, checked) if books is not None else []
         with self._lock:
             client, _ = self._attached(process_id, generation)
-            done, answer = client.answered(lane, serial)
-        if done:  # whether or not there is room now
-            return list(answer)
-        self._room.take(sum(map(frame_bytes, frames)), _ROOM_S)
-        with self._lock:
-            client, member = self._attached(process_id, generation)
-            done, answer = client.answered(lane, serial)
-            if done:
-                return list(answer)
-            if self._terminated:
-                raise TaskManagerTermination("the task manager has ended and takes no tasks")
-            if books is not None:
-                checked = checked._replace(origin=(member.info.token, serial))
-            ids = self._intake.add(process_id, tag, frames, checked, names)
-            client.answer(lane, serial, ids)
+            done, ids = client.answered(lane, serial)
+        if not done:  # else it is answered whether or not there is room now
+            self._room.take(sum(map(frame_bytes, frames)), _ROOM_S)
+            with self._lock:
+                client, member = self._attached(process_id, generation)
+                done, ids = client.answered(lane, serial)
+                if not done:
+                    if self._terminated:
+                        raise TaskManagerTermination(
+                            "the task manager has ended and takes no tasks"
+                        )
+                    if books is not None:
+                        checked = checked._replace(origin=(member.info.token, serial))
+                    ids = self._intake.add(process_id, tag, frames, checked, names)
+                    client.answer(lane, serial, ids)
+                    client.requested = 0 if books is None else books.added
         if books is not None:
-            self._intake.sync(books)
+            self._record(books, client, lane, ids)
         self._outbox.tell()
-        return ids
+        return list(ids)
+
+    def _record(self, books: Ledger, client: Client, lane: int, ids: Sequence[str]) -> None:
+        """(Not locked.) Have the journal hold a request before it is answered.
+
+        Where it cannot be written the request is taken back, for its client to ask again, and why
+        not is raised: what was answered must outlive this process.
+        """
+        try:
+            self._intake.record(books)
+        except JournalError:
+            with self._lock:
+                # The same call may be here twice, after its connection broke.
+                if client.has_answer(lane, ids):
+                    if books.has_written(client.requested) or not self._are_waiting(ids):
+                        return
+                    for task_id in ids:
+                        _, holders = self._queue.cancel(task_id, True)
+                        self._settling.has_cancelled(task_id, holders)
+                    self._forget((task_id, "") for task_id in ids)
+                    client.take_back(lane)
+            raise
+        with self._lock:
+            if not client.has_answer(lane, ids):
+                raise JournalFull("the journal could not be written, and the request is taken back")
+
+    def _are_waiting(self, ids: Iterable[str]) -> bool:
+        tasks = [self._queue.tasks.get(task_id) for task_id in ids]
+        return all(task is not None and task.state is State.WAITING for task in tasks)
 
     def withdrawTask(
         self,

@@ -88,10 +88,13 @@ class Intake:
         They stand in the queue already, so an error here would have them asked for twice.
         """
         try:
-            books.sync()
+            self.record(books)
         except JournalError as error:
             log.debug("requests are not on record yet: %s", error)
-            return
+
+    def record(self, books: Ledger) -> None:
+        """(Not locked.) Have the journal hold the requests. Raises `JournalError`."""
+        books.sync()
         if books.has_heavy():
             with self._lock:
                 books.rest()

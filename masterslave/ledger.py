@@ -299,6 +299,15 @@ class Ledger:
         """Why the journal cannot be written at present; empty when it can."""
         return self._journal.trouble
 
+    @property
+    def added(self) -> int:
+        """How many entries there were so far, written or not."""
+        return self._journal.added
+
+    def has_written(self, count: int) -> bool:
+        """Whether the first so many entries are on record."""
+        return self._journal.written >= count
+
     def is_due(self) -> bool:
         """See `Journal.is_due`."""
         return self._journal.is_due()

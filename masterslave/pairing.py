@@ -61,7 +61,7 @@ class JobView(NamedTuple):
     phase: str
     word: str = ""  # the system's own word for the phase
     over: bool = False  # whether it has ended, as far as the system can tell
-    reason: str = ""  # why it waits
+    reason: str = ""  # why it waits, or how it ended
 
 
 class Row(NamedTuple):
@@ -130,29 +130,35 @@ def _row(
     phase = view.phase
     if view.word and view.word.lower() != phase:
         phase = f"{phase} ({view.word})"
+    ended = f"ended ({view.reason})" if view.reason else "ended"
     if view.role != "slave":
         said = f"waits: {view.reason}" if view.reason else ""
         if view.over:
-            said = f"ended; its log: {words or '(nothing)'}"
+            said = f"{ended}; its log: {words or '(nothing)'}"
         return Row(view.id, view.role, phase, remark=said, missing=view.over)
     if slave is not None:
         return _slave_row(slave)._replace(job=view.id, phase=phase)
     remark = "" if note is None else note.story()
     missing = True
     if note is None and view.over:
-        remark = f"ended before its slave said anything; its log: {words or '(nothing)'}"
+        remark = f"{ended} before its slave said anything; its log: {words or '(nothing)'}"
     elif note is None:
         remark = f"waits: {view.reason}" if view.reason else "waits for its turn"
-        if view.phase == "running":
+        if view.phase == "submitted":
+            remark = "its system does not list it, not yet or no longer"
+        elif view.phase == "running":
             remark = "no slave yet"
         missing = view.phase == "running"
     elif note.progress == Progress.REGISTERED:
         where = f"on {note.host}, PID {note.pid}"
         if view.over:
-            remark = f"lost {where}; its log: {words or '(nothing)'}"
+            lost = f"lost ({view.reason})" if view.reason else "lost"
+            remark = f"{lost} {where}; its log: {words or '(nothing)'}"
         else:
             remark = f"not with the manager at present {where}" if answered else f"was {where}"
             missing = answered
+    elif note.progress == Progress.STARTING and view.over:
+        remark = f"{ended}; until then its slave {remark.replace('looks', 'looked', 1)}"
     elif note.progress == Progress.LEFT:
         missing = False
     return Row(view.id, view.role, phase, remark=remark, missing=missing)

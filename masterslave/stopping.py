@@ -82,13 +82,19 @@ def views(plan: Plan, submissions: Sequence[Submission]) -> list[JobView]:
             found.append(JobView("", one.name, one.role, "submitting"))
             continue
         fresh = time.time() - one.at < FRESH_S and one.on != "local"
-        for job_id, state in launcher_of(plan, one).states(one.ids).items():
-            unsure = fresh and state.phase is Phase.UNKNOWN  # its system may not know it yet
+        where = launcher_of(plan, one)
+        states = where.states(one.ids)
+        unknown = [job_id for job_id, state in states.items() if state.phase is Phase.UNKNOWN]
+        # One that has failed at once is told from one that its system does not know yet.
+        endings = where.endings(unknown) if fresh and unknown else {}
+        for job_id, state in states.items():
+            unsure = fresh and job_id in unknown and job_id not in endings
             phase = "submitted" if unsure else state.phase.value
-            if state.phase is Phase.UNKNOWN and not fresh:
+            if job_id in unknown and not unsure:
                 phase = Phase.ENDED.value
             over = state.is_over and not unsure
-            found.append(JobView(job_id, one.name, one.role, phase, state.word, over, state.reason))
+            reason = endings.get(job_id, state.reason)
+            found.append(JobView(job_id, one.name, one.role, phase, state.word, over, reason))
     return found
 
 
@@ -100,7 +106,7 @@ def overview(label: str) -> Overview:
     """
     folder, plan = find_start(label)
     submissions = folder.submissions()
-    seen = views(plan, submissions)
+    seen = _with_endings(plan, submissions, views(plan, submissions))
     notes = folder.notes()
     status, address, why = ask_manager(plan)
     if status is None:
@@ -117,6 +123,19 @@ def overview(label: str) -> Overview:
         tasks = {name: sum(status[name].values()) for name in ("waiting", "running", "finished")}
     rows = pair(seen, notes, slaves, words, answered=status is not None)
     return Overview(plan, folder.is_stopping(), address, why, tasks, rows)
+
+
+def _with_endings(
+    plan: Plan, submissions: Sequence[Submission], seen: Sequence[JobView]
+) -> list[JobView]:
+    """With what their systems have on record of the end of those that have ended."""
+    words: dict[tuple[str, str], str] = {}
+    for one in submissions:
+        ids = [view.id for view in seen if view.job == one.name and view.over and not view.reason]
+        if ids:
+            endings = launcher_of(plan, one).endings(ids)
+            words.update({(one.name, job_id): said for job_id, said in endings.items()})
+    return [view._replace(reason=words.get((view.job, view.id), view.reason)) for view in seen]
 
 
 def _why_silent(seen: Sequence[JobView]) -> str:

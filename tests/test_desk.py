@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import wait_until
+from journals import TryingStore
 from managing import LONG_S, Call, Clock, X, give, ids, join, take, wait_for_clients
 
 from masterslave.entries import Ended, HandedOut, Requested, Setback
-from masterslave.errors import DataNotFound, TaskManagerTermination, UnknownProcess
+from masterslave.errors import DataNotFound, JournalFull, TaskManagerTermination, UnknownProcess
 from masterslave.journal import Journal
 from masterslave.manager import TaskManager
 from masterslave.records import Outcome, ProcessInfo
@@ -551,3 +554,63 @@ def test_a_task_manager_without_a_journal_knows_nothing_of_the_run_before(
     manager: TaskManager,
 ) -> None:
     assert attach(manager, "a", 5, ["sqrt_0", "cube_1"], 3)[2] == ["sqrt_0", "cube_1"]
+
+
+# --- a journal that cannot be written -------------------------------------------------------
+
+
+@pytest.fixture
+def trying(clock: Clock) -> tuple[TryingStore, TaskManager]:
+    """A task manager that does not wait for room, and its store."""
+    store = TryingStore()
+    settings = Settings(key_file=Path("unused"), when_full="raise")
+    return store, TaskManager("job", settings, clock=clock, journal=Journal(store))
+
+
+def test_a_request_that_cannot_be_put_on_record_is_taken_back_and_asked_for_again(
+    trying: tuple[TryingStore, TaskManager], clock: Clock
+) -> None:
+    store, manager = trying
+    client = tuple(attach(manager, "a")[:2])
+    slave = join(manager)
+    store.errors = [JournalFull("the disk is full")] * 3
+    for _ in range(3):
+        with pytest.raises(JournalFull):
+            submit(manager, client, 1, 2)
+        assert manager.numberOfTasks() == [{}, {}, {}]
+    requested = submit(manager, client, 1, 2)
+    assert submit(manager, client, 1, 2) == requested
+    assert manager.numberOfTasks()[0] == {"sqrt": 2}
+    # Killed now, the next run has what was answered, and nothing else.
+    settings = Settings(key_file=Path("unused"))
+    manager = TaskManager("job", settings, clock=clock, journal=Journal(store))
+    *client, missing = attach(manager, "a", client[0], requested, 1)
+    assert missing == []
+    assert manager.numberOfTasks()[0] == {"sqrt": 2}
+    slave = join(manager)
+    assert sorted([*serve(manager, slave), *serve(manager, slave)]) == requested
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_call_that_is_there_twice_is_taken_back_once_or_answered(
+    trying: tuple[TryingStore, TaskManager], failures: int
+) -> None:
+    """Its connection broke while it was being written; whoever is answered has its tasks."""
+    store, manager = trying
+    client = tuple(attach(manager, "a")[:2])
+    store.errors = [JournalFull("the disk is full")] * failures
+    store.gate.clear()
+    calls = [Call(submit, manager, client, 1, 2)]
+    wait_until(lambda: store.busy)
+    calls.append(Call(submit, manager, client, 1, 2))
+    store.gate.set()
+    answers = []
+    for call in calls:
+        with contextlib.suppress(JournalFull):
+            answers.append(call.outcome())
+    waiting = manager.numberOfTasks()[0].get("sqrt", 0)
+    assert waiting == (2 if answers else 0), (answers, waiting)
+    assert submit(manager, client, 1, 2) in (
+        answers or [["sqrt_2", "sqrt_3"], ["sqrt_4", "sqrt_5"]]
+    )
+    assert manager.numberOfTasks()[0] == {"sqrt": 2}

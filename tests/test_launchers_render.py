@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from masterslave.errors import LauncherError
-from masterslave.launchers import launcher, pbs, sge, slurm
-from masterslave.launchers.base import Container, Job, Phase, Rendered, safe_name
+from masterslave.launchers import htcondor, launcher, pbs, sge, slurm
+from masterslave.launchers.base import Container, Job, JobState, Phase, Rendered, safe_name
 from masterslave.launchers.containers import process_command
 from masterslave.launchers.htcondor import description
 from masterslave.launchers.local import SlaveOptions, slave_job
@@ -360,3 +360,46 @@ def test_short_names_are_as_different_as_long_ones() -> None:
     assert len(short) == len(names)
     assert max(map(len, short)) == 15
     assert pbs._short_name("ms-a-b-s0") == "ms-a-b-s0"
+
+
+def test_how_jobs_of_grid_engine_ended() -> None:
+    """Of an array, a job that ran twice, and one that nobody has accounted for."""
+    text = """
+==============================================================
+jobnumber    7
+taskid       1
+failed       0
+exit_status  0
+==============================================================
+jobnumber    7
+taskid       1
+failed       100 : assumedly after job
+exit_status  137                  (Killed)
+deleted_by   root
+==============================================================
+jobnumber    8
+taskid       undefined
+failed       0
+exit_status  127
+deleted_by   NONE
+"""
+    assert sge._accounted(text) == {
+        "7.1": "exit status 137 (Killed), failed 100 : assumedly after job, deleted by root",
+        "8": "exit status 127",
+    }
+
+
+def test_how_jobs_of_htcondor_ended() -> None:
+    text = """7 0 1 undefined undefined
+7 1 undefined 9 undefined
+8 0 undefined undefined via condor_rm (by user work)
+9 0 undefined undefined undefined
+"""
+    assert htcondor._kept(text) == {
+        "7.0": "exit status 1", "7.1": "signal 9", "8.0": "via condor_rm (by user work)",
+    }  # fmt: skip
+
+
+def test_how_jobs_of_pbs_ended() -> None:
+    text = "Job Id: 7.s\n    job_state = C\n    exit_status = 271\n"
+    assert pbs._read(text) == {"7.s": JobState(Phase.ENDED, "C", "exit status 271")}

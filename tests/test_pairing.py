@@ -44,6 +44,9 @@ def test_a_job_that_waits_misses_nothing() -> None:
         ({"tries": ("h:1",), "error": "refused"}, False, "",
          "looks for its manager on n1, PID 4711, Python 3.11.2 /usr/bin/python3, tries h:1: "
          "refused"),
+        ({"tries": ("h:1",), "error": "refused"}, True, "log",
+         "ended; until then its slave looked for its manager on n1, PID 4711, Python 3.11.2 "
+         "/usr/bin/python3, tries h:1: refused"),
         ({"progress": "failed", "error": "wrong key"}, True, "log",
          "failed on n1, PID 4711, Python 3.11.2 /usr/bin/python3: wrong key"),
         ({"progress": "registered"}, True, "Killed", "lost on n1, PID 4711; its log: Killed"),
@@ -55,6 +58,15 @@ def test_why_there_is_no_slave(note: Any, over: bool, words: str, remark: str) -
     notes = [] if note is None else [NOTE._replace(**note)]
     found = row(*notes, job=JOB._replace(over=over), words=words)
     assert (found.remark, found.missing) == (remark, True)
+
+
+def test_how_a_job_ended_is_told() -> None:
+    ended = JOB._replace(over=True, reason="signal 9")
+    assert row(job=ended).remark.startswith("ended (signal 9) before its slave said anything; ")
+    assert row(NOTE, job=ended).remark.startswith("ended (signal 9); until then its slave looked ")
+    note = NOTE._replace(progress=Progress.REGISTERED.value)
+    assert row(note, job=ended).remark.startswith("lost (signal 9) on n1, PID 4711; ")
+    assert row(job=ended._replace(role="manager")).remark == "ended (signal 9); its log: (nothing)"
 
 
 def test_one_that_left_in_order_is_not_missed() -> None:

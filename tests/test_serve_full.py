@@ -135,6 +135,11 @@ def test_killed_and_started_again_meanwhile_it_still_waits_for_room(
         said = "results are not acknowledged"
         wait_until(lambda: said in scene.manager.err, "the manager says so again")
         assert re.search(told(place), scene.manager.err)
+        # What it was asked for when it did not know of that yet is not answered either.
+        assert "asked" not in scene.client.out
+        scene.manager.kill()
+        scene.manager.wait()
+        scene.manager = scene.serve()
         place.make_room(None)
     scene.ends_well()
     assert "Traceback" not in scene.manager.err + scene.client.err

@@ -88,6 +88,32 @@ def test_why_a_slave_is_missing(slurm: World) -> None:
     wait_until(lambda: not slurm.processes())
 
 
+@pytest.mark.parametrize("name", ["slurm", "sge", "pbs"])
+def test_how_a_job_ended_that_has_brought_no_slave(
+    world: World, systems: Systems, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its interpreter is not there, or it was killed while it looked for its manager."""
+    settings = reach(name, world, systems, monkeypatch)
+
+    def remark(label: str) -> str:
+        (row,) = overview(label).rows
+        return row.remark
+
+    started("broken", 1, name, wait=True, python="/no/python", launcher_settings=settings)
+    alone = started("alone", 1, name, wait=True, launcher_settings=settings)
+    wait_until(lambda: "before its slave said anything" in remark("broken"))
+    assert re.search("its log: .*/no/python: .*not found", remark("broken"))
+    wait_until(lambda: remark("alone").startswith("looks for its manager on "))
+    launcher(name, **settings).cancel(alone.slaves)
+    wait_until(lambda: "; until then its slave looked for its manager" in remark("alone"))
+    if name == "sge":
+        assert remark("broken").startswith("ended (exit status 127) before ")
+        assert re.match(r"ended \(exit status \d+ .*, failed 100 : ", remark("alone"))
+    for label in ("broken", "alone"):
+        stop(label)
+    wait_until(lambda: not world.processes())
+
+
 def test_what_slurm_refuses_is_told_in_its_words(slurm: World) -> None:
     program = slurm.task_manager("start", "lab", "--serve", "--on", "slurm", "--", "--partition=x")
     program.finish(1)

@@ -101,7 +101,7 @@ class JobState(NamedTuple):
 
     phase: Phase
     word: str = ""  # such as "OUT_OF_MEMORY"; empty where the system does not know the id
-    reason: str = ""  # why it waits, where the system says so
+    reason: str = ""  # why it waits, or how it ended, where the system says so
 
     @property
     def is_over(self) -> bool:
@@ -191,6 +191,12 @@ class Launcher(ABC):
             f"{self.name} jobs cannot be looked for by name; look for {safe_name(name)!r} with "
             "the system's own commands"
         )
+
+    def endings(self, ids: Sequence[str]) -> dict[str, str]:
+        """How those ended that `states` does not know any longer, in the words of the system's
+        records; those that it has none of are left out. Raises nothing.
+        """
+        return {}
 
     def log_file(self, job: Job, job_id: str) -> str:
         """Where the output of the copy with that id is."""

@@ -5,6 +5,7 @@ What is submitted is a description, as text that a person can edit and submit: `
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -84,6 +85,15 @@ class HtcondorLauncher(Launcher):
                 found[f"{cluster}.{process}"] = state
         return {one: found.get(one, JobState(Phase.UNKNOWN)) for one in ids}
 
+    def endings(self, ids: Sequence[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for part in in_portions(ids):
+            columns = ("ClusterId", "ProcId", "ExitCode", "ExitSignal", "RemoveReason")
+            command = ["condor_history", *part, "-limit", str(len(part)), "-autoformat", *columns]
+            with contextlib.suppress(LauncherError):  # not every site keeps one
+                found.update(_kept(run_command(command).out))
+        return {one: found[one] for one in ids if one in found}
+
     def cancel(self, ids: Sequence[str]) -> None:
         for part in in_portions(ids):
             done = run_command(["condor_rm", *part], statuses=(0, 1))
@@ -92,6 +102,19 @@ class HtcondorLauncher(Launcher):
             wrong = [line for line in said if not any(text in line for text in known)]
             if done.status and (wrong or not said):
                 raise LauncherError(f"condor_rm: {' '.join(wrong) or 'no message'}")
+
+
+def _kept(text: str) -> dict[str, str]:
+    """How the jobs ended in lines of ``condor_history``: numbers, exit, signal, why removed."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        cluster, process, status, number, reason = (*line.split(None, 4), *[""] * 5)[:5]
+        said = [] if status in ("", "undefined") else [f"exit status {status}"]
+        said += [] if number in ("", "undefined") else [f"signal {number}"]
+        said += [] if reason in ("", "undefined") else [reason.strip()]
+        if said:
+            found.setdefault(f"{cluster}.{process}", ", ".join(said))
+    return found
 
 
 def description(job: Job) -> str:

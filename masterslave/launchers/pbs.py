@@ -144,12 +144,13 @@ def _real_errors(text: str) -> list[str]:
 
 
 def _read(text: str) -> dict[str, JobState]:
-    """Of each ``Job Id: 12[3].server`` the line ``job_state = R``."""
+    """Of each ``Job Id: 12[3].server`` the lines ``job_state = R`` and ``Exit_status = 0``."""
     found: dict[str, JobState] = {}
     current = ""
     for line in text.splitlines():
         head = re.match(r"Job Id:\s*(\S+)", line)
         state = re.match(r"\s+job_state = (\S+)", line)
+        status = re.match(r"\s+exit_status = (\S+)", line, re.IGNORECASE)
         if head is not None:
             current = head[1]
         elif state is not None and current:
@@ -157,4 +158,6 @@ def _read(text: str) -> dict[str, JobState]:
             phase = Phase.PENDING if word in _PENDING else Phase.RUNNING
             reason = "it is held" if word == "H" else ""
             found[current] = JobState(Phase.ENDED if word in _ENDED else phase, word, reason)
+        elif status is not None and current in found and found[current].is_over:
+            found[current] = found[current]._replace(reason=f"exit status {status[1]}")
     return found

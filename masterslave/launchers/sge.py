@@ -6,6 +6,7 @@ order then), and SIGUSR1 before a job is stopped, which ends nothing here.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 
@@ -74,6 +75,13 @@ class SgeLauncher(Launcher):
         found = _read(listed)
         return {one: found.get(one, JobState(Phase.UNKNOWN)) for one in ids}
 
+    def endings(self, ids: Sequence[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for number in dict.fromkeys(one.partition(".")[0] for one in ids):
+            with contextlib.suppress(LauncherError):  # none is kept, or not yet
+                found.update(_accounted(run_command(["qacct", "-j", number]).out))
+        return {one: found[one] for one in ids if one in found}
+
     def cancel(self, ids: Sequence[str]) -> None:
         for part in in_portions(ids):
             done = run_command(["qdel", *part], statuses=(0, 1))
@@ -96,6 +104,26 @@ def _read(text: str) -> dict[str, JobState]:
         state = JobState(_phase(word), word, _reason(word))
         found[number] = state
         found[f"{number}.{last}"] = state  # of a plain job: never asked for
+    return found
+
+
+def _accounted(listed: str) -> dict[str, str]:
+    """How the jobs, or the tasks of arrays, ended that ``qacct -j`` tells of."""
+    found = {}
+    for block in re.split(r"^=+$", listed, flags=re.MULTILINE):
+        lines = [line.split(None, 1) for line in block.splitlines() if line.strip()]
+        fields = {line[0]: line[1].strip() for line in lines if len(line) == 2}
+        if "jobnumber" not in fields:
+            continue
+        job_id, task = fields["jobnumber"], fields.get("taskid", "")
+        said = [f"exit status {fields.get('exit_status', '?')}"]
+        if fields.get("failed", "0") != "0":
+            said.append(f"failed {fields['failed']}")
+        if fields.get("deleted_by", "NONE") != "NONE":
+            said.append(f"deleted by {fields['deleted_by']}")
+        # Of several runs of one, the last one stands at the end.
+        text = " ".join(", ".join(said).split())
+        found[f"{job_id}.{task}" if task.isdecimal() else job_id] = text
     return found
 
 
