@@ -31,7 +31,8 @@ def dask() -> Iterator[Opened]:
 
     # A cluster gives up each worker that happens to be away 15 s after a death, and has none at
     # last: see ARCHITECTURE.md. And with 3 failures allowed, as is usual, a task that kills its
-    # worker costs eight starts of an interpreter in place of two: a minute on a busy machine.
+    # worker costs eight starts of an interpreter in place of two: 33 s, 46 s and more than 60 s
+    # were seen on a machine that others kept busy.
     settings = {
         "distributed.deploy.lost-worker-timeout": "1h",
         "distributed.scheduler.allowed-failures": 0,
