@@ -11,6 +11,7 @@ cancelled has as much time as its batch system gives it.
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -110,7 +111,7 @@ def overview(label: str) -> Overview:
     notes = folder.notes()
     status, address, why = ask_manager(plan)
     if status is None:
-        why = _why_silent(seen) or why
+        why = _why_silent(seen, time.time() - plan.began_at) or why
     slaves = status["slaves"] if status is not None else []
     by_name = {one.name: one for one in submissions}
     words = {
@@ -138,13 +139,18 @@ def _with_endings(
     return [view._replace(reason=words.get((view.job, view.id), view.reason)) for view in seen]
 
 
-def _why_silent(seen: Sequence[JobView]) -> str:
-    """What its job says of a task manager that does not answer; empty if nothing."""
+def _why_silent(seen: Sequence[JobView], age_s: float = math.inf) -> str:
+    """What its job says of a task manager that does not answer; empty if nothing.
+
+    `age_s`: since it was started, in seconds.
+    """
     for view in seen:
         if view.role == "manager" and view.over:
             return f"its job {view.id} has ended"
         if view.role == "manager" and view.phase == "pending":
             return f"its job {view.id} waits: {view.reason or 'for its turn'}"
+        if view.role == "manager" and age_s < FRESH_S:
+            return f"its job {view.id} was started {age_s:.0f} s ago"
     return ""
 
 

@@ -30,10 +30,11 @@ from masterslave.errors import ConnectionFailed, LabelInUse, LauncherError, Sett
 from masterslave.keyfile import load_key
 from masterslave.launchers.shell import start_of
 from masterslave.launchers.ssh import LocalLauncher
+from masterslave.pairing import JobView
 from masterslave.runfolder import Plan, RunFolder, Submission
 from masterslave.settings import Settings
 from masterslave.starting import Started, check_request, environment, manager_job, slave_job
-from masterslave.stopping import overview
+from masterslave.stopping import _why_silent, overview
 
 PLAN = Plan(
     "lab", "ms-lab", "slurm", "here", 0.0,
@@ -406,6 +407,13 @@ def test_a_slave_that_ends_at_once_has_left_word_of_the_reason(
     assert "key" in row.remark.rpartition(master.address)[2]
     stop("lab")
     nothing_is_left(here)
+
+
+def test_why_a_task_manager_does_not_answer() -> None:
+    view = JobView("7", "ms-lab-manager", "manager", "running")
+    assert _why_silent([view], 3.4) == "its job 7 was started 3 s ago"
+    assert _why_silent([view], 600.0) == ""  # then what was found at its address is told
+    assert _why_silent([view._replace(over=True)], 3.4) == "its job 7 has ended"
 
 
 def test_slaves_of_others_stay(here: World, start_master: StartMaster) -> None:

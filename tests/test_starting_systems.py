@@ -447,6 +447,11 @@ def paired(pool: Pool) -> int:
     return sum(bool(row["job"] and row["workers"]) for row in rows)
 
 
+def remark(pool: Pool, label: str) -> str:
+    (row,) = json.loads(pool.task_manager("status", label, "--json"))["rows"]
+    return str(row["remark"])
+
+
 def queue_is_empty(pool: Pool) -> bool:
     """What has completed may be listed for a moment."""
     listed = pool.run("condor_q", "-constraint", "JobStatus != 4", "-autoformat", "ClusterId")
@@ -464,7 +469,13 @@ def test_htcondor_with_manager_and_slaves_in_jobs(pool: Pool) -> None:
     (row,) = json.loads(pool.task_manager("status", "held", "--json"))["rows"]
     assert (row["phase"], row["missing"]) == ("pending (HELD)", False)
     assert row["remark"].startswith("waits: held: ")
-    pool.task_manager("stop", "held")
+    pool.run("condor_rm", row["job"])
+    pool.task_manager("start", "none", "--on", "htcondor", "-w", "--python", "no-python")
+    wait_until(lambda: "(exit status 127) before its slave" in remark(pool, "none"))
+    assert "no-python" in remark(pool, "none").rpartition("its log: ")[2]
+    wait_until(lambda: "ended (via condor_rm (by user work)) before" in remark(pool, "held"))
+    for label in ("held", "none"):
+        pool.task_manager("stop", label)
     assert "told 2 slaves to finish what runs and leave" in pool.task_manager("stop", "lab")
     assert queue_is_empty(pool)
     wait_until(lambda: not pool.world.processes())
