@@ -228,6 +228,8 @@ class Pump:
 
     def _refuse(self) -> None:
         """The executor runs nothing any more: tell so of every task that is there or comes."""
+        if self._engine.is_closed and self._flights.wanted():
+            self._flights.broke(self._broken)  # what is in the air will never land
         self._flights.give_back_all("not begun")
         self._hand_in()
         tags = self._manager.numberOfTasks()[0]

@@ -27,9 +27,9 @@ import pytest
 MARK = "TEST_SESSIONS"  # the marks of this session and of those around it, with commas between
 SHARED_MEMORY = Path("/dev/shm")
 LIBRARY_THREADS = (
-    "client", "client-receiver", "executor", "folder-in", "folder-out", "name-server", "pump",
-    "pump-fetcher", "pyro-answer", "pyro-server", "registration", "uplink-fetcher",
-    "uplink-sender", "watchdog",
+    "client", "client-receiver", "executor", "folder-in", "folder-out", "masterslave-claim",
+    "name-server", "pump", "pump-fetcher", "pump-submitter", "pyro-answer", "pyro-server",
+    "registration", "uplink-fetcher", "uplink-sender", "watchdog",
     "Pyro-Worker", "housekeeper", "oneway-call",  # Pyro's own, inside the library's server
 )  # fmt: skip
 

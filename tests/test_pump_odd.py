@@ -253,6 +253,35 @@ def test_what_an_executor_has_forgotten_at_its_end_is_told_of(make: Make) -> Non
         master.shutdown()
 
 
+def test_what_was_in_the_air_at_its_end_is_told_of_when_another_submission_was_refused(
+    make: Make,
+) -> None:
+    """As by Dask, when a client is closed while one task runs and the next one is submitted."""
+
+    class Forgetful(Odd):
+        __module__ = "parsl.concurrent"
+        _dfk = SimpleNamespace(executors={}, cleanup_called=False)
+
+    with Forgetful() as pool:
+        master = make(pool, stall_s=PATIENCE_S)  # nobody looks by the clock
+        master.requestTask("square", 3)
+        assert value(master) == 9
+        lost = threading.Event()
+
+        def loses(usual: Callable[[], Future[Any]]) -> Future[Any]:
+            lost.set()
+            return Future()
+
+        pool.wrong = loses
+        ids = [master.requestTask("square", 4, crash_limit=1)]
+        wait_until(lost.is_set, "it has got one")
+        pool._dfk.cleanup_called = True
+        ids.append(master.requestTask("square", 5, crash_limit=1))
+        told = [failure(master) for _ in ids]
+        assert sorted(one.task_id for one in told) == sorted(ids)
+        master.shutdown()
+
+
 def test_a_submit_that_raises_for_a_while_costs_no_task(make: Make, odd: Odd) -> None:
     """A moment's trouble: there is a pause between two attempts."""
     master = make(odd)
