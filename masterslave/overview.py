@@ -74,7 +74,10 @@ class Overview:
                 timely = self._scheduler.tags_for(member, now)
                 row["left_s"] = member.left_s(now)
                 row["no_time_for"] = sorted((member.tags or frozenset()) - timely)
-            (slaves if member.is_slave else others).append(row)
+            if member.is_slave:
+                slaves.append(row)
+            elif not member.info.workers:  # else a slave that is about to say so
+                others.append(row)
         clients = []
         if self._clients:
             clients = self._clients.rows(self._queue.by_client(), now)

@@ -195,3 +195,13 @@ def test_higher_priority_goes_first(manager: TaskManager) -> None:
     manager.addTaskRequest("low", X)
     manager.addTaskRequest("high", X, 0, TaskOptions(priority=1))
     assert [task.tag for task in take(manager, slave)] == ["high", "low"]
+
+
+def test_a_slave_that_has_not_announced_itself_yet_is_no_master(live: TaskManager) -> None:
+    before = live.status()["masters"]
+    info = ProcessInfo("PID 2 on node", 2, "node", 4, "token")
+    process_id = live.registerProcess(None, info)[0]
+    assert (live.status()["masters"], live.status()["slaves"]) == (before, [])
+    live.announceSlave(process_id)
+    assert [row["id"] for row in live.status()["slaves"]] == [process_id]
+    assert live.status()["masters"] == before
