@@ -29,6 +29,7 @@ from typing import Any
 import cloudpickle
 
 from masterslave import payload, shared
+from masterslave.arrivals import failure_of
 from masterslave.errors import (
     ConnectionFailed,
     DataNotFound,
@@ -46,7 +47,7 @@ from masterslave.functions import (
     client_surroundings,
     item_name,
 )
-from masterslave.master import MasterProcess, failure_of
+from masterslave.master import MasterProcess
 from masterslave.records import CALL_TAG, Delivery, Outcome, TaskOptions
 
 log = logging.getLogger(__name__)

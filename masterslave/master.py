@@ -2,7 +2,8 @@
 
 A master owns the task manager, its watchdog, the server through which slaves reach it, the
 registration of its label, and the slaves it has launched. Tasks go straight into the task manager,
-which is in the same process; only slaves come over the network.
+which is in the same process; only slaves come over the network. What comes back is taken by
+`arrivals`.
 
 Half of the module are the docstrings of the public methods, which are the manual.
 """
@@ -14,12 +15,13 @@ import logging
 import secrets
 import signal
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from masterslave import globalstate, payload, shared, slavecode, ways
+from masterslave.arrivals import Arrivals
 from masterslave.attached import RemoteManager
 from masterslave.chaos import Chaos
 from masterslave.errors import (
@@ -27,12 +29,7 @@ from masterslave.errors import (
     PayloadError,
     ResultTimeout,
     SettingsError,
-    TaskLost,
     TaskManagerTermination,
-    TaskOutOfMemory,
-    TaskRaisedException,
-    TaskTimedOut,
-    WorkerCrashed,
 )
 from masterslave.hooks import Observer
 from masterslave.launchers.local import LocalSlaves, SlaveOptions
@@ -40,10 +37,7 @@ from masterslave.manager import TaskManager
 from masterslave.memory import check_supported
 from masterslave.records import (
     DEFAULT_OPTIONS,
-    LOST,
-    Delivery,
     Frame,
-    Outcome,
     TaskOptions,
     frame_bytes,
 )
@@ -57,20 +51,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What stands for the failure of a task that has no exception object of its own.
-_FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut | TaskLost]] = {
-    LOST: TaskLost,
-    Outcome.CRASHED.value: WorkerCrashed,
-    Outcome.OUT_OF_MEMORY.value: TaskOutOfMemory,
-    Outcome.TIMED_OUT.value: TaskTimedOut,
-}
-
 #: How many requests `requestTasks` pickles before it hands them over. Larger: slaves start later.
 _REQUEST_BATCH = 200
-
-#: Results that are taken from the task manager at once when so many are there. Larger: nothing is
-#: gained. Smaller: the task manager's lock is taken for a few, and slaves wait for it.
-_RESULT_BATCH = 64
 
 #: Parameters of a task beyond this size bring a warning. Larger: programs that send the same array
 #: with every task are slow and do not learn why. Smaller: a warning where there is nothing to gain.
@@ -168,19 +150,17 @@ class MasterProcess:
             self.settings.shared_memory and given.executor is None
         )  # its pickling knows no views
         self._memory: payload.Memory | None = shared if lends else None
+        # A journal may still have to write what is delivered, and not what the program makes of it.
+        self._has_journal = journal is not None or given.folder is not None
         code = given.code
         is_script = code is not None and code["shared_main"]
         self._use_script(code if is_script else slavecode.running_script(), shared=is_script)
+        self._arrivals = Arrivals(
+            self.task_manager, self.process_id, self._codec, owned=not self._has_journal
+        )
         self._states: dict[int, list[str]] = {}  # names of each state's values
         self._state_uses: Counter[int] = Counter()  # how often each was set
-        # A journal may still have to write what is delivered, and not what the program makes of it.
-        self._has_journal = journal is not None or given.folder is not None
-        self._owns_results = not self._has_journal
         self._large_tags: set[str] = set()  # whose large parameters have been remarked on
-        # Results that were taken and not retrieved yet, of any tag, oldest first.
-        self._taken: deque[Delivery] = deque()
-        self._waiting_calls = 0  # that wait in the task manager for a result
-        self._taking = threading.Lock()  # of both
         self._lock = threading.Lock()
         self._slaves = LocalSlaves()
         self._down = False
@@ -374,13 +354,13 @@ class MasterProcess:
         """
         _check_wait(tag, timeout)
         try:
-            delivery = self._next_delivery(tag, timeout)
+            delivery = self._arrivals.next(tag, timeout)
         except TaskManagerTermination:
             return None, None, None
         if delivery is None:
             what = f"of tag {tag!r} " if tag is not None else ""
             raise ResultTimeout(f"no result {what}within {timeout:g} s")
-        return delivery.task_id, delivery.tag, self._value(delivery)
+        return delivery.task_id, delivery.tag, self._arrivals.value(delivery)
 
     def results(
         self, tag: str | None = None, timeout: float | None = None
@@ -392,52 +372,7 @@ class MasterProcess:
         `timeout`: seconds to wait for each next result before `ResultTimeout` is raised.
         """
         _check_wait(tag, timeout)
-        return self._results(tag, timeout)
-
-    def _results(self, tag: str | None, timeout: float | None) -> Iterator[tuple[str, str, Any]]:
-        while True:
-            try:
-                delivery = self._next_delivery(tag, timeout, while_outstanding=True)
-            except TaskManagerTermination:
-                return
-            if delivery is None:
-                if self.task_manager.outstandingTasks(self.process_id, tag):
-                    raise ResultTimeout(f"no result within {timeout:g} s")
-                return
-            yield delivery.task_id, delivery.tag, self._value(delivery)
-
-    def _next_delivery(
-        self, tag: str | None, timeout: float | None, *, while_outstanding: bool = False
-    ) -> Delivery | None:
-        """The oldest finished task; waits, answers and raises as `TaskManager.getResults`.
-
-        Many are taken at once, and kept for whoever comes next: a failure, or leaving a loop, loses
-        none. While another thread waits in the task manager, each takes one at a time, or what that
-        thread waits for might lie here.
-        """
-        manager = self.task_manager
-        with self._taking:
-            kept = self._taken
-            if kept:
-                if tag is None:
-                    return kept.popleft()
-                for place, one in enumerate(kept):
-                    if one.tag == tag:
-                        del kept[place]
-                        return one
-            if not self._waiting_calls and isinstance(manager, TaskManager):
-                got = manager.getResults(self.process_id, tag, _RESULT_BATCH, 0.0)
-                if got:
-                    kept.extend(got)  # behind those of other tags, which are older
-                    del kept[len(kept) - len(got)]
-                    return got[0]
-            self._waiting_calls += 1
-        try:
-            got = manager.getResults(self.process_id, tag, 1, timeout, while_outstanding)
-        finally:
-            with self._taking:
-                self._waiting_calls -= 1
-        return got[0] if got else None
+        return self._arrivals.each(tag, timeout)
 
     def cancelTask(self, task_id: str) -> bool:
         """Take a task back; true if it had not finished, and then it gives no result.
@@ -513,6 +448,7 @@ class MasterProcess:
         self.task_manager.storeData(**{slavecode.DATA_NAME: {**record, "shared_main": shared_main}})
         if shared_main:
             self._use_script(record, shared=True)
+            self._arrivals.codec = self._codec
 
     def _use_script(self, record: slavecode.Record | None, *, shared: bool) -> None:
         main_id = record["main_id"] if record is not None else None
@@ -538,25 +474,6 @@ class MasterProcess:
                 extra={"action": "large_parameters"},
             )
         return frame
-
-    def _value(self, delivery: Delivery) -> Any:
-        """The result of a finished task; raises what it raised."""
-        if delivery.outcome == Outcome.RESULT:
-            try:
-                return self._codec.decode(delivery.frame, owned=self._owns_results)
-            except PayloadError as error:
-                raise TaskRaisedException(
-                    delivery.task_id, delivery.tag, error, f"the result arrived, but {error}"
-                ) from error
-        exception = failure_of(self._codec, delivery)
-        raise TaskRaisedException(delivery.task_id, delivery.tag, exception, delivery.detail)
-
-
-def failure_of(codec: payload.Codec, delivery: Delivery) -> BaseException:
-    """Why a task failed: the handler's exception, or what stands for it."""
-    if delivery.outcome == Outcome.EXCEPTION:
-        return codec.decode_exception(delivery.frame, delivery.detail)
-    return _FAILURES[delivery.outcome](delivery.detail)
 
 
 def _check_tag(tag: Any) -> None:

@@ -255,7 +255,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(
     files: Files = master._service._place.files  # type: ignore[attr-defined]
 
     def full(kind: str, path: str) -> None:
-        if kind == "sync":
+        if kind == "create":
             raise OSError(28, "No space left on device")
 
     try:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from masterslave.folder import bundles, names, seal
+from masterslave.folder.absence import Vanished
+from masterslave.folder.enrolled import Crew, Enrolled
 from masterslave.folder.files import Files, Stamp
+from masterslave.folder.holders import Holders
+from masterslave.folder.measure import Measure
 from masterslave.folder.pauses import SETTLED_S, Pause, Watch
+from masterslave.folder.place import Place
+from masterslave.pace import Pace
 from masterslave.records import Assignment
 
 KEY = b"k" * 32
@@ -27,7 +34,7 @@ def test_what_a_name_says_is_read_again(tag: str, count: int, priority: int) -> 
     ):  # fmt: skip
         name = f"{bundle}.{end}"
         assert len(name.encode()) < 255
-        assert names.parse(name) == (bundle, names.tag_text(tag), kind, whose, priority, 17)
+        assert names.parse(name) == (bundle, names.tag_text(tag), kind, whose, priority, 17, count)
 
 
 def test_names_are_for_people() -> None:
@@ -115,16 +122,25 @@ def test_only_one_gets_a_file_that_several_move(tmp_path: Path) -> None:
     assert got == [True, False, False]
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = Files(str(tmp_path), "me")
 
     def full(kind: str, path: str) -> None:
         if kind == "sync":
             raise OSError(28, "No space left on device")
 
-    files.before = full
+    def writev(descriptor: int, buffers: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    files.before = full  # only what takes several calls is synced by one of its own
     with pytest.raises(OSError, match="No space"):
-        files.replace(str(tmp_path / "f"), [b"x"])
+        files.replace(str(tmp_path / "f"), [b"x"] * 2000)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "writev", writev)
+        with pytest.raises(OSError, match="No space"):
+            files.replace(str(tmp_path / "f"), [b"x"])
     assert list(tmp_path.iterdir()) == []
     files.before = lambda kind, path: None
     files.create(str(tmp_path / "f"), [b"x", b"", memoryview(b"yz")])
@@ -134,18 +150,62 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-def test_bundles_hold_two_seconds_of_work_and_less_towards_the_end() -> None:
+@pytest.mark.parametrize("count", [1, 512, 513, 2000])
+def test_all_is_synced_by_the_call_that_writes_it_or_by_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    files, synced = Files(str(tmp_path), "me"), []
+    opened, fsync = os.open, os.fsync
+
+    def note_open(path: str, flags: int, *more: int) -> int:
+        synced.append(bool(flags & os.O_SYNC))
+        return opened(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", note_open)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(True), fsync(descriptor)))
+    files.replace(str(tmp_path / "f"), [b"x"] * count)
+    assert (tmp_path / "f").read_bytes() == b"x" * count
+    assert any(synced)
+    assert files.counts == {"create": 1, "rename": 1} | ({"sync": 1} if count > 512 else {})
+
+
+def test_bundles_hold_four_seconds_of_work_and_less_towards_the_end() -> None:
     assert bundles.bundle_size(None, 1000, 1) == 1  # nobody knows yet
-    assert bundles.bundle_size(0.1, 1000, 1) == 20
+    assert bundles.bundle_size(0.1, 1000, 1) == 40
     assert bundles.bundle_size(0.0, 10_000, 1) == bundles.BUNDLE_TASKS
-    assert bundles.bundle_size(3.0, 1000, 1) == 1
-    assert bundles.bundle_size(1.05, 1000, 1) == 2  # tasks of a second take a little longer
-    assert bundles.bundle_size(1.05, 1000, 8, at_once=4) == 7
+    assert bundles.bundle_size(1.05, 1000, 1) == 4  # tasks of a second take a little longer
+    assert bundles.bundle_size(1.05, 1000, 8, at_once=4) == 16 - 1
     assert bundles.bundle_size(0.01, 48, 8, at_once=4) == 12  # three for each worker
     assert bundles.bundle_size(1.05, 16, 8, at_once=4) == 1
     assert bundles.bundle_size(3600.0, 1000, 8, at_once=4) == 1
     assert bundles.bundle_size(0.001, 100, 50) == 1  # each worker gets some
     assert bundles.bundle_size(0.001, 100, 0) == 50
+
+
+def test_two_tasks_of_some_seconds_share_a_file_when_many_wait() -> None:
+    assert bundles.bundle_size(bundles.PAIR_S, 1000, 8) == 2
+    assert bundles.bundle_size(bundles.PAIR_S, 1000, 8, at_once=4) == 8
+    assert bundles.bundle_size(bundles.PAIR_S, 16, 8) == 1
+    assert bundles.bundle_size(1.1 * bundles.PAIR_S, 1000, 8) == 1
+
+
+def test_a_result_waits_for_as_long_as_the_next_task_of_its_bundle_takes() -> None:
+    assert bundles.flush_s(None) == bundles.flush_s(1.0) == bundles.FLUSH_S
+    assert 3.0 < bundles.flush_s(3.0) < 4.0
+    assert bundles.flush_s(3600.0) == bundles.flush_s(bundles.PAIR_S)
+
+
+def test_what_takes_far_longer_than_usual_is_overdue() -> None:
+    assert not bundles.is_overdue(1000.0, None)  # nobody knows
+    assert not bundles.is_overdue(1.5, 0.001)
+    assert not bundles.is_overdue(10.0, 5.0)
+    assert bundles.is_overdue(4.1, 1.0)
+
+
+def test_orders_are_looked_for_less_often_when_tasks_are_longer() -> None:
+    assert bundles.orders_at_work_s(0.0) == bundles.orders_at_work_s(1.0) == 2.0
+    assert bundles.orders_at_work_s(2.0) == 4.0
+    assert bundles.orders_at_work_s(3600.0) == bundles.ORDERS_AT_WORK_MOST_S
 
 
 def test_the_end_of_what_takes_long_may_be_noticed_late() -> None:
@@ -155,6 +215,94 @@ def test_the_end_of_what_takes_long_may_be_noticed_late() -> None:
     assert bundles.unhurried_s(1.0, 2) > bundles.LOOK_S
     assert bundles.unhurried_s(0.1, 0) < 0.1  # its lock is seen before its output
     assert bundles.unhurried_s(3600.0, 0) == bundles.LOOK_AT_BUNDLES_S
+
+
+def test_it_may_be_noticed_later_while_many_more_tasks_wait() -> None:
+    assert bundles.unhurried_amid_many_s(None, 1) == 0.0
+    assert bundles.unhurried_amid_many_s(1.0, 4) == pytest.approx(0.4)
+    assert bundles.unhurried_amid_many_s(0.00002, 256) < 0.001
+    assert bundles.unhurried_amid_many_s(3600.0, 1) == bundles.LOOK_AT_MANY_S
+
+
+def task(number: int, tag: str = "a") -> Assignment:
+    return Assignment(f"{tag}_{number}", tag, 1, [], None)
+
+
+def crew(**workers: int) -> Crew:
+    made = Crew()
+    for owner, count in workers.items():
+        head: dict[str, Any] = {"who": [["", "", ""], 1, ""], "period_s": 1.0, "tags": ["a"]}
+        made[owner] = Enrolled({**head, "info": [0, 0, 0, count], "registration": ""})
+    return made
+
+
+def test_who_has_which_bundle_by_which_lock() -> None:
+    holders = Holders()
+    holders.take("a_1.1", "x", "tasks/a_1.1.lock-x")
+    holders.take("a_2.1", "x", "tasks/a_2.1.lock-x")
+    holders.take("a_3.1", "y", "tasks/a_3.1.lock-y")
+    assert len(holders) == 3
+    assert "a_2.1" in holders
+    assert holders.owner("a_2.1") == "x"
+    assert holders.of("x") == ["a_1.1", "a_2.1"]
+    assert holders.locks_of("y") == {"tasks/a_3.1.lock-y": "a_3.1"}
+    holders.take("a_1.1", "y", "tasks/a_1.1.lock-y")  # freed, and taken by another one
+    assert holders.of("x") == ["a_2.1"]
+    assert holders.release("a_1.1") == "y"
+    assert holders.release("a_1.1") == ""
+    assert holders.release("a_2.1") == "x"
+    assert holders.of("x") == []
+    assert holders.owner("a_2.1") == ""
+    assert len(holders) == 1
+
+
+def test_the_master_looks_seldom_while_slaves_lack_nothing() -> None:
+    pace, holders = Pace(), Holders()
+    measure = Measure(pace, crew(x=1, y=2))
+    assert measure.pause_s({}, holders, {}) == 0.0
+    pace.record("a", 1.0)
+    lying: dict[str, dict[tuple[str, int], Assignment]] = {
+        f"a_{n}.1": {(f"a_{n}", 1): task(n)} for n in range(3)
+    }
+    holders.take("a_0.1", "x", "")
+    assert measure.pause_s(lying, holders, {"a": 100}) == pytest.approx(0.4)
+    assert measure.pause_s(lying, holders, {"b": 100}) == bundles.LOOK_S
+    assert measure.is_calm(lying, holders, {"a": 100})
+    assert not measure.is_calm(lying, holders, {"b": 1})  # who comes may handle that
+    assert measure.idle_workers(lying, holders) == 2
+    for n in (1, 2):
+        holders.take(f"a_{n}.1", "y", "")
+    assert not measure.is_calm(lying, holders, {"a": 100})  # who comes finds nothing
+    assert measure.idle_workers(lying, holders) == 0
+    assert measure.missing(["a", "b"], {"a": 30}) == {"a": 2, "b": 8}
+
+
+def test_a_bundle_of_which_no_file_is_seen_for_long_has_vanished() -> None:
+    vanished = Vanished()
+    assert vanished.look(["a", "b"], {"a", "b"}, 0.0) == []
+    assert not vanished.are_any()
+    assert vanished.look(["a", "b"], {"b"}, 1.0) == []
+    assert vanished.are_any()
+    assert vanished.look(["a", "b"], {"a"}, 5.0) == []  # it was only late
+    assert vanished.look(["a", "b"], {"a"}, 10.5) == ["b"]
+    vanished.forget("b")
+    assert not vanished.are_any()
+
+
+def test_a_lock_that_its_living_slave_does_not_renew_is_stale(tmp_path: Path) -> None:
+    place = Place(tmp_path / "shared", KEY, make=True)
+    paths = [tmp_path / name for name in ("renewed", "forgotten")]
+    for path in paths:
+        path.touch()
+    slave, locks = crew(x=1)["x"], [str(path) for path in paths]
+    for second in range(20):
+        os.utime(paths[0], ns=(0, second))
+        stale = slave.stale_lock(place, locks, float(second))
+        assert stale in (("",) if second < 5 else ("", locks[1]))
+    assert stale or slave.stale_lock(place, locks, 20.0)
+    assert slave.stale_lock(place, [], 30.0) == ""
+    paths[1].unlink()  # its output has just been written
+    assert {slave.stale_lock(place, locks, 40.0) for _ in range(2)} == {""}
 
 
 @pytest.mark.parametrize("workers", [0, 1, 50, 100_000])
@@ -188,5 +336,5 @@ def test_bundles_get_smaller_as_fewer_tasks_are_left() -> None:
     made = bundles.split(tasks, {}, lambda tag, left: bundles.bundle_size(0.1, left, 2))
     sizes = [len(line) for _, line in made]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == 10
+    assert sizes[0] == 10  # a quarter for each worker
     assert sizes[-3:] == [1, 1, 1]

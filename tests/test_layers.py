@@ -24,7 +24,8 @@ LAYERS = {
     "shared lending globalstate functions connectionfile board calls identities runfolder "
     "packing claim shortcut",
     4: "guest submitter pump worker workerprocess uplink supervisor slave slaverun master service "
-    "executorservice folderservice lanes attached attachment ways callcore executor client",
+    "executorservice folderservice lanes attached attachment ways arrivals callcore executor "
+    "client",
     5: "jobs cli arguments starting stopping allocation commands.* __init__ __main__",
 }
 

@@ -20,7 +20,7 @@ from conftest import PATIENCE_S, ROOT, World, wait_until
 
 from masterslave import ClusterExecutor, StartError, allocate, masterHost, runfolder, start, stop
 from masterslave.errors import LauncherError
-from masterslave.launchers import launcher
+from masterslave.launchers import launcher, psij
 from masterslave.launchers.base import run_command
 from masterslave.runfolder import RunFolder
 from masterslave.starting import Started
@@ -242,13 +242,14 @@ def reach(
     """Start a system, have this process and the world's find it; gives its launcher's settings."""
     if name.startswith("psij") and importlib.util.find_spec("psij") is None:
         missing("no psij-python")
-    system = {"psij": "", "psij-slurm": "slurm", "local": ""}.get(name, name)
+    system = {"psij": "", "psij-slurm": "slurm-psij", "local": ""}.get(name, name)
     if system:
         for variable, value in systems.start(system).items():
             monkeypatch.setenv(variable, value)
             world.env[variable] = value
     monkeypatch.chdir(world.path)
     if name == "psij-slurm":
+        monkeypatch.setattr(psij, "_ASK_S", 0.5)
         return {"executor": "slurm"}
     if name == "pbs":
         return {"dialect": "torque", "arrays": False}
@@ -391,11 +392,8 @@ def test_an_allocation_ends_with_a_block_that_fails(
 
 
 @pytest.fixture
-def pool(world: World, systems: Systems) -> Iterator[Pool]:
-    try:
-        yield Pool(world, systems)
-    finally:
-        systems.release_condor()
+def pool(world: World, systems: Systems) -> Pool:
+    return Pool(world, systems)
 
 
 CALLS = """
@@ -406,7 +404,7 @@ CALLS = """
 CUT_OFF = """
     import json, subprocess, sys
     from pathlib import Path
-    from masterslave.launchers import launcher
+    from masterslave.launchers import launcher, psij
     from masterslave.runfolder import RunFolder
     from masterslave.starting import start
     from masterslave.stopping import stop

@@ -1,12 +1,19 @@
-"""A shared folder that is not there any more: removed, or the file system was unmounted."""
+"""A shared folder that is not there any more, removed or unmounted, and bundles that are not."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 from masterslave.folder.place import Place
 
 log = logging.getLogger(__name__)
+
+#: A bundle is taken for lost when no file of it has been seen for so long.
+_VANISHED_S = 5.0
+
+#: Between two listings while a bundle is missing.
+LOOK_AGAIN_S = _VANISHED_S / 5
 
 
 class Absence:
@@ -33,3 +40,29 @@ class Absence:
                 extra={"action": "folder_gone"},
             )  # fmt: skip
         return now - self._since >= self._gone_s
+
+
+class Vanished:
+    """Notices bundles of which no file is there: refused by their slaves, or removed."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}  # bundle -> since when no file of it is seen
+
+    def are_any(self) -> bool:
+        """Whether one was missing in the last listing."""
+        return bool(self._since)
+
+    def forget(self, bundle: str) -> None:
+        """A bundle has come to its end."""
+        self._since.pop(bundle, None)
+
+    def look(self, bundles: Collection[str], seen: Collection[str], now: float) -> list[str]:
+        """Those that have been missing for long; `seen`: of which a file is there."""
+        for bundle in [one for one in bundles if one in seen]:
+            self._since.pop(bundle, None)
+        gone = []
+        for bundle in [one for one in bundles if one not in seen]:
+            since = self._since.setdefault(bundle, now)
+            if now - since > _VANISHED_S:
+                gone.append(bundle)
+        return gone

@@ -9,7 +9,11 @@ from masterslave.records import Assignment
 
 #: Work in one bundle for each worker of the smallest slave, in seconds. Larger: what is urgent
 #: waits longer behind what was taken. Smaller: more files per task.
-BUNDLE_S = 2.0
+BUNDLE_S = 4.0
+
+#: Longest tasks of which there are two in a bundle for each worker, in seconds. Larger: as above,
+#: and results come as much later. Smaller: more tasks have files of their own.
+PAIR_S = 5.0
 
 #: Tasks in one bundle at most. Larger: more is run again when a slave is lost.
 BUNDLE_TASKS = 256
@@ -26,10 +30,23 @@ MOST = 20_000
 #: directories.
 DIRECTORY_MOST = 1000
 
-#: Longest pause of the master between two looks for outputs, while tasks are under way whose
-#: results are awaited one by one, or in bundles. Larger: results come later. Smaller: more
-#: operations.
-LOOK_S, LOOK_AT_BUNDLES_S = 0.09, 0.25
+#: Longest pause of the master between two looks for outputs: of tasks whose results are awaited
+#: one by one; of bundles; of tasks of which many more wait, so that slaves lack nothing meanwhile.
+#: Larger: results come later. Smaller: more operations.
+LOOK_S, LOOK_AT_BUNDLES_S, LOOK_AT_MANY_S = 0.09, 0.25, 1.0
+
+#: Results of a bundle that is not complete are written after so long, in seconds, or so many times
+#: what one of its tasks takes. Larger: they come late when another task of it takes long. Smaller:
+#: more files per task.
+FLUSH_S, _FLUSH_TASKS = 1.25, 1.25
+
+#: Tasks that were not begun are given back when all that run take so many times as long as usual,
+#: and so many seconds more. Larger: others may lack them. Smaller: usual tasks go to and fro.
+_OVERDUE, _OVERDUE_S = 2.0, 2.0
+
+#: Between two looks for orders of a slave at work, in seconds, or so many times what its tasks
+#: take. Larger: a cancelled task runs on for longer. Smaller: more operations.
+ORDERS_AT_WORK_S, ORDERS_AT_WORK_MOST_S, _ORDERS_TASKS = 2.0, 5.0, 2.0
 
 #: Of what is under way, the part by which its end may be noticed late, within these bounds.
 _LATE = 0.1
@@ -48,6 +65,8 @@ def bundle_size(estimate_s: float | None, waiting: int, workers: int, at_once: i
     if estimate_s is None or each <= 1:
         return 1
     by_time = int(BUNDLE_S * at_once / max(estimate_s, 1e-6) + _ROUNDING)
+    if estimate_s <= PAIR_S:
+        by_time = max(by_time, 2 * at_once)
     return max(1, min(BUNDLE_TASKS, each * at_once, by_time))
 
 
@@ -67,6 +86,27 @@ def unhurried_s(estimate_s: float | None, rows: int) -> float:
     if rows == 0:
         return min(LOOK_AT_BUNDLES_S, estimate_s / 2)
     return min(LOOK_S if rows == 1 else LOOK_AT_BUNDLES_S, _LATE * rows * estimate_s)
+
+
+def unhurried_amid_many_s(estimate_s: float | None, rows: int) -> float:
+    """The same for a bundle of a tag of which many more tasks wait: slaves lack nothing."""
+    return 0.0 if estimate_s is None else min(LOOK_AT_MANY_S, _LATE * rows * estimate_s)
+
+
+def flush_s(estimate_s: float | None) -> float:
+    """For how long a result waits for the rest of its bundle, of a tag whose tasks take so long."""
+    return max(FLUSH_S, _FLUSH_TASKS * min(estimate_s or 0.0, PAIR_S))
+
+
+def is_overdue(ran_s: float, estimate_s: float | None) -> bool:
+    """Whether a task runs for so much longer than usual that what waits behind it is given back."""
+    return estimate_s is not None and ran_s > _OVERDUE * estimate_s + _OVERDUE_S
+
+
+def orders_at_work_s(estimate_s: float) -> float:
+    """When a slave looks for orders again of whose tasks the shortest takes that long."""
+    wanted_s = _ORDERS_TASKS * estimate_s
+    return max(ORDERS_AT_WORK_S, min(ORDERS_AT_WORK_MOST_S, wanted_s))
 
 
 def split(

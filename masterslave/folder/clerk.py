@@ -18,11 +18,13 @@ from typing import Any
 
 from masterslave.errors import JournalError
 from masterslave.folder import names
-from masterslave.folder.absence import Absence
-from masterslave.folder.bundles import LOOK_S, MOST, bundle_size, bundles_ahead, split, unhurried_s
+from masterslave.folder.absence import LOOK_AGAIN_S, Absence, Vanished
+from masterslave.folder.bundles import LOOK_S, MOST, split
 from masterslave.folder.enrolled import Crew, Enrolled
+from masterslave.folder.holders import Holders
 from masterslave.folder.items import Items
 from masterslave.folder.late import Late
+from masterslave.folder.measure import Measure
 from masterslave.folder.orders import Orders
 from masterslave.folder.passing import PassingManager
 from masterslave.folder.pauses import Pause, Watch
@@ -34,21 +36,16 @@ from masterslave.records import Assignment, Completion, Outcome, ProcessInfo, as
 
 log = logging.getLogger(__name__)
 
-#: A bundle is taken for lost when no file of it has been seen for so long.
-_VANISHED_S = 5.0
-
 #: The first pause between two looks for locks and outputs, after there was something new; it grows
 #: to `bundles.LOOK_S`. Larger: results of short tasks come later. Smaller: more operations.
 _FIRST_LOOK_S = 0.01
 
-_OLDEST = 100  # bundles by which the master decides how soon it looks again
-
-#: Between two looks for slaves that come or go, from the first to the last of these pauses. Larger:
-#: slaves are known later. Smaller: more operations while nothing happens.
-_SLAVES_FIRST_S, _SLAVES_S = 0.05, 1.0
+#: Between two looks for slaves that come or go, from the first to the last of these pauses; and
+#: while those that come find tasks. Larger: slaves are known later. Smaller: more operations.
+_SLAVES_FIRST_S, _SLAVES_S, _SLAVES_CALM_S = 0.05, 1.0, 5.0
 
 _WAIT_S = 0.5  # longest sleep of the publisher while enough is laid out
-_STATUS_S = 2.0
+_STATUS_S = 4.0
 _TROUBLE_S = 1.0  # before what could not be written is tried again
 
 
@@ -73,12 +70,14 @@ class Clerk:
         self._moved = threading.Event()  # something was taken from the shelf
         self._stopping = threading.Event()
         self._bundles: dict[str, dict[tuple[str, int], Assignment]] = {}
-        self._owners: dict[str, str] = {}  # bundle -> who has taken it
-        self._missing: dict[str, float] = {}  # bundle -> since when no file of it is seen
+        self._owners = Holders()
+        self._vanished = Vanished()
         self._slaves = Crew()
         self._pace = Pace()
+        self._measure = Measure(self._pace, self._slaves)
         self._late = Late(straggler_fraction, self._pace)
         self._slaves_watch = Watch()
+        self._slaves_at = 0.0  # when to look for those that come or go, even if all is calm
         self._items = Items(place, manager)
         self._status: Any = None
         manager.open_shelf(f"folder {place.path}")
@@ -139,20 +138,23 @@ class Clerk:
             if notices.get("terminate"):
                 return
             self._withdraw(notices.get("stop", ()))
-            waiting = self._manager.numberOfTasks()[0]
+            waiting = self._waiting()
             priorities = self._manager.priorities(task.task_id for task in tasks)
 
             def size_of(tag: str, here: int, waiting: dict[str, int] = waiting) -> int:
-                return self._bundle_size(tag, here + waiting.get(tag, 0))
+                return self._measure.bundle_size(tag, here + waiting.get(tag, 0))
 
             for priority, bundle in split(tasks, priorities, size_of):
                 self._lay_out(bundle, priority)
 
+    def _waiting(self) -> dict[str, int]:
+        return self._manager.numberOfTasks()[0]  # tag -> tasks that were not laid out
+
     def _open_lines(self) -> int:
         """Have the shelf take tags of which too little is laid out; gives its room, 0: none."""
-        tags = {tag for slave in list(self._slaves.values()) for tag in slave.tags or ()}
+        tags = self._slaves.tags()
         if not tags and self._alone and not self._slaves:
-            tags = set(self._manager.numberOfTasks()[0])
+            tags = set(self._waiting())
             if not tags:
                 self._stopping.wait(0.02)
                 return 0
@@ -160,15 +162,9 @@ class Clerk:
             self._manager.lay_out(())
             return 0
         there = Counter(self._manager.laid_out())
-        bundles = bundles_ahead(self._slaves.workers(), len(tags), self._slaves.at_once())
-        missing = {tag: bundles * self._bundle_size(tag, 1 << 30) - there[tag] for tag in tags}
-        lines = {tag for tag, count in missing.items() if count > 0}
-        self._manager.lay_out(lines)
-        return sum(there.values()) + sum(missing[tag] for tag in lines) if lines else 0
-
-    def _bundle_size(self, tag: str, waiting: int) -> int:
-        estimate_s = self._pace.estimate_s(tag)
-        return bundle_size(estimate_s, waiting, self._slaves.workers(), self._slaves.at_once())
+        missing = self._measure.missing(tags, there)
+        self._manager.lay_out(missing)
+        return sum(there.values()) + sum(missing.values()) if missing else 0
 
     def _lay_out(self, tasks: list[Assignment], priority: int = 0) -> None:
         first = tasks[0]
@@ -235,13 +231,14 @@ class Clerk:
                 look = bool(self._bundles or self._owners or self._shelves.are_many())
                 if look and not lively:
                     look = self._shelves.look(now)
-                if self._missing and now >= look_again_at:
-                    look, look_again_at = True, now + _VANISHED_S / 5
+                if self._vanished.are_any() and now >= look_again_at:
+                    look, look_again_at = True, now + LOOK_AGAIN_S
                 lively = look and self._collect(now)
                 if lively:
                     pause.reset()
                     self._moved.set()
-                self._stopping.wait(max(pause.next_s(now), self._unhurried_s()))
+                least_s = self._measure.pause_s(self._bundles, self._owners, self._waiting())
+                self._stopping.wait(max(pause.next_s(now), least_s))
                 continue
             except JournalError as error:
                 log.info("outputs stay in the folder, the journal cannot be written: %s", error)
@@ -264,21 +261,26 @@ class Clerk:
                     ended.append(found)
             else:
                 seen.add(entry.bundle)
-                if entry.kind == "lock" and self._owners.get(entry.bundle) != entry.owner:
-                    news = self._taken(entry) or news
+                if entry.kind == "lock" and self._owners.owner(entry.bundle) != entry.owner:
+                    news = self._taken(found) or news
         for found in ended:
             self._place.files.remove(self._shelves.at(found.where, found.name))
-        self._look_for_vanished(seen, now)
+        for bundle in self._vanished.look(list(self._bundles), seen, now):
+            self._lost(bundle, "its file was refused by its slave, or removed")
         return news
 
-    def _taken(self, entry: names.Entry) -> bool:
+    def _taken(self, found: Found) -> bool:
         """A slave has a bundle."""
+        entry = found.entry
         if entry.owner not in self._slaves:  # it has just come
             self._enrol(entry.owner)
+        else:
+            self._heard(entry.owner)
         slave, tasks = self._slaves.get(entry.owner), self._bundles.get(entry.bundle)
         if slave is None or tasks is None:
             return False
-        self._owners[entry.bundle] = entry.owner
+        lock = self._shelves.at(found.where, found.name)
+        self._owners.take(entry.bundle, entry.owner, lock)
         for task in list(tasks.values())[:1]:
             self._late.taken(entry.bundle, task.tag, len(tasks), slave.workers, time.monotonic())
         self._manager.pass_on(slave.id, list(tasks))
@@ -289,12 +291,9 @@ class Clerk:
         return True
 
     def _repeat_late(self, now: float) -> None:
-        """Lay out a second time what takes long, when little else is left and a worker is idle."""
+        """Lay out a second time what takes long, when little is left and a worker is idle."""
         waiting, running, _ = self._manager.numberOfTasks()
-        held: Counter[str] = Counter()
-        for bundle, owner in self._owners.items():
-            held[owner] += len(self._bundles.get(bundle, ()))
-        idle = sum(max(0, s.workers - held[owner]) for owner, s in self._slaves.items())
+        idle = self._measure.idle_workers(self._bundles, self._owners)
         late = self._late.pick(now, self._bundles, waiting, running) if idle else ()
         for task_id in islice(late, idle):
             again = self._manager.repeat(task_id)
@@ -336,21 +335,13 @@ class Clerk:
             self._lost(entry.bundle, f"its output {name} did not hold its end")
         return True
 
-    def _look_for_vanished(self, seen: set[str], now: float) -> None:
-        for bundle in [one for one in self._bundles if one in seen]:
-            self._missing.pop(bundle, None)
-        for bundle in [one for one in self._bundles if one not in seen]:
-            since = self._missing.setdefault(bundle, now)
-            if now - since > _VANISHED_S:
-                self._lost(bundle, "its file was refused by its slave, or removed")
-
     def _lost(self, bundle: str, story: str) -> None:
         """A bundle has come to its end; what is left of it is run again, at its cost."""
         with self._lock:
             tasks = self._bundles.pop(bundle, {})
-        slave = self._slaves.get(self._owners.pop(bundle, ""))
+        slave = self._slaves.get(self._owners.release(bundle))
         self._late.forget(bundle)
-        self._missing.pop(bundle, None)
+        self._vanished.forget(bundle)
         shelf, lying = self._manager.shelf, self._manager.on_shelf(tasks)
         for holder in {shelf, shelf if slave is None else slave.id}:
             held = [key for key in tasks if (key in lying) == (holder == shelf)]
@@ -369,51 +360,63 @@ class Clerk:
 
     # --- slaves -----------------------------------------------------------------------------
 
-    def _unhurried_s(self) -> float:
-        """A pause that is short beside what takes the shortest of the oldest bundles."""
-        pauses_s = []
-        for bundle, tasks in islice(list(self._bundles.items()), _OLDEST):
-            for task in list(tasks.values())[:1]:
-                rows = -(-len(tasks) // self._slaves.at_once()) if bundle in self._owners else 0
-                pauses_s.append(unhurried_s(self._pace.estimate_s(task.tag), rows))
-        return min(pauses_s, default=0.0)
-
     def _look_at_slaves(self) -> bool:
         """Whether any came or went."""
         now, news = time.monotonic(), False
-        stamp = self._place.files.look(self._place.at("slaves"))
-        if self._slaves_watch.must_list(stamp, now):
-            listing = self._place.files.list(self._place.at("slaves"))
-            self._slaves_watch.listed(listing.stamp, now)
-            for owner in listing.names:  # all: a new file may have the inode of the old one
-                self._enrol(owner)
-            gone = [one for one in self._slaves if one not in listing.names]
-            if gone:
-                self._collect(now)  # their last results first
-            news = True
-            for owner in gone:
-                self._manager.unregisterProcess(self._slaves.pop(owner).id)
-                self._free(owner)
-        for owner, slave in list(self._slaves.items()):
-            if slave.who.has_ended():
+        # Seen before the directory: one that has left in order has removed its file first.
+        ended = [owner for owner, slave in self._slaves.items() if slave.who.has_ended()]
+        calm = self._measure.is_calm(self._bundles, self._owners, self._waiting())
+        if ended or now >= self._slaves_at or not calm:
+            self._slaves_at = now + _SLAVES_CALM_S
+            news = self._look_who_is_there(now)
+        for owner in ended:
+            if owner in self._slaves:
                 self._collect(now)
-                self._manager.lostProcess(slave.id, "its process has ended")
-                del self._slaves[owner]
+                self._manager.lostProcess(self._slaves.pop(owner).id, "its process has ended")
                 self._place.files.remove(self._place.at("slaves", owner))
                 self._free(owner)
                 news = True
-            elif slave.period_s is not None and now >= slave.look_at:
+        for owner, slave in list(self._slaves.items()):
+            if slave.period_s is not None and now >= slave.look_at:
                 slave.look_at = now + slave.period_s / 2
-                file = self._place.files.look(self._place.at("slaves", owner))
-                if file is not None and file.mtime_ns != slave.mtime_ns:
-                    slave.mtime_ns = file.mtime_ns
-                    self._heard(owner, slave)
-                elif not slave.is_freed and slave.id not in self._manager.activeProcesses():
-                    slave.is_freed = True  # it was silent for too long
-                    self._free(owner)
+                self._look_for_signs(owner, slave, now)
         return news
 
-    def _heard(self, owner: str, slave: Enrolled) -> None:
+    def _look_who_is_there(self, now: float) -> bool:
+        path = self._place.at("slaves")
+        if not self._slaves_watch.must_list(self._place.files.look(path), now):
+            return False
+        listing = self._place.files.list(path)
+        self._slaves_watch.listed(listing.stamp, now)
+        for owner in listing.names:  # all: a new file may have the inode of the old one
+            self._enrol(owner)
+        gone = [one for one in self._slaves if one not in listing.names]
+        if gone:
+            self._collect(now)  # their last results first
+        for owner in gone:
+            self._manager.unregisterProcess(self._slaves.pop(owner).id)
+            self._free(owner)
+        return True
+
+    def _look_for_signs(self, owner: str, slave: Enrolled, now: float) -> None:
+        """Whether a slave has renewed its file, and its locks."""
+        file = self._place.files.look(self._place.at("slaves", owner))
+        if file is not None and file.mtime_ns != slave.mtime_ns:
+            slave.mtime_ns = file.mtime_ns
+            self._heard(owner)
+        elif not slave.is_freed and slave.id not in self._manager.activeProcesses():
+            slave.is_freed = True  # it was silent for too long
+            self._free(owner)
+            return
+        locks = self._owners.locks_of(owner)
+        stale = slave.stale_lock(self._place, locks, now)
+        if stale and self._place.files.remove(stale):
+            log.warning("%s is freed: its slave lives and does not renew it", stale)
+            self._owners.release(locks[stale])
+            self._give_back(locks[stale], slave.id, "its lock was not renewed")
+
+    def _heard(self, owner: str) -> None:
+        slave = self._slaves[owner]
         if slave.id in self._manager.activeProcesses():
             self._manager.ping(slave.id)
         else:  # it was taken for dead, and is not
@@ -450,7 +453,7 @@ class Clerk:
 
     def _locked_by(self, owner: str) -> list[tuple[str, int]]:
         """What a slave has in its hands, by its locks."""
-        bundles = [bundle for bundle, whose in self._owners.items() if whose == owner]
+        bundles = self._owners.of(owner)
         held = [key for bundle in bundles for key in self._bundles.get(bundle, ())]
         for where, name, entry in self._shelves.locks_of(owner):
             tasks = self._bundles.get(entry.bundle)
@@ -463,23 +466,28 @@ class Clerk:
                     (t[0], t[2]): Assignment(t[0], t[1], t[2], [], t[3]) for t in head["tasks"]
                 }
                 self._bundles[entry.bundle] = tasks
-                self._owners[entry.bundle] = owner
+                self._owners.take(entry.bundle, owner, self._shelves.at(where, name))
             held += tasks
         return held
 
     def _free(self, owner: str) -> None:
         """A slave has gone: its locks go as well, and what it had not been seen to take."""
-        bundles = [bundle for bundle, whose in self._owners.items() if whose == owner]
+        bundles = self._owners.of(owner)
         for where, name, entry in self._shelves.locks_of(owner):
             self._place.files.remove(self._shelves.at(where, name))
             bundles.append(entry.bundle)
         for bundle in bundles:
-            self._owners.pop(bundle, None)
-            self._late.forget(bundle)
-            lying = self._manager.on_shelf(self._bundles.pop(bundle, {}))
-            back, why = Outcome.RETURNED.value, "its slave was lost"
-            done = [Completion(*key, back, [], 0.0, why) for key in lying]
-            self._hand_in(self._manager.shelf, done)
+            self._owners.release(bundle)
+            self._give_back(bundle, self._manager.shelf, "its slave was lost")
+
+    def _give_back(self, bundle: str, holder: int, why: str) -> None:
+        """What its holder still has of a bundle goes back in line."""
+        self._late.forget(bundle)
+        keys = set(self._bundles.pop(bundle, {}))
+        if holder == self._manager.shelf:
+            keys = self._manager.on_shelf(keys)
+        back = Outcome.RETURNED.value
+        self._hand_in(holder, [Completion(*key, back, [], 0.0, why) for key in keys])
 
     # --- telling ----------------------------------------------------------------------------
 

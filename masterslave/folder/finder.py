@@ -32,6 +32,12 @@ class Claim(NamedTuple):
     lock: str  # its name by now
 
 
+def _is_like(entry: names.Entry, first: names.Entry) -> bool:
+    """Whether it may be taken as well; a smaller one not, or the larger would be the last."""
+    smaller = entry.tag == first.tag and entry.tasks < first.tasks
+    return entry.priority == first.priority and not smaller
+
+
 class Finder:
     """Takes inputs, for one thread at a time."""
 
@@ -72,8 +78,9 @@ class Finder:
     def _take(self) -> Claim | None:
         few = max(_FIRST_FEW, len(self._candidates) // _FIRST_PART)
         first = self._candidates[:few]
-        equal = [entry for entry in first if entry.priority == first[0].priority]
-        entry = self._candidates.pop(random.randrange(len(equal)))  # noqa: S311 - no secret
+        equal = [one for one in first if _is_like(one, first[0])]
+        entry = random.choice(equal)  # noqa: S311 - no secret
+        self._candidates.remove(entry)
         lock = f"{entry.bundle}.lock-{self._place.owner}"
         path = self._place.at("tasks", self._where, f"{entry.bundle}.in")
         if self._place.files.move(path, self._place.at("tasks", self._where, lock)):

@@ -26,7 +26,7 @@ _PLAIN = frozenset(string.ascii_letters + string.digits + "-_")
 _LONGEST = 64  # of a part of a name; the whole may have 255 bytes
 
 _ENTRY = re.compile(
-    r"(?P<bundle>(?P<tag>[\w%~-]+)_(?P<number>\d+)\.\d+(?:\+\d+)?(?:p(?P<priority>-?\d+))?)"
+    r"(?P<bundle>(?P<tag>[\w%~-]+)_(?P<number>\d+)\.\d+(?:\+(?P<more>\d+))?(?:p(?P<priority>-?\d+))?)"
     r"\.(?:(?P<kind>in|out)|(?P<owned>lock|part\d+)-(?P<owner>[\w%~.-]+-\d+))",
     re.ASCII,
 )
@@ -52,6 +52,7 @@ class Entry(NamedTuple):
     owner: str  # of a lock or part: "node3-4711"; else empty
     priority: int
     number: int  # of its first task
+    tasks: int
 
 
 def _text(value: str, also: str = "") -> str:
@@ -110,5 +111,5 @@ def parse(name: str) -> Entry | None:
     kind = found["kind"] or found["owned"].rstrip(string.digits)
     return Entry(
         found["bundle"], found["tag"], kind, found["owner"] or "",
-        int(found["priority"] or 0), int(found["number"]),
+        int(found["priority"] or 0), int(found["number"]), int(found["more"] or 0) + 1,
     )  # fmt: skip

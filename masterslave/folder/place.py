@@ -3,12 +3,12 @@
 ::
 
     DIR/id          a random name: what was written in another folder is refused here
-        master      the living master, which sets its time every second; a second one is refused
+        master      the living master, which sets its time every 2.5 s; a second one is refused
         stop        the job is over
         orders      what slaves are told: tasks to stop, data to forget, the end
         status      what ``task_manager show --folder DIR`` shows
         journal     of the master
-        slaves/     a file for each slave; it sets its time as a sign of life
+        slaves/     a file for each slave, whose time is its sign of life while it has no lock
         data/       the slaves' code, global state
         tasks/      see `names`; some thousand files in it or in a sub-directory, see `spread`
         aside/      what is being written
@@ -218,7 +218,7 @@ class Place:
 
 
 #: How often a master sets the time of its file, in seconds. Larger: its death is noticed later.
-BEAT_S = 1.0
+BEAT_S = 2.5
 
 #: A master whose file is older is taken for dead, in seconds. Larger: slaves and a second master
 #: notice its death late. Smaller: a file server that hangs for a moment looks like it.

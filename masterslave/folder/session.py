@@ -7,7 +7,7 @@
 
 It answers the calls that an uplink makes of a task manager. A call that waits looks into the folder
 meanwhile; while all workers are busy it does so only for orders. Results are acknowledged when they
-are in this process's memory, and written when their bundle is complete, or after `_FLUSH_S`.
+are in this process's memory, and written when their bundle is complete, or after `flush_s`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from masterslave.errors import ConnectionFailed, DataNotFound
+from masterslave.errors import ConnectionFailed
 from masterslave.folder import names
+from masterslave.folder.bundles import flush_s, is_overdue, orders_at_work_s
 from masterslave.folder.files import Stamp
 from masterslave.folder.finder import Finder
+from masterslave.folder.known import KnownData
 from masterslave.folder.pauses import Pause, Watch
 from masterslave.folder.place import SILENT_S, Place
 from masterslave.folder.seal import Refused
@@ -40,13 +42,9 @@ from masterslave.records import (
 
 log = logging.getLogger(__name__)
 
-#: Results of a bundle that is not complete are written after so long, in seconds. Larger: they come
-#: late when one task of it takes long. Smaller: more files per task.
-_FLUSH_S = 1.25
-
-#: Between two looks for orders, of a slave with nothing to do and of one at work. Larger: the end
-#: of the job is noticed later, a cancelled task runs on for longer. Smaller: more operations.
-_ORDERS_S, _ORDERS_AT_WORK_S = 0.5, 2.0
+#: Between two looks for orders, of a slave with nothing to do. Larger: the end of the job is
+#: noticed later. Smaller: more operations.
+_ORDERS_S = 0.5
 
 #: A slave that has had no task for so long looks more seldom. Larger: idle slaves cost the file
 #: server a dozen operations per second for longer. Smaller: a task after a pause is picked up late.
@@ -57,12 +55,26 @@ _TROUBLE_S = 1.0  # before what could not be written is tried again
 
 
 class _Bundle:
-    def __init__(self, name: str, lock: str, attempts: set[tuple[str, int]]) -> None:
+    def __init__(self, name: str, tag: str, lock: str, attempts: set[tuple[str, int]]) -> None:
         self.name = name
+        self.tag = tag
         self.lock = lock
         self.pending = attempts
         self.done: list[Completion] = []
         self.since = 0.0  # when the first of those ended
+
+    def give_back(self, key: tuple[str, int], why: str) -> None:
+        """A task that was not begun ends so."""
+        self.pending.discard(key)
+        self.done.append(Completion(*key, Outcome.RETURNED.value, [], 0.0, why))
+
+
+class _Given(NamedTuple):
+    """A task that workers have."""
+
+    tag: str
+    cost_s: float  # what it is expected to take
+    at: float
 
 
 class Session:
@@ -79,7 +91,7 @@ class Session:
         self._turn = 0  # number of the last call that waits
         self._waiting = 0  # calls that wait at present
         self._pool: deque[Assignment] = deque()
-        self._held: dict[tuple[str, int], float] = {}  # given out -> expected seconds
+        self._held: dict[tuple[str, int], _Given] = {}
         self._of_task: dict[tuple[str, int], _Bundle] = {}
         self._unwritten: list[_Bundle] = []
         self._notices: dict[str, Any] = {}
@@ -89,7 +101,7 @@ class Session:
         self._pause = Pause(0.01, 0.08, 0.5, _IDLE_S)
         self._orders_at = self._master_at = self._beat_at = self._retry_at = 0.0
         self._orders_watch = Watch()
-        self._data_read: dict[str, Stamp] = {}  # data item -> its file as it was read
+        self._data = KnownData(place)
         self._data_seen: Any = None  # what the last bundle said of changes of data items
         self._orders_seen: tuple[str, int] = ("", 0)
         self._master_stamp: Stamp | None = None
@@ -139,12 +151,8 @@ class Session:
                 self._of_task.clear()
                 self._unwritten = []
             for bundle in bundles:
-                returned = Outcome.RETURNED.value
-                bundle.done += [
-                    Completion(task_id, attempt, returned, [], 0.0, "not begun")
-                    for task_id, attempt in bundle.pending
-                ]
-                bundle.pending = set()
+                for key in list(bundle.pending):
+                    bundle.give_back(key, "not begun")
                 if not self._write_out(bundle):
                     raise ConnectionFailed("the last results could not be written into the folder")
         self._place.files.remove(self._place.at("slaves", self._place.owner))
@@ -152,20 +160,7 @@ class Session:
 
     def retrieveData(self, name: str) -> Any:
         """See `TaskManager`."""
-        file = names.data_text(name)
-        try:
-            stamp = self._place.files.look(self._place.at("data", file))  # before it is read
-            head, frames = self._place.read("data", file)
-            if stamp is not None:
-                with self._cond:
-                    self._data_read[name] = stamp
-        except FileNotFoundError:
-            raise DataNotFound(f"no data item {name!r}: never stored, or deleted") from None
-        except (Refused, OSError) as error:
-            raise DataNotFound(
-                f"data item {name!r} in folder {self._place.path}: {error}"
-            ) from None
-        return frames[0] if frames else head
+        return self._data.read(name)
 
     def exchange(
         self,
@@ -234,9 +229,8 @@ class Session:
                     self._pace.record(tag, done.duration_s)
                 bundle = self._of_task.pop(key, None)
                 if bundle is None:  # of before this way was taken, or handed in twice
-                    bundle = _Bundle(
-                        names.bundle_name(done.task_id, tag, done.attempt, 1), "", set()
-                    )
+                    name = names.bundle_name(done.task_id, tag, done.attempt, 1)
+                    bundle = _Bundle(name, tag, "", set())
                 if not bundle.done:
                     bundle.since = now
                 bundle.pending.discard(key)
@@ -253,7 +247,7 @@ class Session:
 
     def _give(self) -> list[Assignment]:
         tasks = []
-        load_s = sum(self._held.values())
+        load_s = sum(given.cost_s for given in self._held.values())
         while self._pool and self._room:
             task = self._pool[0]
             estimate_s = self._pace.estimate_s(task.tag)
@@ -262,15 +256,33 @@ class Session:
                 break
             self._pool.popleft()
             cost_s = HORIZON_S if estimate_s is None else estimate_s
-            self._held[task.task_id, task.attempt] = cost_s
+            self._held[task.task_id, task.attempt] = _Given(task.tag, cost_s, time.monotonic())
             load_s += cost_s
             tasks.append(task)
         return tasks
 
+    def _take_back(self, now: float) -> list[_Bundle]:
+        """Tasks that were not begun go back when all that run take far longer than usual."""
+        with self._cond:
+            long = all(
+                is_overdue(now - given.at, self._pace.estimate_s(given.tag))
+                for given in self._held.values()
+            )
+            if not (self._pool and self._held and long) or len(self._held) < self._room:
+                return []
+            back, self._pool = self._pool, deque()
+            bundles: dict[_Bundle, None] = {}
+            for task in back:
+                key = (task.task_id, task.attempt)
+                bundle = self._of_task.pop(key)
+                bundle.give_back(key, "not begun, as what runs takes long")
+                bundles[bundle] = None
+        return list(bundles)
+
     def _wants(self) -> bool:
         if self._pool or not self._room or not self._tags or self._notices:
             return False
-        load_s = sum(self._held.values())
+        load_s = sum(given.cost_s for given in self._held.values())
         return len(self._held) < self._room or load_s < HORIZON_S * self._room / 2
 
     # --- files (with the lock of files) -----------------------------------------------------
@@ -342,15 +354,17 @@ class Session:
                 self._write_or_keep(bundle)
         late = [
             b for b in dict.fromkeys(list(self._of_task.values()))
-            if b.done and now - b.since > _FLUSH_S
+            if b.done and now - b.since > flush_s(self._pace.estimate_s(b.tag))
         ]  # fmt: skip
         for bundle in late:
             bundle.since = now
             self._write_out(bundle)
+        for bundle in self._take_back(now):
+            self._write_or_keep(bundle)
         try:
             self._beat(now)
             if now >= self._orders_at:
-                self._orders_at = now + (_ORDERS_AT_WORK_S if self._held else _ORDERS_S)
+                self._orders_at = now + self._orders_pause_s()
                 self._look_at_orders()
             with self._cond:
                 wants = self._wants()
@@ -369,8 +383,20 @@ class Session:
         if period_s is None or now < self._beat_at:
             return
         self._beat_at = now + period_s
+        with self._cond:
+            bundles = dict.fromkeys([*self._of_task.values(), *self._unwritten])
+        for bundle in bundles:
+            if bundle.lock:
+                self._place.files.touch(bundle.lock)  # the master may have taken it away
         if not self._place.files.touch(self._place.at("slaves", self._place.owner)):
             self._write_head()  # somebody has removed it
+
+    def _orders_pause_s(self) -> float:
+        with self._cond:
+            if not self._held:
+                return _ORDERS_S
+            estimates = [self._pace.estimate_s(given.tag) for given in self._held.values()]
+        return orders_at_work_s(min(estimate or 0.0 for estimate in estimates))
 
     def _look_at_orders(self) -> None:
         stamp = self._place.files.look(self._place.at("orders"))
@@ -385,7 +411,7 @@ class Session:
             self._place.refuse(error, "orders")
             return
         self._orders_watch.listed(stamp, now)
-        changed = self._changed_data()
+        changed = self._data.changed()
         run, seen = self._orders_seen
         if run != orders["run"]:
             seen = 0
@@ -399,7 +425,7 @@ class Session:
                         kind = "stop" if name == "outdated" else name
                         items = [v[0] for v in values] if name == "outdated" else values
                         if name == "forget":  # but what was read again since then
-                            items = [one for one in values if one not in self._data_read]
+                            items = [one for one in values if one not in self._data]
                         if items:
                             self._notices.setdefault(kind, []).extend(items)
             if changed:
@@ -417,9 +443,7 @@ class Session:
         for key in [key for key in self._of_task if key[0] in task_ids]:
             bundle = self._of_task.pop(key)
             self._held.pop(key, None)
-            bundle.pending.discard(key)
-            returned = Outcome.RETURNED.value
-            bundle.done.append(Completion(*key, returned, [], 0.0, "cancelled"))
+            bundle.give_back(key, "cancelled")
             if not bundle.pending:
                 self._unwritten.append(bundle)
 
@@ -457,9 +481,9 @@ class Session:
             return True  # the master has freed it at once
         forget: list[str] = []
         if head["data"] != self._data_seen:
-            forget, self._data_seen = self._changed_data(), head["data"]
+            forget, self._data_seen = self._data.changed(), head["data"]
         attempts = {(task.task_id, task.attempt) for task in tasks}
-        bundle = _Bundle(name, self._place.at("tasks", where, lock), attempts)
+        bundle = _Bundle(name, tasks[0].tag, self._place.at("tasks", where, lock), attempts)
         with self._cond:
             estimate_s = head["estimate_s"]
             if estimate_s is not None and self._pace.estimate_s(tasks[0].tag) is None:
@@ -469,18 +493,3 @@ class Session:
             self._of_task.update(dict.fromkeys(attempts, bundle))
             self._pool.extend(tasks)
         return True
-
-    def _changed_data(self) -> list[str]:
-        """Data items that were read, and whose files have gone or were written anew since."""
-        with self._cond:
-            known = dict(self._data_read)
-        changed = [
-            name
-            for name, stamp in known.items()
-            if self._place.files.look(self._place.at("data", names.data_text(name))) != stamp
-        ]
-        with self._cond:
-            for name in changed:
-                if self._data_read.get(name) == known[name]:
-                    del self._data_read[name]
-        return changed
