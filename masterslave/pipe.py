@@ -414,8 +414,9 @@ class SupervisorEnd:
 
     def under_way(self) -> tuple[str, int] | None:
         """Id and attempt of the task by the shortcut that the worker is running now, or None."""
+        board = self._board  # another thread may be closing it
         try:
-            return None if self._board is None else self._board.under_way()
+            return None if board is None else board.under_way()
         except BoardDamaged:
             return None  # the messages on it tell of that
 
@@ -530,21 +531,21 @@ class WorkerEnd:
     def receive_or_task(self) -> list[Any] | Assignment:
         """As `receive`, or a task that comes by the shortcut; `hand_in` is for the end of those."""
         while self._poll is not None and not self._messages:
-            ready = self._poll.poll(1000 * _IDLE_S if keeps() else None)
+            ready = dict(self._poll.poll(1000 * _IDLE_S if keeps() else None))
             if not ready:
                 trim()
-            for descriptor, _ in ready:
-                if descriptor == self._sock.fileno():
-                    continue
+            is_called = ready.pop(self._sock.fileno(), 0)
+            if ready:
                 assert self._shortcut is not None and self._board is not None
                 try:
                     task = self._shortcut.receive()
                 except ShortcutClosed:
                     self._poll = None
                     break
-                self._board.begins(task.task_id, task.attempt)
-                return task
-            if ready:
+                if task is not None:
+                    self._board.begins(task.task_id, task.attempt)
+                    return task
+            if is_called:
                 break
         return self.receive()
 
@@ -553,7 +554,7 @@ class WorkerEnd:
         assert self._shortcut is not None and self._board is not None
         try:
             is_sent = done.outcome in _GO_BACK and self._shortcut.send(done)
-        except OSError as error:  # the supervisor has all ends, too: it has gone
+        except OSError as error:  # the supervisor has all ends, too: it has gone, or ours have
             raise PipeClosed from error
         if not is_sent:
             self.send(["beside", done])
