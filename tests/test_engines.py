@@ -128,6 +128,7 @@ def test_a_program_on_an_engine(world: World, module: str) -> None:
     assert program.finish() == OUTPUT
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)  # many tests, and slow starters among them
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_contract_on_an_engine(world: World, name: str) -> None:

@@ -105,6 +105,7 @@ def test_a_thousand_tasks_while_a_node_loses_its_daemon_and_a_job_is_cancelled(
     work.finish(ids)
 
 
+@pytest.mark.long
 def test_a_job_that_is_preempted_comes_back(work: Work) -> None:
     ids = work.start(1, "--partition=low", "--requeue")
     work.wait_for_slaves(1)
