@@ -128,7 +128,7 @@ class TaskManager(ClientDesk):
             self._lock, clock, self._roster, self._leases, self._scheduler, self._ledger,
             self._room, self._outbox, self._handout, self._results,
         )  # fmt: skip
-        self._shortcuts = Shortcuts(clock, self._leases, self._settling)
+        self._shortcuts = Shortcuts(clock, self._leases, self._scheduler.pace, self._settling)
         self._handout.direct = self._shortcuts.take
         self._intake = Intake(
             self._lock, self._queue, self._ledger, self._outbox, self._handout.waiters,
@@ -212,7 +212,7 @@ class TaskManager(ClientDesk):
         """
 
         def heard() -> None:
-            self._heard(process_id, generation)
+            self._heard(process_id, generation, worker)
 
         with self._lock:
             member = self._roster.known(process_id)
@@ -228,16 +228,16 @@ class TaskManager(ClientDesk):
                 self._shortcuts.close(member, workers)
         self._outbox.tell()
 
-    def _heard(self, process_id: int, generation: int) -> None:
-        """There is something on one of a slave's shortcuts."""
+    def _heard(self, process_id: int, generation: int, worker: int) -> None:
+        """There may be something on the shortcut to a worker."""
         try:
             with self._lock:
                 member = self._roster.known(process_id)
                 if member is None or not self._handout.is_current(member, generation):
                     return
-                if self._shortcuts.hear(member):
+                if self._shortcuts.hear(member, worker):
                     self._roster.liveness.heard(process_id, self._clock())
-                    self._handout.line_up(member)
+                    self._handout.refill(member)
         except ValueError as error:
             self.lostProcess(process_id, f"a shortcut to it is damaged: {error}", generation)
         self._outbox.tell()

@@ -19,26 +19,45 @@ is not woken for it, is still in charge::
 | the task manager dies                    | the supervisor reads the results                    |
 | the result is large, or the worker ends  | the result goes by the worker's pipe                |
 
-So a result has a reader at all times, and a task is never known to nobody: the supervisor keeps
-all ends open. One task is on a shortcut at a time, and messages are short enough to be written and
-read as one (`PIPE_BUF`).
+Of tiny tasks many go at once. Their results are posted on a second board, which the task manager
+reads every few milliseconds, or when the worker says by the pipe that it is time to; when it lets
+go, the supervisor is the reader.
 
-The task manager opens the pipes through ``/proc``, as it does with lent memory (see `shared`), and
-only if they have the inode numbers that the slave has stated over its signed connection.
+So a result has a reader at all times, and a task is never known to nobody: the supervisor keeps
+all ends open. A result in the pipe is short enough to be written and read as one (`PIPE_BUF`), and
+never more tasks are on their way than the pipe to the worker has room for.
+
+| message                          | pipe                                                        |
+|----------------------------------|-------------------------------------------------------------|
+| assignment, a list of its fields | to the worker: a task that comes alone                      |
+| list of assignments              | to the worker: to be run in order                           |
+| ``[None, id...]``                | to the worker: not to be run after all, if not begun        |
+| completion, a list of its fields | back: the end of a task that came alone                     |
+| ``None``                         | back: there is something on the board                       |
+
+The task manager opens pipes and board through ``/proc``, as it does with lent memory (see
+`shared`), and only if they are what the slave has stated over its signed connection, by their inode
+numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
+import secrets
 import select
 import stat
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
 
+from masterslave import board
+from masterslave.board import LOOKED_AT_S, Board, BoardDamaged, Poster
 from masterslave.packing import Packers
 from masterslave.records import (
     Assignment,
@@ -47,23 +66,38 @@ from masterslave.records import (
     as_completion,
 )
 
-#: Longest message: the system writes and reads it as one.
+try:
+    import fcntl
+except ImportError:  # not on every system; there are no shortcuts there
+    fcntl = None  # type: ignore[assignment]
+
+_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # linux/fcntl.h
+
+#: Room for tasks on their way to a worker. Larger: memory that the system gives to a user's pipes.
+#: Smaller: fewer tiny tasks at once.
+_WANTED_BYTES = 1 << 19
+
+#: Longest result in a pipe: the system writes and reads it as one.
 LONGEST_BYTES = int(getattr(select, "PIPE_BUF", 512))
 
-_READ_BYTES = 1 << 16
+_READ_BYTES = 1 << 19
+
+_LOOK = b"\xc0"  # None, in msgpack
 
 _PACKERS = Packers(unicode_errors="surrogatepass")
 _UNPACKING: dict[str, Any] = {"strict_map_key": False, "unicode_errors": "surrogatepass"}
 
 
 class PipeNames(NamedTuple):
-    """The pipes of a shortcut, as the slave names them to the task manager. Integers only."""
+    """The parts of a shortcut, as the slave names them to the task manager. Integers only."""
 
     pid: int  # of the supervisor
     to_descriptor: int  # of the pipe to the worker
     to_inode: int
     back_descriptor: int  # of the one back
     back_inode: int
+    board_descriptor: int  # of the board for results
+    board_inode: int
 
 
 class ShortcutClosed(Exception):
@@ -81,109 +115,186 @@ class Shortcut:
     def __init__(self) -> None:
         """Raises `OSError`."""
         self._ends: list[int] = []
+        self._lock = threading.Lock()
+        self._board: Board | None = None
         try:
             self._ends += os.pipe2(os.O_CLOEXEC)
             self._ends += os.pipe2(os.O_CLOEXEC)
+            self._ends.append(board.create())
             for end in self._ends[1:3]:  # ours, if anybody's
                 os.set_blocking(end, False)
+            with contextlib.suppress(OSError):  # too much for this user already
+                fcntl.fcntl(self._ends[1], _F_SETPIPE_SZ, _WANTED_BYTES)
             inodes = [os.fstat(end).st_ino for end in self._ends]
+            self._board = Board(self._ends[4], secrets.randbits(62) + 1)
         except BaseException:
             self.close()
             raise
-        _, to, back, _ = self._ends
-        self.names = PipeNames(os.getpid(), to, inodes[1], back, inodes[2])
+        _, to, back, _, posts = self._ends
+        self.names = PipeNames(os.getpid(), to, inodes[1], back, inodes[2], posts, inodes[4])
         #: Whether the task manager has the pipes, or is about to; else the results are for us.
         self.is_lent = False
 
     @property
-    def worker_ends(self) -> tuple[int, int]:
-        """The descriptors that the worker inherits: tasks are read from the one."""
-        return self._ends[0], self._ends[3]
+    def worker_ends(self) -> tuple[int, int, int]:
+        """The descriptors that the worker inherits: for tasks, for what goes back, the board."""
+        return self._ends[0], self._ends[3], self._ends[4]
 
     def fileno(self) -> int:
         """Readable when there are results."""
         return self._ends[2]
 
     def read(self) -> list[Completion]:
-        """The results that are there, without waiting. Raises `ValueError` for what is none."""
-        return _results(self._ends[2])
+        """The results that are there, without waiting, in any thread.
+
+        The task manager gets none any more that are on the board. Raises `ValueError` for what is
+        none.
+        """
+        with self._lock:
+            if self._board is None:
+                return []
+            self._board.claim()
+            return _results(self._ends[2], self._board)
 
     def close(self) -> None:
         """Close all ends. Unread results are lost."""
-        while self._ends:
-            os.close(self._ends.pop())
+        with self._lock:
+            if self._board is not None:
+                self._board.close()
+                self._board = None
+            while self._ends:
+                os.close(self._ends.pop())
 
 
 class WorkerShortcut:
     """The worker's ends."""
 
-    def __init__(self, to: int, back: int) -> None:
+    def __init__(self, to: int, back: int, posts: int) -> None:
         """The descriptors are its own from now on."""
         for end in (to, back):
             os.set_inheritable(end, False)
         self._to, self._back = to, back
+        self._poster = Poster(posts)
+        os.close(posts)
+        os.set_blocking(to, False)
+        self._unpacker = msgpack.Unpacker(max_buffer_size=0, **_UNPACKING)
+        self.tasks: deque[Assignment] = deque()  # to be run in order
+        self._look_at = 0  # length of that at which the task manager may want to send more
+        self._alone = False  # whether the last task came alone
 
     def fileno(self) -> int:
-        """Readable when there is a task."""
+        """Readable when there is a message."""
         return self._to
 
-    def receive(self) -> Assignment:
-        """The task that is there; blocks until there is one. Raises `ShortcutClosed`."""
-        data = os.read(self._to, LONGEST_BYTES)
+    def receive(self) -> None:
+        """Take in the messages that are there; does not wait. Raises `ShortcutClosed`."""
+        try:
+            data = os.read(self._to, _READ_BYTES)
+        except BlockingIOError:
+            return
         if not data:
             raise ShortcutClosed
-        return as_assignment(msgpack.unpackb(data, **_UNPACKING))
+        self._unpacker.feed(data)
+        for message in self._unpacker:
+            if message and message[0] is None:
+                gone = set(message[1:])
+                self.tasks = deque(task for task in self.tasks if task.task_id not in gone)
+                continue
+            self._alone = not self.tasks and type(message[0]) is str
+            if type(message[0]) is str:
+                self.tasks.append(as_assignment(message))
+            else:
+                self.tasks.extend(map(as_assignment, message))
+            self._look_at = len(self.tasks) // 2
 
     def send(self, done: Completion) -> bool:
-        """Hand in the result; false when it is too long."""
-        data = _PACKERS.pack(done)
-        return len(data) <= LONGEST_BYTES and os.write(self._back, data) > 0
+        """Hand in the end of the task that was first; false when it is too long, or no room is."""
+        if self._alone:
+            data = _PACKERS.pack(done)
+            if len(data) <= LONGEST_BYTES:
+                return os.write(self._back, data) > 0
+        frame = done.frame
+        if len(frame) > 1 or (frame and len(frame[0]) > board.LONGEST_BYTES):
+            return False
+        if not self._poster.post([0, *done]):
+            return False
+        left, duration_s = len(self.tasks), done.duration_s
+        if not left or left == self._look_at or board.SHORT_S < duration_s < LOOKED_AT_S / left:
+            os.write(self._back, _LOOK)
+        return True
 
     def close(self) -> None:
-        """Close both."""
+        """Close both, and let go of the board."""
         os.close(self._to)
         os.close(self._back)
+        self._poster.close()
 
 
 class ManagerShortcut:
     """The task manager's ends. `read` and `close` by one thread at a time."""
 
     def __init__(self, names: PipeNames, listener: Listener, heard: Callable[[], None]) -> None:
-        """Open the pipes; `heard` is called from `listener`'s thread when there is a result.
+        """Open them; `heard` is called from `listener`'s thread when there may be a result.
 
         Raises `OSError` when they are not there, or others.
         """
-        self._to = _open(names.pid, names.to_descriptor, names.to_inode, os.O_WRONLY)
-        try:
-            self._back = _open(names.pid, names.back_descriptor, names.back_inode, os.O_RDONLY)
-        except OSError:
-            os.close(self._to)
-            raise
         self._listener = listener
-        listener.listen(self._back, heard)
+        self._ends: list[int] = []
+        pid = names.pid
+        try:
+            self._ends.append(_open(pid, names.to_descriptor, names.to_inode, os.O_WRONLY))
+            self._ends.append(_open(pid, names.back_descriptor, names.back_inode, os.O_RDONLY))
+            posts = _open(pid, names.board_descriptor, names.board_inode, os.O_RDWR)
+            try:
+                self._board = Board(posts, secrets.randbits(62) + 1)
+            finally:
+                os.close(posts)
+            room = fcntl.fcntl(self._ends[0], _F_GETPIPE_SZ)
+        except BaseException:
+            self._close_ends()
+            raise
+        #: Bytes of messages to the worker that surely fit into the pipe: of one that is half empty
+        #: no page is less than half full.
+        self.room_bytes = room // 2 - 2 * mmap.PAGESIZE
+        self._board.claim()
+        self._is_close = False  # whether the board is looked at often
+        listener.listen(self._ends[1], heard)
 
-    def pack(self, task: Assignment) -> bytes | None:
-        """The message for a task; None if it does not go this way."""
-        data = _PACKERS.pack(task)
-        return data if len(data) <= LONGEST_BYTES else None
+    def pack(self, tasks: Sequence[Assignment]) -> bytes:
+        """The message for tasks."""
+        return _PACKERS.pack(tasks[0] if len(tasks) == 1 else tasks)
+
+    def pack_skip(self, task_ids: Sequence[str]) -> bytes:
+        """The message that says not to run these."""
+        return _PACKERS.pack([None, *task_ids])
 
     def send(self, data: bytes) -> None:
-        """Give the worker a task, as packed. Does not wait, as none other is on the way.
+        """Send what was packed, of `room_bytes` at most that were not read.
 
-        A worker that is gone is no error here: its supervisor says what has become of the task.
+        A worker that is gone is no error here: its supervisor says what has become of its tasks.
         """
         with contextlib.suppress(OSError):
-            os.write(self._to, data)
+            os.write(self._ends[0], data)
 
     def read(self) -> list[Completion]:
         """The results that are there, without waiting. Raises `ValueError` for what is none."""
-        return _results(self._back)
+        return _results(self._ends[1], self._board)
+
+    def look_closely(self, closely: bool) -> None:
+        """Have `heard` called every few milliseconds, or only when the worker says something."""
+        if closely != self._is_close:
+            self._is_close = closely
+            self._listener.watch(self._ends[1], closely)
 
     def close(self) -> None:
-        """Let go of the pipes."""
-        self._listener.forget(self._back)
-        os.close(self._back)
-        os.close(self._to)
+        """Let go of all."""
+        self._listener.forget(self._ends[1])
+        self._board.close()
+        self._close_ends()
+
+    def _close_ends(self) -> None:
+        while self._ends:
+            os.close(self._ends.pop())
 
 
 class Listener:
@@ -192,6 +303,7 @@ class Listener:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._heard: dict[int, Callable[[], None]] = {}
+        self._close: set[int] = set()  # descriptors whose boards are looked at often
         self._epoll: select.epoll | None = None
         self._thread: threading.Thread | None = None
         self._wake_out, self._wake_in = -1, -1
@@ -209,9 +321,20 @@ class Listener:
             self._heard[descriptor] = heard
             self._epoll.register(descriptor, select.EPOLLIN)
 
+    def watch(self, descriptor: int, closely: bool) -> None:
+        """Have `heard` called also when nothing can be read there, every few milliseconds."""
+        with self._lock:
+            if not closely:
+                self._close.discard(descriptor)
+                return
+            if not self._close:
+                os.write(self._wake_in, b"\0")  # it waits without an end
+            self._close.add(descriptor)
+
     def forget(self, descriptor: int) -> None:
         """Listen no more; the descriptor is open still."""
         with self._lock:
+            self._close.discard(descriptor)
             if self._heard.pop(descriptor, None) is not None and self._epoll is not None:
                 self._epoll.unregister(descriptor)
 
@@ -231,39 +354,55 @@ class Listener:
             os.close(self._wake_in)
 
     def _run(self) -> None:
-        epoll, heard = self._epoll, self._heard
+        epoll, heard, close = self._epoll, self._heard, self._close
         assert epoll is not None
+        looked_at = time.monotonic()
         while not self._stopped:
-            for descriptor, _ in epoll.poll():
+            ready = {descriptor for descriptor, _ in epoll.poll(LOOKED_AT_S if close else None)}
+            if self._wake_out in ready:
+                os.read(self._wake_out, _READ_BYTES)
+            if close and (now := time.monotonic()) - looked_at >= LOOKED_AT_S:
+                looked_at = now
+                with self._lock:
+                    ready |= close
+            for descriptor in ready:
                 call = heard.get(descriptor)
                 if call is not None:
                     call()
 
 
 def _open(pid: int, descriptor: int, inode: int, flags: int) -> int:
-    """Open another process's end of a pipe, if that is the one. Raises `OSError`."""
+    """Open another process's end of a pipe, or its board, if that is the one. Raises `OSError`."""
     path = f"/proc/{pid:d}/fd/{descriptor:d}"
-    seen = os.stat(path)  # to open what is no pipe might do something
-    if not stat.S_ISFIFO(seen.st_mode) or seen.st_ino != inode or seen.st_uid != os.getuid():
-        raise OSError(f"{path} is another pipe, or none")
+    is_board = flags == os.O_RDWR
+    seen = os.stat(path)  # to open what is something else might do something
+    right_kind = stat.S_ISREG(seen.st_mode) if is_board else stat.S_ISFIFO(seen.st_mode)
+    if not right_kind or seen.st_ino != inode or seen.st_uid != os.getuid():
+        raise OSError(f"{path} is not what was named")
     opened = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     now = os.fstat(opened)
-    if (now.st_ino, now.st_dev) != (seen.st_ino, seen.st_dev):
+    if (now.st_ino, now.st_dev) != (seen.st_ino, seen.st_dev) or (
+        is_board and not board.is_sealed(opened)
+    ):
         os.close(opened)
-        raise OSError(f"{path} is another pipe by now")
+        raise OSError(f"{path} is not what was named")
     return opened
 
 
-def _results(descriptor: int) -> list[Completion]:
+def _results(descriptor: int, posts: Board) -> list[Completion]:
+    ended: list[Completion] = []
     try:
-        data = os.read(descriptor, _READ_BYTES)
+        unpacker = msgpack.Unpacker(max_buffer_size=_READ_BYTES, **_UNPACKING)
+        unpacker.feed(os.read(descriptor, _READ_BYTES))
+        ended += [as_completion(item) for item in unpacker if item is not None]
     except BlockingIOError:
-        return []
-    if not data:
-        return []
-    unpacker = msgpack.Unpacker(max_buffer_size=_READ_BYTES, **_UNPACKING)
-    unpacker.feed(data)
-    return [as_completion(item) for item in unpacker]
+        pass
+    try:
+        if posts.has_news():
+            ended += [as_completion(post[1:]) for post in posts.take(0)]
+    except BoardDamaged as error:
+        raise ValueError(str(error)) from error
+    return ended
 
 
 def as_names(item: Sequence[Any]) -> PipeNames:
@@ -271,5 +410,5 @@ def as_names(item: Sequence[Any]) -> PipeNames:
     if len(item) != len(PipeNames._fields) or not all(
         type(number) is int and 0 <= number < 1 << 63 for number in item
     ):
-        raise ValueError("the pipes of a shortcut must be given by five integers")
+        raise ValueError("the pipes of a shortcut must be given by seven integers")
     return PipeNames(*item)
