@@ -17,7 +17,7 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 | `["ready", tags, period]`        | the code is loaded; the watchdog period it asks for   |
 | `["failed", summary, text]`      | the code does not load; the worker leaves             |
 | `["done", completion]`           | the end of the first task in line                     |
-| `["look"]`                       | there is something on the board                       |
+| `["look"]`                       | there is something on the board to be seen            |
 | `["skipped"]`                    | a "skip" was read; before, it may be at one of those  |
 | `["beside", completion]`         | the end of a task that came by the `shortcut`         |
 | `["need", name]`                 | asks for a data item                                  |
@@ -99,6 +99,10 @@ _IDLE_S = 1.0
 
 #: Between two attempts to send descriptors when too many of the user's are on their way already.
 _POLL_S = 0.001
+
+#: Of the end of a longer task that came by the shortcut the supervisor is told: it may have taken
+#: the worker for held up. Larger: it thinks so for too long. Smaller: it is woken for nothing.
+_SEEN_S = 0.02
 
 #: What goes back by the shortcut: the worker goes on after it.
 _GO_BACK = (Outcome.RESULT.value, Outcome.EXCEPTION.value)
@@ -548,7 +552,7 @@ class WorkerEnd:
                 trim()
             elif any(descriptor != self._sock.fileno() for descriptor, _ in ready):
                 self._receive_tasks()
-                if self.has_task():
+                if self.has_task() and not self._messages:
                     return None
             else:
                 break
@@ -560,6 +564,9 @@ class WorkerEnd:
             self._shortcut.receive()
         except ShortcutClosed:
             self._poll = None
+        if self._shortcut.forgotten:
+            self._messages.append(["forget", self._shortcut.forgotten])
+            self._shortcut.forgotten = []
 
     def hand_in(self, done: Completion) -> None:
         """Send the end of a task that came by the shortcut. Raises `PipeClosed`."""
@@ -572,6 +579,8 @@ class WorkerEnd:
             self.send(["beside", done])
         if not self._shortcut.tasks:
             self._board.has_ended()
+        if done.duration_s > _SEEN_S:
+            self.send(["look"])
 
     def _is_there(self, timeout_s: float) -> bool:
         """Wait for something to be received, for so long at most."""

@@ -32,6 +32,7 @@ never more tasks are on their way than the pipe to the worker has room for.
 | assignment, a list of its fields | to the worker: a task that comes alone                      |
 | list of assignments              | to the worker: to be run in order                           |
 | ``[None, id...]``                | to the worker: not to be run after all, if not begun        |
+| ``[False, name...]``             | to the worker: data items that were deleted                 |
 | completion, a list of its fields | back: the end of a task that came alone                     |
 | ``None``                         | back: there is something on the board                       |
 
@@ -181,6 +182,7 @@ class WorkerShortcut:
         self.tasks: deque[Assignment] = deque()  # to be run in order
         self._look_at = 0  # length of that at which the task manager may want to send more
         self._alone = False  # whether the last task came alone
+        self.forgotten: list[str] = []  # names of data items that were deleted, for the caller
 
     def fileno(self) -> int:
         """Readable when there is a message."""
@@ -199,6 +201,9 @@ class WorkerShortcut:
             if message and message[0] is None:
                 gone = set(message[1:])
                 self.tasks = deque(task for task in self.tasks if task.task_id not in gone)
+                continue
+            if message and message[0] is False:
+                self.forgotten += message[1:]
                 continue
             self._alone = not self.tasks and type(message[0]) is str
             if type(message[0]) is str:
@@ -267,6 +272,10 @@ class ManagerShortcut:
     def pack_skip(self, task_ids: Sequence[str]) -> bytes:
         """The message that says not to run these."""
         return _PACKERS.pack([None, *task_ids])
+
+    def pack_forget(self, names: Sequence[str]) -> bytes:
+        """The message that says that these data items were deleted."""
+        return _PACKERS.pack([False, *names])
 
     def send(self, data: bytes) -> None:
         """Send what was packed, of `room_bytes` at most that were not read.

@@ -54,6 +54,9 @@ class End(Protocol):
     def pack_skip(self, task_ids: Sequence[str]) -> bytes:
         """The message that says not to run these."""
 
+    def pack_forget(self, names: Sequence[str]) -> bytes:
+        """The message that says that these data items were deleted."""
+
     def send(self, data: bytes) -> None:
         """Send a message to the worker, without waiting."""
 
@@ -73,13 +76,14 @@ Opener = Callable[[Sequence[Any], Callable[[], None]], End]
 
 
 class _Shortcut:
-    __slots__ = ("end", "heard_at", "on_way_bytes", "stalls", "tasks")
+    __slots__ = ("end", "heard_at", "is_full", "on_way_bytes", "stalls", "tasks")
 
     def __init__(self, end: End) -> None:
         self.end = end
         # Id and attempt of what it has, in order, and the bytes that each took on its way.
         self.tasks: dict[tuple[str, int], float] = {}
         self.on_way_bytes = 0.0  # of messages that may not have been read
+        self.is_full = False  # had no room for what must not be overtaken: gets no more tasks
         self.heard_at = 0.0  # or when it was given something, being idle
         self.stalls = False  # it runs one task for long, and what stood behind is taken back
 
@@ -132,13 +136,14 @@ class Shortcuts:
         if not mine or not tasks or member.has_notices():
             return False
         busy = sum(len(shortcut.tasks) for shortcut in mine.values())
-        ready = [one for one in mine.values() if not one.tasks]
+        open_ones = [one for one in mine.values() if not one.is_full]
+        ready = [one for one in open_ones if not one.tasks]
         has_others = len(self._held.of(member.id)) != busy + len(tasks)
         if has_others or len(tasks) > len(ready):
             load = self._held.load_of(member.id)
             if not all(self._is_tiny(tag) for tag, count in load.items() if count):
                 return False  # its supervisor is to decide who runs them, and when
-            ready = sorted(mine.values(), key=lambda one: len(one.tasks))
+            ready = sorted(open_ones, key=lambda one: len(one.tasks))
             ready = [one for one in ready if not one.stalls]
         if not ready or not all(map(_is_light, tasks)):
             return False
@@ -160,6 +165,16 @@ class Shortcuts:
             if len(one.tasks) > 1:
                 one.end.look_closely(True)
         return True
+
+    def forget(self, member: Member, name: str) -> None:
+        """A data item was deleted, which no task that comes by a shortcut later is to find."""
+        for shortcut in self._of.get(member.id, {}).values():
+            data = shortcut.end.pack_forget([name])
+            if shortcut.on_way_bytes + len(data) <= shortcut.end.room_bytes:
+                shortcut.end.send(data)
+                shortcut.on_way_bytes += len(data)
+            else:
+                shortcut.is_full = True
 
     def _is_tiny(self, tag: str) -> bool:
         usual_s = self._pace.estimate_s(tag)

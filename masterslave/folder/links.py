@@ -28,6 +28,8 @@ class FolderLink:
             raise ConnectionFailed("the link was closed")
         if method == "announceSlave":  # its file says so
             return None
+        if method == "openShortcut":  # files go one way only
+            return False
         return getattr(self._session, method)(*args, **kwargs)
 
     def close(self) -> None:
