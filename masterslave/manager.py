@@ -218,7 +218,9 @@ class TaskManager(ClientDesk):
             member = self._roster.known(process_id)
             if member is None or not self._handout.is_current(member, generation):
                 return False
-            return self._shortcuts.open(member, worker, names, heard)
+            is_open = self._shortcuts.open(member, worker, names, heard)
+            self._handout.line_up(member)
+            return is_open
 
     def closeShortcuts(self, process_id: int, generation: int, workers: Iterable[int]) -> None:
         """Workers of a slave have ended, and all that it knows of their tasks is handed in."""
@@ -226,6 +228,7 @@ class TaskManager(ClientDesk):
             member = self._roster.known(process_id)
             if member is not None and self._handout.is_current(member, generation):
                 self._shortcuts.close(member, workers)
+                self._handout.line_up(member)  # others of its workers may run what is given back
         self._outbox.tell()
 
     def _heard(self, process_id: int, generation: int, worker: int) -> None:
@@ -545,7 +548,6 @@ class TaskManager(ClientDesk):
             now = self._clock() if ended else 0.0
             if ended:
                 if member is not None and self._shortcuts.is_busy(member):
-                    self._shortcuts.hear(member)  # a result counts more than its worker's death
                     self._shortcuts.freed(member, ended)
                 self._settling.settle_all(process_id, member, ended, now)
             tasks: list[Assignment] = []

@@ -418,8 +418,9 @@ class SupervisorEnd:
 
     def under_way(self) -> tuple[str, int] | None:
         """Id and attempt of the task by the shortcut that the worker is running now, or None."""
+        board = self._board  # another thread may be closing it
         try:
-            return None if self._board is None else self._board.under_way()
+            return None if board is None else board.under_way()
         except BoardDamaged:
             return None  # the messages on it tell of that
 
@@ -573,7 +574,7 @@ class WorkerEnd:
         assert self._shortcut is not None and self._board is not None
         try:
             is_sent = done.outcome in _GO_BACK and self._shortcut.send(done)
-        except OSError as error:  # the supervisor has all ends, too: it has gone
+        except OSError as error:  # the supervisor has all ends, too: it has gone, or ours have
             raise PipeClosed from error
         if not is_sent:
             self.send(["beside", done])

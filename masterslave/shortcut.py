@@ -15,9 +15,15 @@ is not woken for it, is still in charge::
 | the worker dies before it has begun      | the supervisor says that the shortcut is closed:    |
 |                                          | the task manager takes the task back                |
 | the task manager lets go of the slave,   | it takes the results that are there, and closes its |
-| or the slave registers again             | ends; the supervisor reads what comes afterwards    |
+| or the slave registers again             | ends; the supervisor reads what comes afterwards,   |
+|                                          | and takes out what the worker has not read          |
+| it is cancelled before it has begun      | the supervisor takes it out, or sees it begin       |
+| the slave is to end                      | it goes on until the task manager sends nothing     |
+|                                          | more; a worker that leaves gives tasks back         |
 | the task manager dies                    | the supervisor reads the results                    |
 | the result is large, or the worker ends  | the result goes by the worker's pipe                |
+| the handler has closed the worker's ends | the worker ends, which is a crash                   |
+| what comes back is no result             | the slave is taken for lost, and registers again    |
 
 Of tiny tasks many go at once. Their results are posted on a second board, which the task manager
 reads every few milliseconds, or when the worker says by the pipe that it is time to; when it lets
@@ -38,27 +44,30 @@ never more tasks are on their way than the pipe to the worker has room for.
 
 The task manager opens pipes and board through ``/proc``, as it does with lent memory (see
 `shared`), and only if they are what the slave has stated over its signed connection, by their inode
-numbers.
+numbers, and if the system is the same one: it has a number that is new each time it is booted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import os
 import secrets
 import select
 import stat
 import threading
-import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
 
 from masterslave import board
 from masterslave.board import LOOKED_AT_S, Board, BoardDamaged, Poster
+from masterslave.listener import Listener
 from masterslave.packing import Packers
 from masterslave.records import (
     Assignment,
@@ -99,6 +108,7 @@ class PipeNames(NamedTuple):
     back_inode: int
     board_descriptor: int  # of the board for results
     board_inode: int
+    system: int  # which one they are on, see `_system`
 
 
 class ShortcutClosed(Exception):
@@ -107,7 +117,22 @@ class ShortcutClosed(Exception):
 
 def can_have_shortcuts() -> bool:
     """Whether this system has what shortcuts need."""
-    return hasattr(os, "pipe2") and hasattr(select, "epoll") and os.path.isdir("/proc/self/fd")
+    return (
+        hasattr(os, "pipe2")
+        and hasattr(select, "epoll")
+        and os.path.isdir("/proc/self/fd")
+        and _system() != 0
+    )
+
+
+@functools.cache
+def _system() -> int:
+    """A number of this system since it was booted, the same in its containers; 0: it has none."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return uuid.UUID(text.strip()).int >> 66 | 1  # of 62 bits
+    except (OSError, ValueError):
+        return 0
 
 
 class Shortcut:
@@ -122,7 +147,7 @@ class Shortcut:
             self._ends += os.pipe2(os.O_CLOEXEC)
             self._ends += os.pipe2(os.O_CLOEXEC)
             self._ends.append(board.create())
-            for end in self._ends[1:3]:  # ours, if anybody's
+            for end in self._ends[:3]:  # the worker, too, never waits in `read`
                 os.set_blocking(end, False)
             with contextlib.suppress(OSError):  # too much for this user already
                 fcntl.fcntl(self._ends[1], _F_SETPIPE_SZ, _WANTED_BYTES)
@@ -132,7 +157,9 @@ class Shortcut:
             self.close()
             raise
         _, to, back, _, posts = self._ends
-        self.names = PipeNames(os.getpid(), to, inodes[1], back, inodes[2], posts, inodes[4])
+        self.names = PipeNames(
+            os.getpid(), to, inodes[1], back, inodes[2], posts, inodes[4], _system()
+        )
         #: Whether the task manager has the pipes, or is about to; else the results are for us.
         self.is_lent = False
 
@@ -157,6 +184,28 @@ class Shortcut:
             self._board.claim()
             return _results(self._ends[2], self._board)
 
+    def has_tasks(self) -> bool:
+        """Whether there is a task that the worker has not read."""
+        poll = select.poll()
+        poll.register(self._ends[0], select.POLLIN)
+        return bool(poll.poll(0))
+
+    def take_back(self) -> list[Assignment]:
+        """The tasks that the worker has not read: it will not get them.
+
+        Raises `ValueError` for what is none.
+        """
+        tasks: list[Assignment] = []
+        with self._lock:
+            for message in _messages(self._ends[0]) if self._ends else ():
+                if message[0] is None or message[0] is False:
+                    continue  # the tasks are not here, and of data it is told by its pipe as well
+                try:
+                    tasks += map(as_assignment, _each(message))
+                except TypeError as error:
+                    raise ValueError(f"no task: {error}") from error
+        return tasks
+
     def close(self) -> None:
         """Close all ends. Unread results are lost."""
         with self._lock:
@@ -175,9 +224,9 @@ class WorkerShortcut:
         for end in (to, back):
             os.set_inheritable(end, False)
         self._to, self._back = to, back
+        self._back_inode = os.fstat(back).st_ino
         self._poster = Poster(posts)
         os.close(posts)
-        os.set_blocking(to, False)
         self._unpacker = msgpack.Unpacker(max_buffer_size=0, **_UNPACKING)
         self.tasks: deque[Assignment] = deque()  # to be run in order
         self._look_at = 0  # length of that at which the task manager may want to send more
@@ -206,18 +255,19 @@ class WorkerShortcut:
                 self.forgotten += message[1:]
                 continue
             self._alone = not self.tasks and type(message[0]) is str
-            if type(message[0]) is str:
-                self.tasks.append(as_assignment(message))
-            else:
-                self.tasks.extend(map(as_assignment, message))
+            self.tasks.extend(map(as_assignment, _each(message)))
             self._look_at = len(self.tasks) // 2
 
     def send(self, done: Completion) -> bool:
-        """Hand in the end of the task that was first; false when it is too long, or no room is."""
+        """Hand in the end of the task that was first; false when it is too long, or no room is.
+
+        Raises `OSError`.
+        """
         if self._alone:
             data = _PACKERS.pack(done)
             if len(data) <= LONGEST_BYTES:
-                return os.write(self._back, data) > 0
+                self._write(data)
+                return True
         frame = done.frame
         if len(frame) > 1 or (frame and len(frame[0]) > board.LONGEST_BYTES):
             return False
@@ -225,8 +275,14 @@ class WorkerShortcut:
             return False
         left, duration_s = len(self.tasks), done.duration_s
         if not left or left == self._look_at or board.SHORT_S < duration_s < LOOKED_AT_S / left:
-            os.write(self._back, _LOOK)
+            self._write(_LOOK)
         return True
+
+    def _write(self, data: bytes) -> None:
+        # A handler may have closed what is not its own, and the number may be its own file's now.
+        if os.fstat(self._back).st_ino != self._back_inode:
+            raise OSError("the pipe for results was closed")
+        os.write(self._back, data)
 
     def close(self) -> None:
         """Close both, and let go of the board."""
@@ -243,27 +299,29 @@ class ManagerShortcut:
 
         Raises `OSError` when they are not there, or others.
         """
-        self._listener = listener
-        self._ends: list[int] = []
+        if names.system != _system():
+            raise OSError("the pipes are of another system")
         pid = names.pid
-        try:
-            self._ends.append(_open(pid, names.to_descriptor, names.to_inode, os.O_WRONLY))
-            self._ends.append(_open(pid, names.back_descriptor, names.back_inode, os.O_RDONLY))
+        with contextlib.ExitStack() as undo:
+            to = _open(pid, names.to_descriptor, names.to_inode, os.O_WRONLY)
+            undo.callback(os.close, to)
+            back = _open(pid, names.back_descriptor, names.back_inode, os.O_RDONLY)
+            undo.callback(os.close, back)
             posts = _open(pid, names.board_descriptor, names.board_inode, os.O_RDWR)
             try:
                 self._board = Board(posts, secrets.randbits(62) + 1)
             finally:
                 os.close(posts)
-            room = fcntl.fcntl(self._ends[0], _F_GETPIPE_SZ)
-        except BaseException:
-            self._close_ends()
-            raise
+            undo.callback(self._board.close)
+            room = fcntl.fcntl(to, _F_GETPIPE_SZ)
+            listener.listen(back, heard)
+            self._close = undo.pop_all()
+        self._board.claim()
+        self._listener, self._to, self._back = listener, to, back
         #: Bytes of messages to the worker that surely fit into the pipe: of one that is half empty
         #: no page is less than half full.
         self.room_bytes = room // 2 - 2 * mmap.PAGESIZE
-        self._board.claim()
         self._is_close = False  # whether the board is looked at often
-        listener.listen(self._ends[1], heard)
 
     def pack(self, tasks: Sequence[Assignment]) -> bytes:
         """The message for tasks."""
@@ -283,101 +341,22 @@ class ManagerShortcut:
         A worker that is gone is no error here: its supervisor says what has become of its tasks.
         """
         with contextlib.suppress(OSError):
-            os.write(self._ends[0], data)
+            os.write(self._to, data)
 
     def read(self) -> list[Completion]:
         """The results that are there, without waiting. Raises `ValueError` for what is none."""
-        return _results(self._ends[1], self._board)
+        return _results(self._back, self._board)
 
     def look_closely(self, closely: bool) -> None:
         """Have `heard` called every few milliseconds, or only when the worker says something."""
         if closely != self._is_close:
             self._is_close = closely
-            self._listener.watch(self._ends[1], closely)
+            self._listener.watch(self._back, closely)
 
     def close(self) -> None:
-        """Let go of all."""
-        self._listener.forget(self._ends[1])
-        self._board.close()
-        self._close_ends()
-
-    def _close_ends(self) -> None:
-        while self._ends:
-            os.close(self._ends.pop())
-
-
-class Listener:
-    """One thread that waits for the results of all shortcuts of a task manager."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._heard: dict[int, Callable[[], None]] = {}
-        self._close: set[int] = set()  # descriptors whose boards are looked at often
-        self._epoll: select.epoll | None = None
-        self._thread: threading.Thread | None = None
-        self._wake_out, self._wake_in = -1, -1
-        self._stopped = False
-
-    def listen(self, descriptor: int, heard: Callable[[], None]) -> None:
-        """Have `heard` called whenever something can be read there. It must not block."""
-        with self._lock:
-            if self._epoll is None:
-                self._epoll = select.epoll()
-                self._wake_out, self._wake_in = os.pipe2(os.O_CLOEXEC)
-                self._epoll.register(self._wake_out, select.EPOLLIN)
-                self._thread = threading.Thread(target=self._run, name="shortcuts", daemon=True)
-                self._thread.start()
-            self._heard[descriptor] = heard
-            self._epoll.register(descriptor, select.EPOLLIN)
-
-    def watch(self, descriptor: int, closely: bool) -> None:
-        """Have `heard` called also when nothing can be read there, every few milliseconds."""
-        with self._lock:
-            if not closely:
-                self._close.discard(descriptor)
-                return
-            if not self._close:
-                os.write(self._wake_in, b"\0")  # it waits without an end
-            self._close.add(descriptor)
-
-    def forget(self, descriptor: int) -> None:
-        """Listen no more; the descriptor is open still."""
-        with self._lock:
-            self._close.discard(descriptor)
-            if self._heard.pop(descriptor, None) is not None and self._epoll is not None:
-                self._epoll.unregister(descriptor)
-
-    def stop(self) -> None:
-        """End the thread. Blocks until it has ended."""
-        with self._lock:
-            self._stopped = True
-            if self._thread is None:
-                return
-            os.write(self._wake_in, b"\0")
-        self._thread.join()
-        with self._lock:
-            assert self._epoll is not None
-            self._epoll.close()
-            self._epoll = self._thread = None
-            os.close(self._wake_out)
-            os.close(self._wake_in)
-
-    def _run(self) -> None:
-        epoll, heard, close = self._epoll, self._heard, self._close
-        assert epoll is not None
-        looked_at = time.monotonic()
-        while not self._stopped:
-            ready = {descriptor for descriptor, _ in epoll.poll(LOOKED_AT_S if close else None)}
-            if self._wake_out in ready:
-                os.read(self._wake_out, _READ_BYTES)
-            if close and (now := time.monotonic()) - looked_at >= LOOKED_AT_S:
-                looked_at = now
-                with self._lock:
-                    ready |= close
-            for descriptor in ready:
-                call = heard.get(descriptor)
-                if call is not None:
-                    call()
+        """Let go of all. Nothing else is to be called afterwards."""
+        self._listener.forget(self._back)
+        self._close.close()
 
 
 def _open(pid: int, descriptor: int, inode: int, flags: int) -> int:
@@ -398,14 +377,13 @@ def _open(pid: int, descriptor: int, inode: int, flags: int) -> int:
     return opened
 
 
+def _each(message: Any) -> Any:
+    """The tasks of a message."""
+    return [message] if type(message[0]) is str else message
+
+
 def _results(descriptor: int, posts: Board) -> list[Completion]:
-    ended: list[Completion] = []
-    try:
-        unpacker = msgpack.Unpacker(max_buffer_size=_READ_BYTES, **_UNPACKING)
-        unpacker.feed(os.read(descriptor, _READ_BYTES))
-        ended += [as_completion(item) for item in unpacker if item is not None]
-    except BlockingIOError:
-        pass
+    ended = [as_completion(item) for item in _messages(descriptor) if item is not None]
     try:
         if posts.has_news():
             ended += [as_completion(post[1:]) for post in posts.take(0)]
@@ -414,10 +392,34 @@ def _results(descriptor: int, posts: Board) -> list[Completion]:
     return ended
 
 
+def _messages(descriptor: int) -> list[Any]:
+    """What is there, without waiting. Raises `ValueError` for what was not written as a whole."""
+    try:
+        data = os.read(descriptor, _READ_BYTES)
+    except BlockingIOError:
+        return []
+    if not data or data == _LOOK:
+        return []
+    unpacker = msgpack.Unpacker(max_buffer_size=_READ_BYTES, **_UNPACKING)
+    unpacker.feed(data)
+    messages, end = [], 0
+    try:
+        for message in unpacker:
+            if message is not None and (not isinstance(message, list) or not message):
+                raise ValueError("what came is no message")
+            messages.append(message)
+            end = unpacker.tell()
+    except ValueError as error:
+        raise ValueError("what came is no message") from error
+    if end != len(data):
+        raise ValueError("a message ends in its midst")
+    return messages
+
+
 def as_names(item: Sequence[Any]) -> PipeNames:
     """Rebuild `PipeNames` from the list that came over a wire; `ValueError` if it is none."""
     if len(item) != len(PipeNames._fields) or not all(
         type(number) is int and 0 <= number < 1 << 63 for number in item
     ):
-        raise ValueError("the pipes of a shortcut must be given by seven integers")
+        raise ValueError("the pipes of a shortcut must be given by eight integers")
     return PipeNames(*item)

@@ -42,6 +42,9 @@ _STALL_S = 2.5 * HORIZON_S
 
 _RETURNED = Outcome.RETURNED.value
 
+#: Outcomes with which the worker has ended, or is about to.
+_DEATHS = (Outcome.CRASHED.value, Outcome.OUT_OF_MEMORY.value, Outcome.TIMED_OUT.value)
+
 
 class End(Protocol):
     """The task manager's ends of a shortcut, see `shortcut.ManagerShortcut`."""
@@ -76,14 +79,14 @@ Opener = Callable[[Sequence[Any], Callable[[], None]], End]
 
 
 class _Shortcut:
-    __slots__ = ("end", "heard_at", "is_full", "on_way_bytes", "stalls", "tasks")
+    __slots__ = ("end", "heard_at", "is_shut", "on_way_bytes", "stalls", "tasks")
 
     def __init__(self, end: End) -> None:
         self.end = end
         # Id and attempt of what it has, in order, and the bytes that each took on its way.
         self.tasks: dict[tuple[str, int], float] = {}
         self.on_way_bytes = 0.0  # of messages that may not have been read
-        self.is_full = False  # had no room for what must not be overtaken: gets no more tasks
+        self.is_shut = False  # gets no more tasks
         self.heard_at = 0.0  # or when it was given something, being idle
         self.stalls = False  # it runs one task for long, and what stood behind is taken back
 
@@ -136,7 +139,7 @@ class Shortcuts:
         if not mine or not tasks or member.has_notices():
             return False
         busy = sum(len(shortcut.tasks) for shortcut in mine.values())
-        open_ones = [one for one in mine.values() if not one.is_full]
+        open_ones = [one for one in mine.values() if not one.is_shut]
         ready = [one for one in open_ones if not one.tasks]
         has_others = len(self._held.of(member.id)) != busy + len(tasks)
         if has_others or len(tasks) > len(ready):
@@ -173,33 +176,30 @@ class Shortcuts:
             if shortcut.on_way_bytes + len(data) <= shortcut.end.room_bytes:
                 shortcut.end.send(data)
                 shortcut.on_way_bytes += len(data)
-            else:
-                shortcut.is_full = True
+            else:  # a task would overtake it
+                shortcut.is_shut = True
 
     def _is_tiny(self, tag: str) -> bool:
         usual_s = self._pace.estimate_s(tag)
         return usual_s is not None and usual_s <= _TINY_S
 
-    def hear(self, member: Member, worker: int | None = None) -> bool:
-        """Use the results that have come from a slave, or one of its workers; true if any had.
+    def hear(self, member: Member, worker: int) -> bool:
+        """Use the results that have come from a worker; true if there were any.
 
         Raises `ValueError` when something came that is none.
         """
-        mine = self._of.get(member.id, {})
-        chosen = mine.values() if worker is None else [mine[worker]] if worker in mine else []
-        ended: list[Completion] = []
+        shortcut = self._of.get(member.id, {}).get(worker)
+        if shortcut is None:
+            return False
         now = self._clock()
-        for shortcut in chosen:
-            if shortcut.tasks and (done := shortcut.end.read()):
-                shortcut.ended(done, now)
-                ended += done
+        ended = shortcut.end.read()
         if ended:
+            shortcut.ended(ended, now)
             self._count_stalls(member)
             self._settling.settle_all(member.id, member, ended, now)
-        for shortcut in chosen:
-            if len(shortcut.tasks) > 1 and now - shortcut.heard_at > _STALL_S:
-                self._recall(member, shortcut)
-                member.stalled += 1
+        if len(shortcut.tasks) > 1 and now - shortcut.heard_at > _STALL_S:
+            self._recall(member, shortcut)
+            self._count_stalls(member)
         return bool(ended)
 
     def _recall(self, member: Member, shortcut: _Shortcut) -> None:
@@ -225,11 +225,13 @@ class Shortcuts:
 
     def freed(self, member: Member, ended: Iterable[Completion]) -> None:
         """Attempts have ended, as was told in another way."""
-        now = self._clock()
+        outcomes = {(one.task_id, one.attempt): one.outcome for one in ended}
         for shortcut in self._of.get(member.id, {}).values():
-            if not shortcut.tasks.keys().isdisjoint((one.task_id, one.attempt) for one in ended):
-                shortcut.ended(ended, now)
-                self._count_stalls(member)
+            if not shortcut.tasks.keys().isdisjoint(outcomes):
+                was = {outcomes[key] for key in shortcut.tasks.keys() & outcomes.keys()}
+                shortcut.is_shut = shortcut.is_shut or not was.isdisjoint(_DEATHS)
+                shortcut.ended(ended, self._clock())
+        self._count_stalls(member)
 
     def close(self, member: Member, workers: Iterable[int]) -> None:
         """These workers have ended: what had gone to them and has not come back is run again."""

@@ -143,6 +143,7 @@ def test_a_job_whose_record_cannot_be_kept_is_cancelled(
     assert not list((slurm.path / ".masterslave" / "starts").iterdir())
 
 
+@pytest.mark.long
 def test_slaves_come_while_tasks_wait_and_leave_when_idle(slurm: World) -> None:
     """Two at most, however many tasks wait."""
     started("lab", 1, "slurm", serve=True, here=True, low=0, high=2, idle=2.0)
@@ -168,6 +169,7 @@ def test_slaves_come_while_tasks_wait_and_leave_when_idle(slurm: World) -> None:
     wait_until(lambda: not slurm.processes())
 
 
+@pytest.mark.long
 def test_scaling_goes_on_where_a_process_was_killed_while_it_submitted(slurm: World) -> None:
     """Slurm has the job, whose id was told to nobody: it counts, so there are two at most."""
     found = started("lab", 1, "slurm", serve=True, here=True, low=1, high=2)
