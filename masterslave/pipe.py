@@ -17,7 +17,7 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 | `["ready", tags, period]`        | the code is loaded; the watchdog period it asks for   |
 | `["failed", summary, text]`      | the code does not load; the worker leaves             |
 | `["done", completion]`           | the end of the first task in line                     |
-| `["look"]`                       | there is something on the board to be seen            |
+| `["look"]`                       | there is something on the board, or has ended there   |
 | `["skipped"]`                    | a "skip" was read; before, it may be at one of those  |
 | `["beside", completion]`         | the end of a task that came by the `shortcut`         |
 | `["need", name]`                 | asks for a data item                                  |
@@ -100,9 +100,10 @@ _IDLE_S = 1.0
 #: Between two attempts to send descriptors when too many of the user's are on their way already.
 _POLL_S = 0.001
 
-#: Of the end of a longer task that came by the shortcut the supervisor is told: it may have taken
-#: the worker for held up. Larger: it thinks so for too long. Smaller: it is woken for nothing.
-_SEEN_S = 0.02
+#: Of the end of a task by the shortcut that took longer the supervisor is told as well, as it may
+#: have seen that it ran, and have said that there is no room here. Larger than what it waits for
+#: before it says so: the slave gets no tasks. Smaller: it is woken for each short one.
+_TOLD_S = 0.02
 
 #: What goes back by the shortcut: the worker goes on after it.
 _GO_BACK = (Outcome.RESULT.value, Outcome.EXCEPTION.value)
@@ -471,6 +472,7 @@ class WorkerEnd:
         self._sock = sock
         self._board = board
         self._sent = 0  # messages
+        self._began = 0.0  # when the last task by the shortcut did
         self.share = False  # whether large buffers go by shared memory
         self._reader = _Reader(keep=False)
         self._messages: deque[list[Any]] = deque()
@@ -539,6 +541,7 @@ class WorkerEnd:
         assert self._board is not None
         task = self._shortcut.tasks.popleft()
         self._board.begins(task.task_id, task.attempt)
+        self._began = time.monotonic()
         return task
 
     def has_task(self) -> bool:
@@ -580,7 +583,7 @@ class WorkerEnd:
             self.send(["beside", done])
         if not self._shortcut.tasks:
             self._board.has_ended()
-        if done.duration_s > _SEEN_S:
+        if time.monotonic() - self._began > _TOLD_S:
             self.send(["look"])
 
     def _is_there(self, timeout_s: float) -> bool:

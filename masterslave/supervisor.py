@@ -680,7 +680,7 @@ class Supervisor:
             waits.append(self._idleness.wait_s(now))
         looks = self._dispatch.draining or now < self._cancelled_by
         if self._is_blind or (looks and self._may_cut):
-            waits.append(_POLL_S)  # nobody tells of what goes by shortcuts
+            waits.append(_POLL_S)  # nobody tells of what begins by shortcuts
         if self._memory is not None and self._dispatch.busy():
             waits.append(max(0.0, self._memory_look_at - now))
         waits.append(self._uplink.wait_s(now))
@@ -741,8 +741,10 @@ class Supervisor:
         if self._idleness is None or self._dispatch.draining:
             return
         turns = sum(worker.pipe.turns for worker in self._workers.values())
-        busy = self._dispatch.busy() or not self._dispatch.room(now) or turns != self._turns
-        self._turns = turns
+        if turns != self._turns:  # tasks have come and gone since the last look
+            self._turns = turns
+            self._idleness.is_over(True, now)
+        busy = self._dispatch.busy() or not self._dispatch.room(now)
         if self._idleness.is_over(busy, now):
             log.info("idle for %g s: the slave ends", self._idleness.limit_s)
             self._start_drain(None)
