@@ -14,10 +14,11 @@ import pytest
 from conftest import PATIENCE_S, wait_until
 
 from masterslave import pipe as pipe_module
+from masterslave.board import LONGEST_BYTES as LONGEST_POST
 from masterslave.board import Board, Poster, create
 from masterslave.pipe import PipeClosed, SupervisorEnd, WorkerEnd, pack
 from masterslave.records import Assignment, Completion, Outcome, as_assignment
-from masterslave.shortcut import LONGEST_BYTES, Shortcut, WorkerShortcut, can_have_shortcuts
+from masterslave.shortcut import Shortcut, WorkerShortcut, can_have_shortcuts
 
 LARGE = bytes(range(256)) * 20_000  # more than any socket's buffer
 
@@ -232,6 +233,11 @@ class Beside(Pipe):
     def give(self, task: Assignment) -> None:
         os.write(self.shortcut.names.to_descriptor, msgpack.packb(task))
 
+    def begins(self) -> Assignment | None:
+        """The worker waits, and begins what has come by the shortcut."""
+        assert self.worker.receive_or_tasks() is None
+        return self.worker.next_task()
+
     def close(self) -> None:
         self.supervisor.close()
         self.theirs.close()
@@ -255,7 +261,7 @@ def end(outcome: Outcome, frame: bytes = b"r") -> Completion:
 def test_a_task_that_comes_beside_stands_on_the_board_until_its_end(beside: Beside) -> None:
     beside.give(TASK)
     assert beside.supervisor.under_way() is None
-    assert beside.worker.receive_or_task() == TASK
+    assert beside.begins() == TASK
     assert beside.supervisor.under_way() == ("square_0", 1)
     beside.worker.hand_in(end(Outcome.RESULT))
     assert beside.supervisor.under_way() is None
@@ -266,12 +272,16 @@ def test_a_task_that_comes_beside_stands_on_the_board_until_its_end(beside: Besi
 @shortcuts
 @pytest.mark.parametrize(
     "done",
-    [end(Outcome.RESULT, b"x" * LONGEST_BYTES), end(Outcome.OUT_OF_MEMORY), end(Outcome.RETURNED)],
+    [
+        end(Outcome.RESULT, b"x" * (LONGEST_POST + 1)),
+        end(Outcome.OUT_OF_MEMORY),
+        end(Outcome.RETURNED),
+    ],
     ids=["large", "out of memory", "given back"],
 )
 def test_what_goes_back_by_the_pipe(beside: Beside, done: Completion) -> None:
     beside.give(TASK)
-    beside.worker.receive_or_task()
+    beside.begins()
     beside.worker.hand_in(done)
     (message,) = beside.at_supervisor()
     assert message == ["beside", list(done)]
@@ -283,9 +293,9 @@ def test_what_goes_back_by_the_pipe(beside: Beside, done: Completion) -> None:
 def test_a_task_comes_before_what_the_supervisor_says_at_the_same_time(beside: Beside) -> None:
     beside.supervisor.send(["end"])
     beside.give(TASK)
-    assert beside.worker.receive_or_task() == TASK
+    assert beside.begins() == TASK
     beside.worker.hand_in(end(Outcome.RESULT))
-    assert beside.worker.receive_or_task() == ["end"]
+    assert beside.worker.receive_or_tasks() == ["end"]
 
 
 @shortcuts
@@ -296,15 +306,15 @@ def test_a_task_that_was_taken_back_meanwhile_is_not_waited_for(
     receive = beside.worker_shortcut.receive
     seen: list[Assignment] = []
 
-    def late() -> Assignment | None:
+    def late() -> None:
         if not seen:
             seen.extend(beside.shortcut.take_back())
             beside.supervisor.send(["end"])
-        return receive()
+        receive()
 
     monkeypatch.setattr(beside.worker_shortcut, "receive", late)
     beside.give(TASK)
-    assert beside.worker.receive_or_task() == ["end"]
+    assert beside.worker.receive_or_tasks() == ["end"]
     assert seen == [TASK]
     assert beside.supervisor.turns == 0
 
@@ -313,15 +323,15 @@ def test_a_task_that_was_taken_back_meanwhile_is_not_waited_for(
 def test_without_the_other_ends_the_pipe_goes_on(beside: Beside) -> None:
     beside.shortcut.close()
     beside.supervisor.send(["forget", []])
-    assert beside.worker.receive_or_task() == ["forget", []]
+    assert beside.worker.receive_or_tasks() == ["forget", []]
     beside.supervisor.send(["end"])
-    assert beside.worker.receive_or_task() == ["end"]
+    assert beside.worker.receive_or_tasks() == ["end"]
 
 
 @shortcuts
 def test_ends_that_a_handler_has_closed_are_an_end_of_the_pipe(beside: Beside) -> None:
     beside.give(TASK)
-    beside.worker.receive_or_task()
+    beside.begins()
     os.dup2(beside.theirs.fileno(), beside.worker_shortcut._back)
     with pytest.raises(PipeClosed):
         beside.worker.hand_in(end(Outcome.RESULT))
@@ -335,7 +345,7 @@ def test_the_supervisor_is_told_of_the_end_of_a_long_task(
 ) -> None:
     monkeypatch.setattr(pipe_module, "_TOLD_S", told_s)
     beside.give(TASK)
-    beside.worker.receive_or_task()
+    beside.begins()
     beside.worker.hand_in(end(Outcome.RESULT))
     wakes = bool(select.select([beside.supervisor], [], [], 0)[0])
     assert wakes == (told_s < 0)
@@ -346,7 +356,30 @@ def test_the_supervisor_is_told_of_the_end_of_a_long_task(
 @shortcuts
 def test_a_board_that_is_being_closed_shows_nothing(beside: Beside) -> None:
     beside.give(TASK)
-    beside.worker.receive_or_task()
+    beside.begins()
     beside.supervisor.close()
     assert beside.supervisor.under_way() is None
     assert beside.supervisor.turns == 0
+
+
+@shortcuts
+def test_tasks_of_one_message_run_in_order_and_each_is_on_the_board(beside: Beside) -> None:
+    batch = [TASK._replace(task_id=f"square_{number}") for number in range(3)]
+    os.write(beside.shortcut.names.to_descriptor, msgpack.packb(batch))
+    assert beside.worker.receive_or_tasks() is None
+    for number, task in enumerate(batch):
+        assert beside.worker.has_task()
+        assert beside.worker.next_task() == task
+        assert beside.supervisor.under_way() == (task.task_id, 1)
+        beside.worker.hand_in(end(Outcome.RESULT)._replace(task_id=task.task_id))
+        assert (beside.supervisor.under_way() is None) == (number == 2)
+    assert beside.worker.next_task() is None
+    assert [done.task_id for done in beside.shortcut.read()] == [one.task_id for one in batch]
+
+
+@shortcuts
+def test_data_that_was_deleted_is_told_before_the_tasks_that_come_later(beside: Beside) -> None:
+    os.write(beside.shortcut.names.to_descriptor, msgpack.packb([False, "state_0_x"]))
+    beside.give(TASK)
+    assert beside.worker.receive_or_tasks() == ["forget", ["state_0_x"]]
+    assert beside.worker.next_task() == TASK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import msgpack
 import pytest
@@ -159,9 +160,7 @@ def test_what_is_withdrawn_is_closed_after_what_is_known_of_it(
     unrun = Completion("echo_9", 1, Outcome.RETURNED.value, [], 0.0, "not begun")
     slave.uplink.hand_in([unrun], [], room=0)
     wait_until(lambda: opened(manager) == 0, "it is closed")
-    wait_until(lambda: line.calls.count("closeShortcuts") == 1 + bool(breaks), "it is told")
-    last = len(line.calls) - 1 - line.calls[::-1].index("closeShortcuts")
-    assert "exchange" in line.calls[:last]
+    assert "exchange" in line.calls[: line.calls.index("closeShortcuts")]
 
 
 def test_who_wants_no_tasks_offers_nothing(manager: TaskManager, line: Line, slave: Slave) -> None:
@@ -185,3 +184,30 @@ def test_who_has_lent_one_gets_nothing_when_the_task_manager_knows_that_it_wants
     wait_until(slave.uplink.gets_nothing, "it is told")
     (member,) = (one for one in manager._roster.all_known() if one.is_slave)
     assert member.room == 0
+
+
+def test_a_worker_that_ends_while_it_is_offered_is_not_used(
+    manager: TaskManager, line: Line, slave: Slave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, real = Worker(), manager.openShortcut
+
+    def open_shortcut(*args: Any) -> bool:
+        slave.uplink.withdraw(0)
+        slave.uplink.hand_in([], [], room=0)
+        return real(*args)
+
+    monkeypatch.setattr(manager, "openShortcut", open_shortcut)
+    slave.uplink.offer(0, worker.shortcut)
+    wait_until(lambda: "closeShortcuts" in line.calls, "it is told")
+    wait_until(lambda: opened(manager) == 0, "it is closed")
+    worker.close()
+
+
+def test_results_of_what_is_lent_are_the_task_managers_until_the_worker_has_ended(
+    worker: Worker,
+) -> None:
+    wait_until(lambda: worker.shortcut.is_lent, "it is used")
+    posted = Completion("echo_9", 1, "result", Codec().encode(9), 0.0, "")
+    worker.ends.send(posted)
+    assert worker.shortcut.read() == []
+    assert worker.shortcut.read(last=True) in ([posted], [])
