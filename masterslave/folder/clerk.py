@@ -161,7 +161,9 @@ class Clerk:
         there = Counter(self._manager.laid_out())
         missing = self._measure.missing(tags, there)
         self._manager.lay_out(missing)
-        return sum(there.values()) + sum(missing.values()) if missing else 0
+        waiting = self._waiting()  # for a tag of which none wait there is room when some come
+        asked = [count for tag, count in missing.items() if tag in waiting]
+        return sum(there.values()) + max(sum(asked), *missing.values()) if missing else 0
 
     def _lay_out(self, tasks: list[Assignment], priority: int = 0) -> None:
         first = tasks[0]
