@@ -19,6 +19,7 @@ from masterslave.outbox import Outbox
 from masterslave.records import ProcessInfo
 from masterslave.roster import Member, Roster
 from masterslave.settling import Settling
+from masterslave.shortcuts import Shortcuts
 from masterslave.waiters import Monitor
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Attendance:
         outbox: Outbox,
         handout: HandOut,
         settling: Settling,
+        shortcuts: Shortcuts,
     ) -> None:
         self._clock = clock
         self._roster = roster
@@ -45,6 +47,7 @@ class Attendance:
         self._outbox = outbox
         self._handout = handout
         self._settling = settling
+        self._shortcuts = shortcuts
         self.gone = lock.condition()  # told when a process leaves
         self.awaited: dict[int, float] = {}  # slaves of an earlier run -> until when
 
@@ -61,6 +64,7 @@ class Attendance:
         """
         member = self._roster.join(info, watchdog_period, resume, self._clock())
         self.awaited.pop(member.id, None)
+        self._shortcuts.let_go(member)
         absolved = self._leases.take_back_blame(member.id)
         if self._ledger is not None:
             self._ledger.absolved(member.id, absolved)
@@ -76,6 +80,7 @@ class Attendance:
         member = self._roster.leave(process_id)
         if member is None:
             return
+        self._shortcuts.let_go(member)
         self._settling.release(member)
         if self._ledger is not None and member.is_slave:
             self._ledger.left(process_id)
@@ -99,6 +104,7 @@ class Attendance:
         for forgotten in self._roster.take_crowded_out():
             if self._ledger is not None and forgotten.is_slave:
                 self._ledger.left(forgotten.id)  # nor does a journal grow with each loss
+        self._shortcuts.let_go(member)
         story = f"{member.info.machine} was lost: {reason}"
         effects = self._leases.lose(process_id, story, max(1, member.info.workers))
         self._handout.rouse(member)

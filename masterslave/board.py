@@ -9,7 +9,9 @@ name in a file system.
 |-------|----------------------------------------------------------------------------------------|
 | 0-7   | how many bytes were ever posted; only the worker writes it, after the message itself   |
 | 8-15  | how many of them were taken; only the supervisor writes it                             |
-| 64-   | messages, msgpack, one after the other; at the end they go on at the beginning         |
+| 16-23 | beginnings and ends of tasks that came by the `shortcut`; odd: one is being run        |
+| 64-   | which one: msgpack of its id and attempt                                               |
+| 512-  | messages, msgpack, one after the other; at the end they go on at the beginning         |
 
 So a worker that dies at whatever point leaves whole messages only. Other messages go by the pipe
 at the same time: each one here begins with how many had been sent there before it (`pipe` merges
@@ -40,8 +42,12 @@ LONGEST_BYTES = 1 << 13
 #: result waits there while the next task runs. Smaller: the supervisor wakes up in vain.
 LOOKED_AT_S = 0.005
 
-_HEADER_BYTES = 64
-_POSTED, _TAKEN = 0, 1  # places in the header, in words of 8 bytes
+_WORDS_BYTES, _HEADER_BYTES = 64, 512
+_POSTED, _TAKEN, _TURNS = 0, 1, 2  # places in the header, in words of 8 bytes
+
+#: Longest id of a task whose beginning stands on a board, in characters (of up to 4 bytes).
+#: Larger: more memory for each worker. Smaller: tasks of long tags do not take the shortcut.
+LONGEST_ID = 100
 
 
 class BoardDamaged(Exception):
@@ -71,12 +77,14 @@ class _Mapping:
     def __init__(self, descriptor: int) -> None:
         self._map = mmap.mmap(descriptor, _HEADER_BYTES + BOARD_BYTES)
         whole = memoryview(self._map)
-        self._header = whole[:_HEADER_BYTES].cast("Q")
+        self._header = whole[:_WORDS_BYTES].cast("Q")
+        self._task = whole[_WORDS_BYTES:_HEADER_BYTES]
         self._ring = whole[_HEADER_BYTES:]
 
     def close(self) -> None:
         """Let go of the memory."""
         self._header.release()
+        self._task.release()
         self._ring.release()
         with contextlib.suppress(BufferError):  # a view is still being let go of
             self._map.close()
@@ -111,6 +119,19 @@ class Poster(_Mapping):
         self._header[_POSTED] = self._posted = end
         return True
 
+    def begins(self, task_id: str, attempt: int) -> None:
+        """The worker begins a task that came by the shortcut, with an id of `LONGEST_ID` at most.
+
+        The supervisor sees it when it next looks, also after the worker's death.
+        """
+        data = self._pack([task_id, attempt])
+        self._task[: len(data)] = data
+        self._header[_TURNS] += 1
+
+    def has_ended(self) -> None:
+        """That task is over, and its result is on its way."""
+        self._header[_TURNS] += 1
+
 
 class Board(_Mapping):
     """The supervisor's side."""
@@ -123,6 +144,31 @@ class Board(_Mapping):
             max_buffer_size=0, strict_map_key=False, unicode_errors="surrogatepass"
         )
         self._read: deque[list[Any]] = deque()  # not given yet
+        self.turns = 0  # beginnings and ends by the shortcut, when last looked at
+        self._under_way: tuple[str, int] | None = None
+
+    def under_way(self) -> tuple[str, int] | None:
+        """Id and attempt of the task that came by the shortcut and is being run, or None.
+
+        Raises `BoardDamaged`.
+        """
+        turns = self._header[_TURNS]
+        if turns != self.turns:
+            self.turns, self._under_way = turns, None
+            if turns % 2:
+                self._under_way = self._read_task()
+        return self._under_way
+
+    def _read_task(self) -> tuple[str, int]:
+        unpacker = msgpack.Unpacker(max_buffer_size=0, unicode_errors="surrogatepass")
+        unpacker.feed(self._task)
+        try:
+            task_id, attempt = unpacker.unpack()
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise BoardDamaged(f"a task on a board is none: {error}") from error
+        if not isinstance(task_id, str) or type(attempt) is not int:
+            raise BoardDamaged("a task on a board is none")
+        return task_id, attempt
 
     def has_news(self) -> bool:
         """Whether anything was posted since it was read."""

@@ -9,6 +9,8 @@ some in advance. A worker that dies is blamed for the first task of its line, th
 begun. A task that holds up its line for long gives the rest of the slave's work back, so that
 other slaves can run it.
 
+A task that went to a worker by the `shortcut` is first in its line while it is seen to run.
+
 The shell (`supervisor.py`) tells what happened and carries out what `Dispatch` answers.
 """
 
@@ -54,6 +56,10 @@ _LET_GO_BYTES = 1 << 20
 
 _LET_GO: Frame = []  # stands for them here
 
+#: Cancelled tasks that are remembered as they may be on a shortcut. Larger: memory. Smaller: of
+#: more that are cancelled at a time, one may be run to its end.
+_CANCELLED = 256
+
 
 class Send(NamedTuple):
     """Give these tasks to a worker."""
@@ -95,9 +101,10 @@ class _Blame(NamedTuple):
 
 
 class _Worker:
-    __slots__ = ("blame", "busy_since", "line", "ready", "refill_at", "unread")
+    __slots__ = ("beside", "blame", "busy_since", "line", "ready", "refill_at", "unread")
 
     def __init__(self) -> None:
+        self.beside: tuple[str, int] | None = None  # first in line, came by the shortcut
         self.ready = False
         self.line: deque[Assignment] = deque()
         self.busy_since = 0.0  # when the first of the line began, as far as can be told from here
@@ -122,6 +129,7 @@ class Dispatch:
         self._pace = Pace()
         self._known: dict[tuple[str, int], None] = {}  # (task, attempt) held here, oldest first
         self._announced: set[str] = set()  # tasks whose start was reported
+        self._cancelled: deque[str] = deque(maxlen=_CANCELLED)  # unknown here when they were
 
     # --- what happens -----------------------------------------------------------------------
 
@@ -140,6 +148,13 @@ class Dispatch:
         """A worker hands in the first task of its line."""
         state = self._workers.get(worker)
         if state is None:
+            return
+        if state.beside is not None:  # that was before, or is not told of in this way
+            beside, began = state.line.popleft(), state.busy_since
+            state.beside, was = None, state.beside
+            self.finished(worker, done, now)
+            state.beside, state.busy_since = was, began
+            state.line.appendleft(beside)
             return
         ends = done.outcome == Outcome.OUT_OF_MEMORY  # the worker does, and begins nothing more
         key = (done.task_id, done.attempt)
@@ -164,6 +179,7 @@ class Dispatch:
             if (
                 state is None
                 or first is None
+                or state.beside is not None
                 or done.outcome != _RESULT
                 or first.task_id != done.task_id
                 or first.attempt != done.attempt
@@ -179,6 +195,44 @@ class Dispatch:
             self.completions.append(done)
         for tag, of_tag in durations.items():
             self._pace.record_all(tag, of_tag)
+
+    def beside(self, worker: int, task: tuple[str, int] | None, now: float) -> list[Action]:
+        """What a worker is seen to run that came by the shortcut: id and attempt; None: nothing."""
+        state = self._workers.get(worker)
+        if state is None or state.beside == task:
+            return []
+        if state.beside is not None:
+            self._forget_beside(state, now)
+        if task is None:
+            return []
+        task_id, attempt = state.beside = task
+        tag = task_id.rpartition("_")[0]
+        state.line.appendleft(Assignment(task_id, tag, attempt, _LET_GO, None))
+        state.busy_since = now
+        self._known[task] = None
+        if task_id not in self._cancelled or state.blame is not None:
+            return []
+        state.condemn(Outcome.RETURNED, "cancelled")
+        return [Kill(worker, "cancelled")]
+
+    def finished_beside(self, worker: int, done: Completion, now: float) -> None:
+        """The end of a task that came by the shortcut is to be handed in here."""
+        state = self._workers.get(worker)
+        if state is not None and state.beside == (done.task_id, done.attempt):
+            self._forget_beside(state, now)
+        self._end(done)
+        if state is not None and done.outcome == Outcome.OUT_OF_MEMORY:  # the worker ends
+            self.backlog.extendleft(reversed(state.line))
+            del self._workers[worker]
+
+    def _forget_beside(self, state: _Worker, now: float) -> None:
+        assert state.beside is not None
+        task_id, _ = state.beside
+        self._known.pop(state.beside, None)
+        self._announced.discard(task_id)
+        state.beside = None
+        state.line.popleft()
+        state.busy_since = now
 
     def skipped(self, worker: int) -> None:
         """A worker has read a Skip: from now on it runs none of those tasks."""
@@ -215,6 +269,8 @@ class Dispatch:
     def cancelled(self, task_ids: Iterable[str]) -> list[Action]:
         """The task manager wants nothing more of these tasks."""
         gone = set(task_ids)
+        here = {task_id for task_id, _ in self._known}
+        self._cancelled.extend(task_id for task_id in gone if task_id not in here)
         return self._stop(lambda task: task.task_id in gone)
 
     def outdated(self, attempts: Iterable[tuple[str, int]]) -> list[Action]:

@@ -47,6 +47,9 @@ class HandOut:
         self._scheduler = scheduler
         self._ledger = ledger
         self.waiters = Waiters()
+        #: Has tasks go to a worker directly if they can, see `Shortcuts.take`.
+        self.direct: Callable[[Member, list[Assignment]], Callable[[], None] | None]
+        self.direct = lambda member, tasks: None
         self.closed = False  # the job is over: nothing is handed out any more
         self._waiter_of: dict[int, Waiter] = {}  # process id -> its exchange that waits
         self._single_calls: set[Waiter] = set()  # of `take_one`
@@ -165,6 +168,9 @@ class HandOut:
             if not self.closed:
                 tasks = self._hand_out(member)
             self._pass_on(parked, tasks)
+            if tasks and not parked.is_over and (send := self.direct(member, tasks)) is not None:
+                self.line_up(member)
+                return send
             if not (tasks or parked.is_over or self._must_answer(member)):
                 self.line_up(member)
                 return None

@@ -14,6 +14,7 @@ Each method takes the one lock and asks the part whose business it is:
 | `intake`     | requests on their way into the queue                                            |
 | `handout`    | slaves' calls that take tasks, at once or after a wait                          |
 | `settling`   | what comes of ends and losses: on record, told, logged, run again               |
+| `shortcuts`  | tasks that go to an idle worker of this machine directly                        |
 | `overview`   | what is shown of the job                                                        |
 | `desk`       | the methods for clients of other processes                                      |
 
@@ -66,6 +67,7 @@ from masterslave.roster import Roster
 from masterslave.scheduler import Scheduler
 from masterslave.settings import Settings
 from masterslave.settling import Settling
+from masterslave.shortcuts import Opener, Shortcuts
 from masterslave.states import State
 from masterslave.waiters import Monitor, Parked, ResultWaiters
 
@@ -126,13 +128,15 @@ class TaskManager(ClientDesk):
             self._lock, clock, self._roster, self._leases, self._scheduler, self._ledger,
             self._room, self._outbox, self._handout, self._results,
         )  # fmt: skip
+        self._shortcuts = Shortcuts(clock, self._leases, self._settling)
+        self._handout.direct = self._shortcuts.take
         self._intake = Intake(
             self._lock, self._queue, self._ledger, self._outbox, self._handout.waiters,
             self._results,
         )  # fmt: skip
         self._attendance = Attendance(
             self._lock, clock, self._roster, self._leases, self._ledger, self._outbox,
-            self._handout, self._settling,
+            self._handout, self._settling, self._shortcuts,
         )  # fmt: skip
         self._overview = Overview(
             self._roster, self._queue, self._leases, self._scheduler, self._clients, self._results
@@ -182,6 +186,61 @@ class TaskManager(ClientDesk):
             member.is_slave = True
             self._handout.line_up(member)
         log.info("slave %s is ready", member.info.machine, extra={"action": "slave_ready"})
+
+    def allowShortcuts(self, opener: Opener) -> None:
+        """From now on, give tasks that come alone to idle workers of this machine directly.
+
+        Not with a journal, which must know of a task before a slave does.
+        """
+        if self._ledger is None:
+            self._shortcuts.opener = opener
+
+    def forbidShortcuts(self) -> None:
+        """Let go of all shortcuts, and open none any more."""
+        with self._lock:
+            self._shortcuts.opener = None
+            for member in self._roster.all_known():
+                self._shortcuts.let_go(member)
+        self._outbox.tell()
+
+    def openShortcut(
+        self, process_id: int, generation: int, worker: int, names: Sequence[Any]
+    ) -> bool:
+        """A slave offers a shortcut to a worker of its own; `names`: see `shortcut.PipeNames`.
+
+        False when it is not used: it cannot be from here, or the registration is not the last.
+        """
+
+        def heard() -> None:
+            self._heard(process_id, generation)
+
+        with self._lock:
+            member = self._roster.known(process_id)
+            if member is None or not self._handout.is_current(member, generation):
+                return False
+            return self._shortcuts.open(member, worker, names, heard)
+
+    def closeShortcuts(self, process_id: int, generation: int, workers: Iterable[int]) -> None:
+        """Workers of a slave have ended, and all that it knows of their tasks is handed in."""
+        with self._lock:
+            member = self._roster.known(process_id)
+            if member is not None and self._handout.is_current(member, generation):
+                self._shortcuts.close(member, workers)
+        self._outbox.tell()
+
+    def _heard(self, process_id: int, generation: int) -> None:
+        """There is something on one of a slave's shortcuts."""
+        try:
+            with self._lock:
+                member = self._roster.known(process_id)
+                if member is None or not self._handout.is_current(member, generation):
+                    return
+                if self._shortcuts.hear(member):
+                    self._roster.liveness.heard(process_id, self._clock())
+                    self._handout.line_up(member)
+        except ValueError as error:
+            self.lostProcess(process_id, f"a shortcut to it is damaged: {error}", generation)
+        self._outbox.tell()
 
     def reportFailure(self, process_id: int, text: str) -> None:
         """A slave tells why it cannot start its workers; shown by ``task_manager LABEL``."""
@@ -485,6 +544,9 @@ class TaskManager(ClientDesk):
             member = self._roster.known(process_id)
             now = self._clock() if ended else 0.0
             if ended:
+                if member is not None and self._shortcuts.is_busy(member):
+                    self._shortcuts.hear(member)  # a result counts more than its worker's death
+                    self._shortcuts.freed(member, ended)
                 self._settling.settle_all(process_id, member, ended, now)
             tasks: list[Assignment] = []
             if member is not None and generation is None:

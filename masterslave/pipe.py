@@ -19,6 +19,7 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 | `["done", completion]`           | the end of the first task in line                     |
 | `["look"]`                       | there is something on the board                       |
 | `["skipped"]`                    | a "skip" was read; before, it may be at one of those  |
+| `["beside", completion]`         | the end of a task that came by the `shortcut`         |
 | `["need", name]`                 | asks for a data item                                  |
 | `["leaving"]`                    | `terminationTest` was true: the slave is to end       |
 
@@ -54,7 +55,7 @@ import msgpack
 from masterslave import pieces
 from masterslave.board import LONGEST_BYTES, Board, BoardDamaged, Poster
 from masterslave.packing import Packers
-from masterslave.records import Completion, Piece
+from masterslave.records import Assignment, Completion, Outcome, Piece
 from masterslave.shared import (
     Loan,
     LoanError,
@@ -67,6 +68,7 @@ from masterslave.shared import (
     loan_of,
     trim,
 )
+from masterslave.shortcut import ShortcutClosed, WorkerShortcut
 
 #: Read at once, unless it is the rest of a large buffer.
 _CHUNK_BYTES = 1 << 18
@@ -97,6 +99,9 @@ _IDLE_S = 1.0
 
 #: Between two attempts to send descriptors when too many of the user's are on their way already.
 _POLL_S = 0.001
+
+#: What goes back by the shortcut: the worker goes on after it.
+_GO_BACK = (Outcome.RESULT.value, Outcome.EXCEPTION.value)
 
 _NO_GAP = memoryview(b"")  # an empty view of a buffer would keep the buffer
 
@@ -407,6 +412,18 @@ class SupervisorEnd:
             raise PipeClosed from error
         return merged
 
+    def under_way(self) -> tuple[str, int] | None:
+        """Id and attempt of the task by the shortcut that the worker is running now, or None."""
+        try:
+            return None if self._board is None else self._board.under_way()
+        except BoardDamaged:
+            return None  # the messages on it tell of that
+
+    @property
+    def turns(self) -> int:
+        """A number that grows with each task by the shortcut, as of the last look at them."""
+        return 0 if self._board is None else self._board.turns
+
     def receive_all(self) -> list[list[Any]]:
         """What a worker that has died had still sent."""
         messages: list[list[Any]] = []
@@ -433,7 +450,19 @@ class SupervisorEnd:
 class WorkerEnd:
     """The blocking end, used by the worker's main thread."""
 
-    def __init__(self, sock: socket.socket, board: Poster | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        board: Poster | None = None,
+        shortcut: WorkerShortcut | None = None,
+    ) -> None:
+        """`shortcut`: where tasks come from the task manager itself; needs a `board`."""
+        self._shortcut = shortcut if board is not None else None
+        self._poll: select.poll | None = None
+        if self._shortcut is not None:
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
+            self._poll.register(self._shortcut, select.POLLIN)
         self._sock = sock
         self._board = board
         self._sent = 0  # messages
@@ -497,6 +526,38 @@ class WorkerEnd:
             if not count:
                 raise PipeClosed
         return self._messages.popleft()
+
+    def receive_or_task(self) -> list[Any] | Assignment:
+        """As `receive`, or a task that comes by the shortcut; `hand_in` is for the end of those."""
+        while self._poll is not None and not self._messages:
+            ready = self._poll.poll(1000 * _IDLE_S if keeps() else None)
+            if not ready:
+                trim()
+            for descriptor, _ in ready:
+                if descriptor == self._sock.fileno():
+                    continue
+                assert self._shortcut is not None and self._board is not None
+                try:
+                    task = self._shortcut.receive()
+                except ShortcutClosed:
+                    self._poll = None
+                    break
+                self._board.begins(task.task_id, task.attempt)
+                return task
+            if ready:
+                break
+        return self.receive()
+
+    def hand_in(self, done: Completion) -> None:
+        """Send the end of a task that came by the shortcut. Raises `PipeClosed`."""
+        assert self._shortcut is not None and self._board is not None
+        try:
+            is_sent = done.outcome in _GO_BACK and self._shortcut.send(done)
+        except OSError as error:  # the supervisor has all ends, too: it has gone
+            raise PipeClosed from error
+        if not is_sent:
+            self.send(["beside", done])
+        self._board.has_ended()
 
     def _is_there(self, timeout_s: float) -> bool:
         """Wait for something to be received, for so long at most."""

@@ -19,6 +19,7 @@ from masterslave.manager import TaskManager
 from masterslave.payload import own_versions
 from masterslave.records import ProcessInfo, getMachineInfo
 from masterslave.settings import DEFAULT_PORT, Settings, join_address, split_address
+from masterslave.shortcut import Listener, ManagerShortcut, as_names, can_have_shortcuts
 from masterslave.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Service:
         self._server: PyroServer | None = None
         self._registration: Registration | None = None
         self._file: ConnectionFile | None = None
+        self._listener: Listener | None = None
         key = load_key(settings.key_file)
         with contextlib.ExitStack() as undo:
             self._journal: Journal | None = None
@@ -91,6 +93,12 @@ class Service:
         from masterslave.connectionfile import ConnectionFile
         from masterslave.naming import Registration
 
+        if self._settings.shared_memory and can_have_shortcuts():
+            self._listener = listener = Listener()
+            undo.callback(listener.stop)
+            self.manager.allowShortcuts(
+                lambda names, heard: ManagerShortcut(as_names(names), listener, heard)
+            )
         self._server = self._listen(self._settings, key, use_name_server)
         self._server.start()
         undo.callback(self._server.stop)
@@ -112,6 +120,9 @@ class Service:
             self._registration.stop()
         if self._server is not None:
             self._server.stop()
+        self.manager.forbidShortcuts()
+        if self._listener is not None:
+            self._listener.stop()
 
     # --- the network ------------------------------------------------------------------------
 

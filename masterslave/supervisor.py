@@ -49,6 +49,7 @@ from masterslave.payload import own_versions
 from masterslave.pipe import PipeClosed
 from masterslave.records import CALL_TAG, Outcome, ProcessInfo, as_completion, getMachineInfo
 from masterslave.settings import Settings
+from masterslave.shortcut import Shortcut
 from masterslave.transports.base import Link, PostingLink
 from masterslave.transports.disturbed import Disturbed
 from masterslave.uplink import News, Uplink
@@ -156,6 +157,9 @@ class Supervisor:
         self._failure = ""  # more lines of that
         self._data: dict[str, Any] = {}  # data items by name, oldest use first
         self._askers: dict[str, list[int]] = {}  # workers that wait for a data item
+        # Whether tasks may go to workers without us: not where we are to look at each.
+        self._may_cut = settings.shared_memory and memory is None and settings.chaos is None
+        self._turns = 0  # of workers by their shortcuts, at the last look
         self._disturbance: Disturbance | None = None
         if settings.chaos is not None:
             chaos = settings.chaos.seeded(secrets.randbits(32))
@@ -170,7 +174,9 @@ class Supervisor:
             secrets.token_hex(8),
             versions=own_versions(),
         )
-        self._uplink = Uplink(connect, info, settings, self._news, self._held, self._left_s)
+        self._uplink = Uplink(
+            connect, info, settings, self._news, self._held, self._left_s, self._wake
+        )
 
     # --- the life of a slave ----------------------------------------------------------------
 
@@ -228,6 +234,7 @@ class Supervisor:
             for key, mask in self._selector.select(wait_s):
                 key.data(mask)
             self._look_at_boards()
+            self._look_at_shortcuts()
             self._read_inbox()
             self._look_at_signals()
             self._reap()
@@ -276,7 +283,9 @@ class Supervisor:
         self._next_worker += 1
         assert self._record is not None
         share = self._settings.shared_memory
-        worker = WorkerProcess(number, self._label, self._record, self._memory, share=share)
+        worker = WorkerProcess(
+            number, self._label, self._record, self._memory, share=share, shortcut=self._may_cut
+        )
         self._workers[number] = worker
         self._is_blind = worker.exit_descriptor is None
         self._watch(worker)
@@ -311,6 +320,34 @@ class Supervisor:
                 except PipeClosed:
                     worker.kill()  # it is of no use any more
 
+    def _look_at_shortcuts(self) -> None:
+        """See what workers do for the task manager directly, and hear of what it has not heard."""
+        now = time.monotonic()
+        for worker in self._workers.values():
+            if worker.shortcut is None:
+                continue
+            self._carry_out(self._dispatch.beside(worker.number, worker.pipe.under_way(), now))
+            if worker.shortcut.is_lent == worker.shortcut_is_watched:
+                self._watch_shortcut(worker, worker.shortcut)
+
+    def _watch_shortcut(self, worker: WorkerProcess, shortcut: Shortcut) -> None:
+        """Read the results that come by it if the task manager does not, and only then."""
+        if shortcut.is_lent:
+            self._selector.unregister(shortcut)
+        else:
+            self._selector.register(
+                shortcut, selectors.EVENT_READ, lambda _: self._hear_beside(worker, shortcut)
+            )
+        worker.shortcut_is_watched = not shortcut.is_lent
+
+    def _hear_beside(self, worker: WorkerProcess, shortcut: Shortcut) -> None:
+        try:
+            for done in shortcut.read():
+                self._dispatch.finished_beside(worker.number, done, time.monotonic())
+        except ValueError as error:
+            log.warning("worker %d has written what is no result: %s", worker.number, error)
+            worker.kill()
+
     def _update_mask(self, worker: WorkerProcess) -> None:
         writes = worker.pipe.wants_to_write
         if writes == (worker.number in self._writing) or worker.pipe_closed:
@@ -338,6 +375,8 @@ class Supervisor:
                 self._dispatch.finished_all(worker.number, ends, now)
             elif kind == "done":
                 self._dispatch.finished(worker.number, as_completion(message[1]), now)
+            elif kind == "beside":
+                self._dispatch.finished_beside(worker.number, as_completion(message[1]), now)
             elif kind == "skipped":
                 self._dispatch.skipped(worker.number)
             elif kind == "ready":
@@ -355,6 +394,8 @@ class Supervisor:
 
     def _ready(self, worker: WorkerProcess, tags: list[str], period_s: float | None) -> None:
         worker.ready = True
+        if worker.shortcut is not None:
+            self._uplink.offer(worker.number, worker.shortcut)
         self._failed_starts = 0
         self._dispatch.worker_ready(worker.number)
         if self._tags is None:
@@ -385,6 +426,13 @@ class Supervisor:
             return
         self._writing.discard(worker.number)
         self._hear(worker, worker.pipe.receive_all())  # what it had still sent
+        now = time.monotonic()
+        self._carry_out(self._dispatch.beside(worker.number, worker.pipe.under_way(), now))
+        if worker.shortcut is not None:
+            if worker.shortcut_is_watched:
+                self._hear_beside(worker, worker.shortcut)
+                self._selector.unregister(worker.shortcut)
+            self._uplink.withdraw(worker.number)
         if not worker.pipe_closed:
             self._selector.unregister(worker.pipe)
         if not worker.stderr_ended:
@@ -502,6 +550,11 @@ class Supervisor:
         """Called by the uplink's threads. What came in but was not read yet is held, too."""
         waiting = [(t.task_id, t.attempt) for news in list(self._inbox) for t in news.tasks]
         self._dispatch.untell()
+        for worker in list(self._workers.values()):
+            with contextlib.suppress(ValueError):  # it is being buried
+                task = worker.pipe.under_way()
+                if task is not None:
+                    waiting.append(task)
         self._wake()
         if self._disturbance is not None:
             waiting += [(done.task_id, done.attempt) for done in self._disturbance.held_back()]
@@ -572,8 +625,8 @@ class Supervisor:
             waits.append(max(0.0, self._lifetime.drain_at - now))
         if self._idleness is not None and not self._dispatch.draining:
             waits.append(self._idleness.wait_s(now))
-        if self._is_blind:
-            waits.append(_POLL_S)
+        if self._is_blind or (self._dispatch.draining and self._may_cut):
+            waits.append(_POLL_S)  # nobody tells of a task's end on a shortcut
         if self._memory is not None and self._dispatch.busy():
             waits.append(max(0.0, self._memory_look_at - now))
         waits.append(self._uplink.wait_s(now))
@@ -633,7 +686,9 @@ class Supervisor:
     def _look_at_idleness(self, now: float) -> None:
         if self._idleness is None or self._dispatch.draining:
             return
-        busy = self._dispatch.busy() or not self._dispatch.room(now)
+        turns = sum(worker.pipe.turns for worker in self._workers.values())
+        busy = self._dispatch.busy() or not self._dispatch.room(now) or turns != self._turns
+        self._turns = turns
         if self._idleness.is_over(busy, now):
             log.info("idle for %g s: the slave ends", self._idleness.limit_s)
             self._start_drain(None)

@@ -53,6 +53,7 @@ from masterslave.records import (
     frame_bytes,
 )
 from masterslave.settings import Settings
+from masterslave.shortcut import Shortcut
 from masterslave.slavecode import DATA_NAME, DEFAULT_NAME
 from masterslave.transports.base import Link, PostingLink
 
@@ -102,6 +103,7 @@ class _Call(NamedTuple):
     completions: int  # how many of the oldest are handed in
     started: list[str]
     needed: list[str]
+    closed: list[int]  # numbers of workers whose shortcuts are to be closed afterwards
     room: int
     wait_s: float
     stopping: bool
@@ -118,10 +120,12 @@ class Uplink:
         deliver: Callable[[News], None],
         holds: Callable[[], list[tuple[str, int]]],
         left_s: Callable[[], float | None] = lambda: None,
+        lent: Callable[[], None] = lambda: None,
     ) -> None:
-        """`deliver`, `holds` and `left_s` are called from the uplink's threads.
+        """`deliver`, `holds`, `left_s` and `lent` are called from the uplink's threads.
 
-        `left_s`: seconds for which the slave takes tasks, None for no end.
+        `left_s`: seconds for which the slave takes tasks, None for no end. `lent`: shortcuts were
+        lent to the task manager, or are not any more.
         """
         self._connect = connect
         self._info = info
@@ -129,6 +133,7 @@ class Uplink:
         self._deliver = deliver
         self._holds = holds
         self._left_s = left_s
+        self._lent = lent
         self._changed = threading.Condition()
         self._completions: deque[Completion] = deque()
         self._started: list[str] = []
@@ -145,6 +150,10 @@ class Uplink:
         self._on_their_way = 0  # completions in the sender's call
         self._rest_until = 0.0  # of the fetcher
         self._poster: PostingLink | None = None  # the link, if calls can be posted on it
+        self._shortcuts: dict[int, Shortcut] = {}  # to the workers, by number
+        self._to_open: set[int] = set()  # those that the task manager is to be offered
+        self._withdrawn: set[int] = set()  # numbers of workers that have ended
+        self._to_close: set[int] = set()  # those of whose tasks all is known here
         self._posted: tuple[PostingLink, _Call] | None = None  # its answer is not there yet
         self._left_to_sender = False  # that answer
         self._mishap: tuple[_Call, Exception] | None = None  # of a posted call, for the sender
@@ -188,6 +197,23 @@ class Uplink:
             self._tags, self._period_s, self._registration_due = tags, period_s, True
             self._changed.notify_all()
 
+    def offer(self, worker: int, shortcut: Shortcut) -> None:
+        """A worker is ready: have the task manager use this shortcut to it, if it can."""
+        with self._changed:
+            self._shortcuts[worker] = shortcut
+            self._to_open.add(worker)
+            self._changed.notify_all()
+
+    def withdraw(self, worker: int) -> None:
+        """A worker has ended, and its shortcut is about to be closed.
+
+        The task manager is told when it has what is handed in with the next call.
+        """
+        with self._changed:
+            self._to_open.discard(worker)
+            if self._shortcuts.pop(worker, None) is not None:
+                self._withdrawn.add(worker)
+
     def hand_in(
         self,
         completions: list[Completion],
@@ -208,8 +234,10 @@ class Uplink:
                 self._gathered_at = time.monotonic() + _GATHER_S
             self._completions.extend(completions)
             self._started += started
+            self._to_close |= self._withdrawn
+            self._withdrawn.clear()
             self._idle, self._low = idle, low
-            changed = completions or started or room != self._room
+            changed = completions or started or self._to_close or room != self._room
             self._room = room
             link = self._may_post()
             if link is None:
@@ -340,6 +368,7 @@ class Uplink:
             with self._changed:
                 self._started = call.started + self._started
                 self._needed.extendleft(reversed(call.needed))
+                self._to_close.update(call.closed)
                 self._ended(call, None)
                 self._changed.notify_all()
             if isinstance(error, ConnectionFailed):
@@ -361,9 +390,14 @@ class Uplink:
             self._register(link)
         for name in call.needed:
             self._retrieve(link, name)
+        if self._to_open:
+            self._open_shortcuts(link)
         room = self._room_told = self._current_room()
         completions = self._oldest(call.completions)
-        return self._exchange(link, completions, call.started, room, call.wait_s)
+        reply = self._exchange(link, completions, call.started, room, call.wait_s)
+        if call.closed:  # all that is known of their tasks came before
+            link.call("closeShortcuts", self.process_id, self._generation, call.closed)
+        return reply
 
     # --- calls of the sender, whoever makes them --------------------------------------------
 
@@ -375,7 +409,12 @@ class Uplink:
         self._on_their_way = count
         started, self._started = self._started, []
         needed, self._needed = list(self._needed), deque()
-        return _Call(count, started, needed, self._current_room(), wait_s, self._stopping)
+        closed: list[int] = []
+        if count == len(self._completions):
+            closed = list(self._to_close)
+            self._to_close.clear()
+        room = self._current_room()
+        return _Call(count, started, needed, closed, room, wait_s, self._stopping)
 
     def _ended(self, call: _Call, reply: list[Any] | None) -> None:
         """(Locked.) A call has ended; `reply`: None when it came to nothing."""
@@ -393,6 +432,8 @@ class Uplink:
             not self._sender_rests
             or self._posted is not None
             or self._mishap is not None
+            or self._to_open
+            or self._to_close
             or self._needed
             or self._stopping
             or self._registration_due
@@ -417,7 +458,14 @@ class Uplink:
 
     def _sender_may_wait(self, completions: int) -> float:
         """(Locked.) For how long the sender may wait for tasks in its call, in seconds; 0: not."""
-        others = self._fetching or self._needed or self._stopping or self._registration_due
+        others = (
+            self._fetching
+            or self._needed
+            or self._to_open
+            or self._to_close
+            or self._stopping
+            or self._registration_due
+        )
         if others or not completions or not self._idle or not self._current_room():
             return 0.0
         return 0.0 if completions < len(self._completions) else self._poll_s()
@@ -479,6 +527,8 @@ class Uplink:
         return bool(
             (self._has_more() and (self._low or time.monotonic() >= self._gathered_at))
             or self._started
+            or self._to_open
+            or self._to_close
             or self._needed
             or self._stopping
             or self._registration_due
@@ -491,6 +541,35 @@ class Uplink:
         except KeyError as error:
             news = (name, None, str(error))
         self._deliver(News([], [], [], data=news))
+
+    def _open_shortcuts(self, link: Link) -> None:
+        """Offer the task manager what it has not been offered since the last registration."""
+        with self._changed:
+            offers = {n: s for n, s in self._shortcuts.items() if n in self._to_open}
+            self._to_open.clear()
+        for worker, shortcut in offers.items():
+            shortcut.is_lent = True  # as of now, results may be read there
+            shortcut.is_lent = link.call(
+                "openShortcut", self.process_id, self._generation, worker, list(shortcut.names)
+            )
+        self._lent()
+
+    def _take_shortcuts_back(self) -> None:
+        """Have the supervisor read what comes by them, until they are opened again."""
+        with self._changed:
+            self._to_open = set(self._shortcuts)
+            for shortcut in self._shortcuts.values():
+                shortcut.is_lent = False
+        self._lent()
+
+    def _read_shortcuts(self) -> None:
+        """Have the results handed in that came by them and that nobody has read."""
+        with self._changed:
+            for worker, shortcut in self._shortcuts.items():
+                try:
+                    self._completions.extend(shortcut.read())
+                except ValueError as error:  # its task is not held, and is run again
+                    log.warning("worker %d has written what is no result: %s", worker, error)
 
     def _digest(self, reply: list[Any]) -> None:
         tasks, notices = reply
@@ -530,8 +609,11 @@ class Uplink:
     def _register(self, link: Link) -> None:
         """Register under the process id held so far, and let go of what others run by now."""
         self._registration_due = False  # what makes it due from now on needs another one
+        self._take_shortcuts_back()
         self._room_told = _AS_TOLD  # to be told again
-        holds = self._holds() + [(c.task_id, c.attempt) for c in list(self._completions)]
+        holds = self._holds()
+        self._read_shortcuts()  # after that: what has ended since was under way before
+        holds += [(c.task_id, c.attempt) for c in list(self._completions)]
         process_id, obsolete, generation = link.call(
             "registerProcess", self._period_s, self._current_info(), self.process_id, holds
         )
@@ -556,6 +638,7 @@ class Uplink:
         Raises the last error when it has been gone for too long.
         """
         log.warning("lost the master: %s", error, extra={"action": "master_lost"})
+        self._take_shortcuts_back()
         if self._link is not None:
             self._link.close()
             self._link = None

@@ -44,6 +44,7 @@ from masterslave.records import (
     getMachineInfo,
     new_completion,
 )
+from masterslave.shortcut import WorkerShortcut
 from masterslave.units import format_bytes
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -155,22 +156,29 @@ class _Worker(Role):
                     if not self._handle(message):
                         return
                 tasks = self._tasks
-            while not tasks:
-                if not self._handle(self.pipe.receive()):
+            beside: Assignment | None = None  # came by the shortcut
+            while not tasks and beside is None:
+                came = self.pipe.receive_or_task()
+                if isinstance(came, Assignment):
+                    beside = came
+                elif not self._handle(came):
                     return
                 tasks = self._tasks
                 looked_at = time.perf_counter()
-            task = tasks.popleft()
+            task = beside or tasks.popleft()
             done = self._run(task, None if task.tag == CALL_TAG else handlers[task.tag])
             goes_on = True
             if done.duration_s > _LOOK_S and not self._tasks:  # perhaps there is a next one by now
                 goes_on = all(map(self._handle, self.pipe.receive_available()))
                 looked_at = time.perf_counter()
-            self._hand_in(done)
+            if beside is None:
+                self._hand_in(done)
+            else:
+                self.pipe.hand_in(done)
             if not goes_on:
                 return
             outcome = done.outcome
-            del task, done  # may be gigabytes, and the next task may be late
+            del task, beside, done  # may be gigabytes, and the next task may be late
             if outcome == _OUT_OF_MEMORY:
                 self._end_now()  # what tasks have left behind here may be what took the memory
             tasks = self._tasks  # replaced when the handler has waited for a value
@@ -329,7 +337,12 @@ def handlers_of(process: object) -> dict[str, Callable[..., Any]]:
     return handlers_in(dict(inspect.getmembers(process, callable)))
 
 
-def main(descriptor: int, supervisor_pid: int, board: int | None = None) -> None:
+def main(
+    descriptor: int,
+    supervisor_pid: int,
+    board: int | None = None,
+    shortcut: tuple[int, int] | None = None,
+) -> None:
     """Entry of a worker process: take the code from the pipe, load it, work, end."""
     os.set_inheritable(descriptor, False)  # what a handler starts must not keep the pipe open
     poster = None
@@ -340,7 +353,8 @@ def main(descriptor: int, supervisor_pid: int, board: int | None = None) -> None
     faulthandler.enable()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a handler's prints show when they are made
-    pipe = WorkerEnd(socket.socket(fileno=descriptor), poster)
+    ends = None if shortcut is None else WorkerShortcut(*shortcut)
+    pipe = WorkerEnd(socket.socket(fileno=descriptor), poster, ends)
     try:
         _, label, record, memory, pipe.share = pipe.receive()
         problem = load(_Worker(pipe, label, record, memory), record)

@@ -16,6 +16,7 @@ from masterslave.board import Board, can_have_boards, create
 from masterslave.memory import died_of_memory, private_bytes
 from masterslave.pipe import SupervisorEnd
 from masterslave.records import getMachineInfo
+from masterslave.shortcut import Shortcut, can_have_shortcuts
 from masterslave.slavecode import Record
 from masterslave.units import format_bytes
 
@@ -36,14 +37,23 @@ _TAIL_LINES = 20
 _PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
 _BOOT = (
     "import sys; sys.path.insert(0, {parent!r}); import masterslave.worker as w; "
-    "sys.path.remove({parent!r}); w.main({descriptor}, {pid}, {board})"
+    "sys.path.remove({parent!r}); w.main({descriptor}, {pid}, {board}, {shortcut})"
 )
 
 
-def worker_command(descriptor: int, supervisor_pid: int, board: int | None = None) -> list[str]:
-    """The command that starts a worker on an inherited socket, and an inherited `board`."""
+def worker_command(
+    descriptor: int,
+    supervisor_pid: int,
+    board: int | None = None,
+    shortcut: tuple[int, int] | None = None,
+) -> list[str]:
+    """The command that starts a worker on an inherited socket, `board` and ends of a `shortcut`."""
     boot = _BOOT.format(
-        parent=_PACKAGE_PARENT, descriptor=descriptor, pid=supervisor_pid, board=board
+        parent=_PACKAGE_PARENT,
+        descriptor=descriptor,
+        pid=supervisor_pid,
+        board=board,
+        shortcut=shortcut,
     )
     return [sys.executable, "-c", boot]
 
@@ -64,8 +74,12 @@ class WorkerProcess:
         memory: int | None = None,
         *,
         share: bool = True,
+        shortcut: bool = False,
     ) -> None:
-        """`memory`: bytes that it may have; None: no limit. `share`: as `SupervisorEnd` has it."""
+        """`memory`: bytes that it may have; None: no limit. `share`: as `SupervisorEnd` has it.
+
+        `shortcut`: whether it is to have one, where that can be.
+        """
         ours, theirs = socket.socketpair()
         self.number = number
         self.memory = memory
@@ -73,18 +87,25 @@ class WorkerProcess:
         self.ready = False
         self.pipe_closed = False
         self.stderr_ended = False
+        self.shortcut: Shortcut | None = None
+        self.shortcut_is_watched = False  # whether the selector tells of results there
         with theirs, contextlib.ExitStack() as stack:
             board = None
             if share and can_have_boards():
                 with contextlib.suppress(OSError):  # too many files: all goes by the pipe
                     board = create()
                     stack.callback(os.close, board)
+            ends: tuple[int, int] | None = None
+            if shortcut and board is not None and can_have_shortcuts():
+                with contextlib.suppress(OSError):  # too many files: all goes by the pipe
+                    self.shortcut = Shortcut()
+                    ends = self.shortcut.worker_ends
             self.pipe = SupervisorEnd(
                 ours, share=share, board=None if board is None else Board(board)
             )
-            descriptors = [theirs.fileno(), *([] if board is None else [board])]
+            descriptors = [theirs.fileno(), *([] if board is None else [board]), *(ends or ())]
             self._process = subprocess.Popen(
-                worker_command(theirs.fileno(), os.getpid(), board),
+                worker_command(theirs.fileno(), os.getpid(), board, ends),
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=descriptors,
@@ -181,6 +202,8 @@ class WorkerProcess:
         while self.relay_stderr():
             pass
         self.pipe.close()
+        if self.shortcut is not None:
+            self.shortcut.close()
         self.stderr.close()
         if self.exit_descriptor is not None:
             os.close(self.exit_descriptor)

@@ -27,19 +27,23 @@ import pytest
 # Modules with fixtures and helpers, and the check of what is left behind.
 pytest_plugins = [
     "leftovers", "attacks", "channels", "command", "dispatching", "failing_job", "labels",
-    "managing", "mastering", "scripts", "disks", "clusters.systems",
+    "managing", "mastering", "scripts", "disks", "distribution", "clusters.systems",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = 4000  # characters of what a program printed, where a test fails
+LOOK_S = 0.25  # longest pause between two looks at a condition
 PATIENCE_S = 60.0  # until a condition that must come true is given up; no test asserts a time
 
 
 def wait_until(condition: Callable[[], object], what: str = "") -> None:
     """Return as soon as `condition()` is true; fail when it does not come true at all."""
-    deadline = time.monotonic() + PATIENCE_S
+    began = looked = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"did not come true: {what or condition}"
-        time.sleep(0.01)
+        now = time.monotonic()
+        assert now < began + PATIENCE_S, f"did not come true: {what or condition}"
+        # A look may cost a process or more: as much time is left to whom it waits for.
+        time.sleep(min(max(0.01, now - looked), LOOK_S))
+        looked = time.monotonic()
 
 
 def free_port() -> int:

@@ -128,6 +128,7 @@ def test_a_program_on_an_engine(world: World, module: str) -> None:
     assert program.finish() == OUTPUT
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)  # many tests, and slow starters among them
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_contract_on_an_engine(world: World, name: str) -> None:
@@ -136,6 +137,7 @@ def test_the_contract_on_an_engine(world: World, name: str) -> None:
     command = [*before(world, MODULES[name]), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     # What engines warn of is not ours.
     options = ["-o", "filterwarnings=default", "-p", "no:xdist", "--color=no", "--timeout", "60"]
+    options += ["-o", "leftovers_patience_s=0"]  # nor what they leave, which `world` ends
     world.env["CONTRACT_ENGINE"] = name
     program = world.start(*command, *options, ROOT / "tests" / "test_contract.py")
     program.wait(240)

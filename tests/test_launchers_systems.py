@@ -48,12 +48,9 @@ def place(
     systems: Systems,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Place]:
-    try:
-        yield PLACES[request.param](world, systems, monkeypatch)
-    finally:
-        systems.release_condor()
-        if request.param == "psij":
-            wait_until(lambda: not psij_holds_processes(), "PSI/J has let go of its processes")
+    yield PLACES[request.param](world, systems, monkeypatch)
+    if request.param == "psij":
+        wait_until(lambda: not psij_holds_processes(), "PSI/J has let go of its processes")
 
 
 def psij_holds_processes() -> bool:
@@ -178,17 +175,14 @@ def test_psij_leaves_a_process_alone_that_has_the_number_of_one_that_ended(
 @pytest.mark.parametrize("name", ["ssh", "sge", "slurm", "docker", "condor"])
 def test_a_system_whose_daemons_were_killed_is_started_again(systems: Systems, name: str) -> None:
     """So a session that was killed is in nobody's way."""
-    try:
-        systems.start(name)
-        before = systems.pids(name)
-        assert before
-        systems.kill(name)
-        wait_until(lambda: not any(is_running(pid) for pid in before), "the daemons are dead")
-        systems.start(name)
-        assert systems.pids(name)
-        assert not set(before) & {pid for pid in systems.pids(name) if is_running(pid)}
-    finally:
-        systems.release_condor()
+    systems.start(name)
+    before = systems.pids(name)
+    assert before
+    systems.kill(name)
+    wait_until(lambda: not any(is_running(pid) for pid in before), "the daemons are dead")
+    systems.start(name)
+    assert systems.pids(name)
+    assert not set(before) & {pid for pid in systems.pids(name) if is_running(pid)}
 
 
 @pytest.mark.parametrize(("ci", "word"), [("1", "error"), ("", "skipped")])

@@ -18,11 +18,11 @@ LAYERS = {
     1: "queue states holdings leases earlier notes lines liveness pace payload pieces "
     "unpicklable proofs diagnosis dispatch disturbance lifetime flights roster stragglers "
     "scheduler attempts clients versions sharing pairing scaling",
-    2: "manager attendance intake handout settling overview desk room outbox waiters watchdog "
-    "journal ledger stores.*",
+    2: "manager attendance intake handout settling shortcuts overview desk room outbox waiters "
+    "watchdog journal ledger stores.*",
     3: "engines folder.* transports.* launchers.* naming keyfile pipe slavecode tables memory "
     "shared lending globalstate functions connectionfile board calls identities runfolder "
-    "packing claim",
+    "packing claim shortcut",
     4: "guest submitter pump worker workerprocess uplink supervisor slave slaverun master service "
     "executorservice folderservice lanes attached attachment ways arrivals callcore executor "
     "client",

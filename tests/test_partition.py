@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from clusters.namespaces import Namespaces, namespaces, why_not
+from clusters.systems import missing
 from conftest import Program, World, wait_until
 
 JOB = """
@@ -41,7 +42,7 @@ JOB = """
 def hosts() -> Iterator[Namespaces]:
     reason = why_not()
     if reason:
-        pytest.skip(reason)
+        missing(reason)
     with namespaces(3) as made:
         yield made
 

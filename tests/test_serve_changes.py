@@ -214,8 +214,9 @@ def test_a_client_that_is_killed_while_it_cancels_leaves_nothing_behind(
 # --- clients that are away for longer than their time of grace ------------------------------
 
 PAUSED = """
-    from masterslave import MasterProcess, TaskLost, TaskRaisedException
+    from masterslave import MasterProcess, TaskLost, TaskRaisedException, attached
 
+    attached._PING_S = 0.5  # so it is missed soon
     master = MasterProcess("demo", attach=True)
     tasks = master.requestTasks("hold", [(x,) for x in range(4)])
     print("waits", flush=True)

@@ -20,7 +20,7 @@ from conftest import PATIENCE_S, ROOT, World, wait_until
 
 from masterslave import ClusterExecutor, StartError, allocate, masterHost, runfolder, start, stop
 from masterslave.errors import LauncherError
-from masterslave.launchers import launcher
+from masterslave.launchers import launcher, psij
 from masterslave.launchers.base import run_command
 from masterslave.runfolder import RunFolder
 from masterslave.starting import Started
@@ -143,6 +143,7 @@ def test_a_job_whose_record_cannot_be_kept_is_cancelled(
     assert not list((slurm.path / ".masterslave" / "starts").iterdir())
 
 
+@pytest.mark.long
 def test_slaves_come_while_tasks_wait_and_leave_when_idle(slurm: World) -> None:
     """Two at most, however many tasks wait."""
     started("lab", 1, "slurm", serve=True, here=True, low=0, high=2, idle=2.0)
@@ -168,6 +169,7 @@ def test_slaves_come_while_tasks_wait_and_leave_when_idle(slurm: World) -> None:
     wait_until(lambda: not slurm.processes())
 
 
+@pytest.mark.long
 def test_scaling_goes_on_where_a_process_was_killed_while_it_submitted(slurm: World) -> None:
     """Slurm has the job, whose id was told to nobody: it counts, so there are two at most."""
     found = started("lab", 1, "slurm", serve=True, here=True, low=1, high=2)
@@ -242,13 +244,14 @@ def reach(
     """Start a system, have this process and the world's find it; gives its launcher's settings."""
     if name.startswith("psij") and importlib.util.find_spec("psij") is None:
         missing("no psij-python")
-    system = {"psij": "", "psij-slurm": "slurm", "local": ""}.get(name, name)
+    system = {"psij": "", "psij-slurm": "slurm-psij", "local": ""}.get(name, name)
     if system:
         for variable, value in systems.start(system).items():
             monkeypatch.setenv(variable, value)
             world.env[variable] = value
     monkeypatch.chdir(world.path)
     if name == "psij-slurm":
+        monkeypatch.setattr(psij, "_ASK_S", 0.5)
         return {"executor": "slurm"}
     if name == "pbs":
         return {"dialect": "torque", "arrays": False}
@@ -391,11 +394,8 @@ def test_an_allocation_ends_with_a_block_that_fails(
 
 
 @pytest.fixture
-def pool(world: World, systems: Systems) -> Iterator[Pool]:
-    try:
-        yield Pool(world, systems)
-    finally:
-        systems.release_condor()
+def pool(world: World, systems: Systems) -> Pool:
+    return Pool(world, systems)
 
 
 CALLS = """
@@ -406,7 +406,7 @@ CALLS = """
 CUT_OFF = """
     import json, subprocess, sys
     from pathlib import Path
-    from masterslave.launchers import launcher
+    from masterslave.launchers import launcher, psij
     from masterslave.runfolder import RunFolder
     from masterslave.starting import start
     from masterslave.stopping import stop

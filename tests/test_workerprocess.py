@@ -108,7 +108,7 @@ def seat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 def test_the_command_of_a_worker() -> None:
     python, option, boot = worker_command(7, 4711)
     assert (python, option) == (sys.executable, "-c")
-    assert boot.endswith("w.main(7, 4711, None)")
+    assert boot.endswith("w.main(7, 4711, None, None)")
     compile(boot, "boot", "exec")
 
 

@@ -34,6 +34,7 @@ REMOTE_METHODS = frozenset(
         "announceTags",
         "attachClient",
         "cancelTask",
+        "closeShortcuts",
         "collectResults",
         "deleteData",
         "dismissSlaves",
@@ -48,6 +49,7 @@ REMOTE_METHODS = frozenset(
         "getTaskWithTag",
         "numberOfActiveProcesses",
         "numberOfTasks",
+        "openShortcut",
         "outstandingTasks",
         "ping",
         "repeatStragglers",
@@ -136,6 +138,7 @@ _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "lane": ((lambda value: is_count(value) and 0 <= value < LANES), "the number of a lane"),
     "name": _NAME,
+    "names": ((lambda value: _is_list(value, is_count)), "a list of integers"),
     "options": (
         (lambda value: _is_list(value) and len(value) <= len(TaskOptions._fields)),
         "a list as TaskOptions",  # each of them: see `TaskOptions.checked`
@@ -173,6 +176,8 @@ _GOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}",
     ),
     "waiting_only": ((lambda value: isinstance(value, bool)), "True or False"),
+    "worker": _COUNT,
+    "workers": ((lambda value: _is_list(value, is_count)), "a list of integers"),
     "while_outstanding": ((lambda value: isinstance(value, bool)), "True or False"),
 }
 

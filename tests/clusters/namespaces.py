@@ -90,7 +90,10 @@ def why_not() -> str:
         hosts.build()
         _run(*hosts.command(1, "iptables", "-L"))
     except subprocess.CalledProcessError as error:
-        return f"network namespaces cannot be made here: {error.stderr.strip()}"
+        return (
+            "the kernel makes no network namespace with a bridge, veth and iptables' filter here: "
+            f"{error.stderr.strip()}"
+        )
     finally:
         hosts.remove()
     return ""

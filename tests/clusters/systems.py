@@ -1,6 +1,8 @@
 """Real batch systems, sshd and container systems, started here by the scripts beside this module.
 
-Each test process has its own, in a folder named after that process, on free ports. A process that
+Each test process has its own, in a folder named after that process, on free ports. Of Slurm there
+are three: one whose nodes can be cut off ("slurm-cut"), and one of PSI/J's own, which cannot read
+the states of any job where one of all has failed for a reason that it does not know. A process that
 was killed leaves its systems behind: whoever comes next ends them by what they have recorded.
 Inside CI (MASTERSLAVE_CI=1) a system that is missing is a failure, elsewhere a reason to skip.
 """
@@ -24,6 +26,7 @@ from typing import NoReturn
 
 import psutil
 import pytest
+from distribution import uses_pool
 
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
 #: What is unpacked once: HTCondor with its Debian, apptainer, and the commands of PBS.
@@ -35,6 +38,7 @@ NEEDS = {
     "sge": ("sge_qmaster", "sge_execd", "qconf"),
     "ssh": ("/usr/sbin/sshd", "ssh", "ssh-keygen"),
     "slurm-cut": ("slurmctld", "slurmd", "munged", "sbatch", "ip", "nsenter"),
+    "slurm-psij": ("slurmctld", "slurmd", "munged", "sbatch"),
     "docker": ("docker", "dockerd", "containerd", "runc"),
     "podman": ("podman", "runc"),
     "apptainer": ("apt-get", "dpkg", "flock", "patchelf", "mksquashfs"),
@@ -83,15 +87,15 @@ class Systems:
         """What the scripts of a system are told."""
         folder = CACHE / name if name in ("condor", "pbs") else self.path / name
         port = self._ports.setdefault(name, free_ports(4))
-        kind = "CONDOR" if name == "condor" else name.upper()
-        own = {f"{kind}_DIR" if name == "pbs" else f"{kind}_TEST_DIR": str(folder)}
+        kind, _, purpose = name.partition("-")
+        own = {f"{kind.upper()}_{'DIR' if name == 'pbs' else 'TEST_DIR'}": str(folder)}
         if name == "slurm" and Path("/sys/fs/cgroup/memory/cgroup.procs").exists():
             own["MEM"] = "1"  # jobs are killed over their memory
         if name == "slurm-cut":
-            own = {"SLURM_TEST_DIR": str(folder), "NETNS": self.prefix, "NET": self.network}
+            own.update(NETNS=self.prefix, NET=self.network, NODE_TIMEOUT="6", MESSAGE_TIMEOUT="5")
         if name == "apptainer":
             own["APPTAINER_DIR"] = str(CACHE / name)
-        node = f"m{os.getpid()}{'c' if name == 'slurm-cut' else 'n'}"
+        node = f"m{os.getpid()}{purpose[:1] or 'n'}"
         return {**self._clean, **own, "PORT0": str(port), "PORT": str(port), "NODE": node}
 
     def folder(self, name: str) -> Path:
@@ -110,7 +114,8 @@ class Systems:
             self._condor_lock = take_lock(CACHE / "lock", self._tell)  # one pool on a machine
             run("condor-stop.sh", self.variables(name))
         script = {"podman": "podman-setup.sh", "apptainer": "apptainer-setup.sh",
-                  "pbs": "pbs-over-slurm.sh", "slurm-cut": "slurm-start.sh"}  # fmt: skip
+                  "pbs": "pbs-over-slurm.sh", "slurm-cut": "slurm-start.sh",
+                  "slurm-psij": "slurm-start.sh"}  # fmt: skip
         run(script.get(name, f"{name}-start.sh"), {**self.variables(name), **found})
         if name == "pbs":
             return {**found, "PATH": f"{self.folder(name)}/usr/bin:{os.environ['PATH']}"}
@@ -136,7 +141,7 @@ class Systems:
                 os.kill(pid, signal.SIGKILL)
 
     def release_condor(self) -> None:
-        """End the pool, which is the machine's only one: others may wait for it."""
+        """End the pool, which is the machine's only one: other sessions may wait for it."""
         if self._condor_lock is not None:
             run("condor-stop.sh", self.variables("condor"))
             os.close(self._condor_lock)
@@ -157,7 +162,7 @@ class Systems:
                 self._end(path)
 
     def _end(self, path: Path) -> None:
-        for name in ("slurm", "slurm-cut", "sge", "ssh", "docker", "podman"):
+        for name in ("slurm", "slurm-cut", "slurm-psij", "sge", "ssh", "docker", "podman"):
             if (path / name).exists():
                 kind = name.partition("-")[0]
                 variables = {**self._clean, f"{kind.upper()}_TEST_DIR": str(path / name)}
@@ -226,6 +231,21 @@ def free_ports(count: int) -> int:
         return first
 
 
+_MADE = pytest.StashKey[Systems]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """The pool is started once for tests that follow each other, and is not kept for later ones."""
+    try:
+        yield
+    finally:
+        if nextitem is None or not uses_pool(nextitem.nodeid):
+            made = item.config.stash.get(_MADE, None)
+            if made is not None:
+                made.release_condor()
+
+
 @pytest.fixture(scope="session")
 def systems(pytestconfig: pytest.Config) -> Iterator[Systems]:
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
@@ -234,6 +254,6 @@ def systems(pytestconfig: pytest.Config) -> Iterator[Systems]:
         with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
             say(line)
 
-    made = Systems(tell)
+    made = pytestconfig.stash[_MADE] = Systems(tell)
     yield made
     made.stop()

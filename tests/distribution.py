@@ -1,0 +1,60 @@
+"""A pytest plugin: how tests are shared out where several processes of pytest-xdist run them.
+
+Tests marked `long` begin first: one that begins last would keep a single process busy at the end.
+Tests with a system that takes long to start are run by one process, one after the other, or
+each process would start that system. All others go one by one to whoever is free.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+_SYSTEMS = re.compile(
+    r"test_(?:launchers_systems|starting_systems|starting_containers)\.py::"
+    r".*(condor|docker|podman|apptainer)"
+)
+#: Made for a module, once in each process that runs one of its tests.
+_MODULES = re.compile(r"(test_(?:contract|replay)\.py)::")
+
+
+def group_of(test: str) -> str:
+    """What a test shares with others, which the same process should run; else its own name."""
+    for pattern in (_SYSTEMS, _MODULES):
+        found = pattern.search(test)
+        if found:
+            return found[1]
+    return test
+
+
+def uses_pool(test: str) -> bool:
+    """Whether a test needs the machine's only HTCondor pool."""
+    return group_of(test) == "condor"
+
+
+def begin_order(item: pytest.Item) -> int:
+    if item.get_closest_marker("long"):
+        return 0
+    return 1 if _SYSTEMS.search(item.nodeid) else 2
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=begin_order)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getoption("dist") != "load":  # somebody wants it another way
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False  # in the order of the items
+    return Scheduler(config, log)
