@@ -126,11 +126,11 @@ class Poster(_Mapping):
         """
         data = self._pack([task_id, attempt])
         self._task[: len(data)] = data
-        self._header[_TURNS] += 1
+        self._header[_TURNS] = (self._header[_TURNS] + 1) | 1
 
     def has_ended(self) -> None:
         """That task is over, and its result is on its way."""
-        self._header[_TURNS] += 1
+        self._header[_TURNS] = (self._header[_TURNS] | 1) + 1
 
 
 class Board(_Mapping):
@@ -144,24 +144,28 @@ class Board(_Mapping):
             max_buffer_size=0, strict_map_key=False, unicode_errors="surrogatepass"
         )
         self._read: deque[list[Any]] = deque()  # not given yet
-        self.turns = 0  # beginnings and ends by the shortcut, when last looked at
-        self._under_way: tuple[str, int] | None = None
+        #: Beginnings and ends by the shortcut when last looked at, and what was under way.
+        self._seen: tuple[int, tuple[str, int] | None] = 0, None
 
     def under_way(self) -> tuple[str, int] | None:
         """Id and attempt of the task that came by the shortcut and is being run, or None.
 
-        Raises `BoardDamaged`.
+        Raises `BoardDamaged`. May be called by several threads.
         """
-        turns = self._header[_TURNS]
-        if turns != self.turns:
-            self.turns, self._under_way = turns, None
-            if turns % 2:
-                self._under_way = self._read_task()
-        return self._under_way
+        while (turns := self._header[_TURNS]) != self._seen[0]:
+            text = bytes(self._task)
+            if turns == self._header[_TURNS]:  # else the worker may have been writing it
+                self._seen = turns, self._read_task(text) if turns % 2 else None
+        return self._seen[1]
 
-    def _read_task(self) -> tuple[str, int]:
+    @property
+    def turns(self) -> int:
+        """A number that grows with each beginning and end by the shortcut, as of the last look."""
+        return self._seen[0]
+
+    def _read_task(self, text: bytes) -> tuple[str, int]:
         unpacker = msgpack.Unpacker(max_buffer_size=0, unicode_errors="surrogatepass")
-        unpacker.feed(self._task)
+        unpacker.feed(text)
         try:
             task_id, attempt = unpacker.unpack()
         except (ValueError, TypeError, msgpack.UnpackException) as error:

@@ -261,6 +261,8 @@ class Dispatch:
         state = self._workers.get(worker)
         if state is not None:
             state.ready = False
+            if state.beside is not None:  # it has ended, or the worker would not leave
+                self._forget_beside(state, state.busy_since)
             if state.line and state.line[0].frame is _LET_GO:
                 self._give_back(state.line.popleft(), "not begun")
             self.backlog.extendleft(reversed(state.line))
@@ -408,6 +410,7 @@ class Dispatch:
     def untell(self) -> None:
         """The task manager has lost track: tell it again what has started."""
         self._announced.clear()
+        self._cancelled.clear()  # another one may use these ids for other tasks
 
     def newly_started(self, before: float) -> list[str]:
         """Tasks that workers began before that time and whose start has not been told yet."""

@@ -212,13 +212,15 @@ class TaskManager(ClientDesk):
         """
 
         def heard() -> None:
-            self._heard(process_id, generation)
+            self._heard(process_id, generation, worker)
 
         with self._lock:
             member = self._roster.known(process_id)
             if member is None or not self._handout.is_current(member, generation):
                 return False
-            return self._shortcuts.open(member, worker, names, heard)
+            is_open = self._shortcuts.open(member, worker, names, heard)
+            self._handout.line_up(member)
+            return is_open
 
     def closeShortcuts(self, process_id: int, generation: int, workers: Iterable[int]) -> None:
         """Workers of a slave have ended, and all that it knows of their tasks is handed in."""
@@ -226,16 +228,17 @@ class TaskManager(ClientDesk):
             member = self._roster.known(process_id)
             if member is not None and self._handout.is_current(member, generation):
                 self._shortcuts.close(member, workers)
+                self._handout.line_up(member)  # others of its workers may run what is given back
         self._outbox.tell()
 
-    def _heard(self, process_id: int, generation: int) -> None:
-        """There is something on one of a slave's shortcuts."""
+    def _heard(self, process_id: int, generation: int, worker: int) -> None:
+        """There is something on a slave's shortcut to that worker."""
         try:
             with self._lock:
                 member = self._roster.known(process_id)
                 if member is None or not self._handout.is_current(member, generation):
                     return
-                if self._shortcuts.hear(member):
+                if self._shortcuts.hear(member, worker):
                     self._roster.liveness.heard(process_id, self._clock())
                     self._handout.line_up(member)
         except ValueError as error:
@@ -545,7 +548,6 @@ class TaskManager(ClientDesk):
             now = self._clock() if ended else 0.0
             if ended:
                 if member is not None and self._shortcuts.is_busy(member):
-                    self._shortcuts.hear(member)  # a result counts more than its worker's death
                     self._shortcuts.freed(member, ended)
                 self._settling.settle_all(process_id, member, ended, now)
             tasks: list[Assignment] = []

@@ -17,7 +17,7 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 | `["ready", tags, period]`        | the code is loaded; the watchdog period it asks for   |
 | `["failed", summary, text]`      | the code does not load; the worker leaves             |
 | `["done", completion]`           | the end of the first task in line                     |
-| `["look"]`                       | there is something on the board                       |
+| `["look"]`                       | there is something on the board, or has ended there   |
 | `["skipped"]`                    | a "skip" was read; before, it may be at one of those  |
 | `["beside", completion]`         | the end of a task that came by the `shortcut`         |
 | `["need", name]`                 | asks for a data item                                  |
@@ -99,6 +99,11 @@ _IDLE_S = 1.0
 
 #: Between two attempts to send descriptors when too many of the user's are on their way already.
 _POLL_S = 0.001
+
+#: Of the end of a task by the shortcut that took longer the supervisor is told as well, as it may
+#: have seen that it ran, and have said that there is no room here. Larger than what it waits for
+#: before it says so: the slave gets no tasks. Smaller: it is woken for each short one.
+_TOLD_S = 0.01
 
 #: What goes back by the shortcut: the worker goes on after it.
 _GO_BACK = (Outcome.RESULT.value, Outcome.EXCEPTION.value)
@@ -414,8 +419,9 @@ class SupervisorEnd:
 
     def under_way(self) -> tuple[str, int] | None:
         """Id and attempt of the task by the shortcut that the worker is running now, or None."""
+        board = self._board  # another thread may be closing it
         try:
-            return None if self._board is None else self._board.under_way()
+            return None if board is None else board.under_way()
         except BoardDamaged:
             return None  # the messages on it tell of that
 
@@ -466,6 +472,7 @@ class WorkerEnd:
         self._sock = sock
         self._board = board
         self._sent = 0  # messages
+        self._began = 0.0  # when the last task by the shortcut did
         self.share = False  # whether large buffers go by shared memory
         self._reader = _Reader(keep=False)
         self._messages: deque[list[Any]] = deque()
@@ -530,21 +537,22 @@ class WorkerEnd:
     def receive_or_task(self) -> list[Any] | Assignment:
         """As `receive`, or a task that comes by the shortcut; `hand_in` is for the end of those."""
         while self._poll is not None and not self._messages:
-            ready = self._poll.poll(1000 * _IDLE_S if keeps() else None)
+            ready = dict(self._poll.poll(1000 * _IDLE_S if keeps() else None))
             if not ready:
                 trim()
-            for descriptor, _ in ready:
-                if descriptor == self._sock.fileno():
-                    continue
+            is_called = ready.pop(self._sock.fileno(), 0)
+            if ready:
                 assert self._shortcut is not None and self._board is not None
                 try:
                     task = self._shortcut.receive()
                 except ShortcutClosed:
                     self._poll = None
                     break
-                self._board.begins(task.task_id, task.attempt)
-                return task
-            if ready:
+                if task is not None:
+                    self._board.begins(task.task_id, task.attempt)
+                    self._began = time.monotonic()
+                    return task
+            if is_called:
                 break
         return self.receive()
 
@@ -553,11 +561,13 @@ class WorkerEnd:
         assert self._shortcut is not None and self._board is not None
         try:
             is_sent = done.outcome in _GO_BACK and self._shortcut.send(done)
-        except OSError as error:  # the supervisor has all ends, too: it has gone
+        except OSError as error:  # the supervisor has all ends, too: it has gone, or ours have
             raise PipeClosed from error
         if not is_sent:
             self.send(["beside", done])
         self._board.has_ended()
+        if time.monotonic() - self._began > _TOLD_S:
+            self.send(["look"])
 
     def _is_there(self, timeout_s: float) -> bool:
         """Wait for something to be received, for so long at most."""

@@ -111,15 +111,13 @@ class Shortcuts:
         idle.task = task.task_id, task.attempt
         return lambda: end.send(data)
 
-    def hear(self, member: Member) -> bool:
-        """Use the results that have come from a slave; true if there were any.
+    def hear(self, member: Member, worker: int) -> bool:
+        """Use the results that have come from a worker; true if there were any.
 
         Raises `ValueError` when something came that is none.
         """
-        ended: list[Completion] = []
-        for shortcut in self._of.get(member.id, {}).values():
-            if shortcut.task is not None:
-                ended += shortcut.end.read()
+        shortcut = self._of.get(member.id, {}).get(worker)
+        ended = [] if shortcut is None else shortcut.end.read()
         if not ended:
             return False
         self.freed(member, ended)

@@ -47,7 +47,14 @@ from masterslave.lifetime import Idleness, Lifetime
 from masterslave.memory import check_supported
 from masterslave.payload import own_versions
 from masterslave.pipe import PipeClosed
-from masterslave.records import CALL_TAG, Outcome, ProcessInfo, as_completion, getMachineInfo
+from masterslave.records import (
+    CALL_TAG,
+    Completion,
+    Outcome,
+    ProcessInfo,
+    as_completion,
+    getMachineInfo,
+)
 from masterslave.settings import Settings
 from masterslave.shortcut import Shortcut
 from masterslave.transports.base import Link, PostingLink
@@ -91,6 +98,14 @@ _SIGNALS_APART_S = 0.3
 #: again and again: with Python's own 700 a fifth of this process's time for tiny ones.
 _LOOK_FOR_CYCLES_AT = 50_000
 
+#: A slave that is to end waits so long at most until the task manager gives its workers no more
+#: tasks directly. Larger: it is late when that one is silent. Smaller: more tasks are given back.
+_REFUSED_S = 2.0
+
+#: After tasks were cancelled, those that begin by a shortcut are looked at for so long. Larger: the
+#: supervisor wakes up in vain. Smaller: a task that was on its way then may run to its end.
+_CANCELLED_S = 1.0
+
 #: Bytes of data items kept for workers to come; the least recently used goes first.
 _CACHE_BYTES = 1 << 30
 
@@ -131,7 +146,9 @@ class Supervisor:
         self._count = workers
         self._record = record
         self._memory = memory
-        self._memory_look_at = 0.0
+        # Times: of a look at memory; when the task manager should know that no tasks are wanted
+        # here; until when cancelled tasks may begin.
+        self._memory_look_at = self._refused_by = self._cancelled_by = 0.0
         self._dispatch = Dispatch(None if self._lifetime is None else self._lifetime.drain_at)
         self._workers: dict[int, WorkerProcess] = {}
         self._writing: set[int] = set()  # workers to whom not all could be sent yet
@@ -225,7 +242,7 @@ class Supervisor:
                 self._look_at_lifetime(now)
                 self._look_at_idleness(now)
                 self._look_at_uplink(now)
-                if self._dispatch.draining and not self._dispatch.busy():
+                if self._dispatch.draining and self._has_finished(now):
                     self._ending = "drained"
                     return
                 wait_s = self._wait_s(now)
@@ -238,6 +255,18 @@ class Supervisor:
             self._read_inbox()
             self._look_at_signals()
             self._reap()
+
+    def _has_finished(self, now: float) -> bool:
+        """Whether a slave that is to end has nothing to do, and gets nothing any more."""
+        if self._dispatch.busy():
+            return False
+        if not self._may_cut:
+            return True
+        shortcuts = [worker.shortcut for worker in self._workers.values()]
+        on_their_way = any(one is not None and one.has_tasks() for one in shortcuts)
+        nothing_comes = self._uplink.gets_nothing() and not on_their_way
+        self._look_at_shortcuts()  # one may have begun since
+        return not self._dispatch.busy() and (nothing_comes or now >= self._refused_by)
 
     def _are_tiny(self, actions: list[Action]) -> bool:
         """Whether these tasks, and nothing else, were given to workers, and will have run soon."""
@@ -252,6 +281,7 @@ class Supervisor:
     def _finish(self) -> None:
         """Leave in order: results first, then the workers."""
         if self._ending != "terminated":
+            self._look_at_shortcuts()
             self._carry_out(self._dispatch.interrupt("its slave was stopped"))
         for worker in list(self._workers.values()):
             if self._disturbance is not None:
@@ -259,8 +289,8 @@ class Supervisor:
             worker.ask_to_leave()
         deadline = time.monotonic() + (_LEAVE_S if not self._dispatch.busy() else 0.2)
         for worker in list(self._workers.values()):
-            worker.wait_or_kill(max(0.0, deadline - time.monotonic()))
-            self._buried(worker)
+            was_killed = worker.wait_or_kill(max(0.0, deadline - time.monotonic()))
+            self._buried(worker, Outcome.RETURNED if was_killed else Outcome.CRASHED)
         self._dispatch.drain()
         if self._ending != "terminated":
             self._tell(time.monotonic(), everything=True)
@@ -420,8 +450,11 @@ class Supervisor:
                 if not self._dispatch.draining:
                     self._start_worker()
 
-    def _buried(self, worker: WorkerProcess) -> None:
-        """A worker has ended: account for its tasks, free what it used."""
+    def _buried(self, worker: WorkerProcess, outcome: Outcome = Outcome.CRASHED) -> None:
+        """A worker has ended: account for its tasks, free what it used.
+
+        `outcome`: of the task that it was at.
+        """
         if self._workers.pop(worker.number, None) is None:
             return
         self._writing.discard(worker.number)
@@ -429,8 +462,8 @@ class Supervisor:
         now = time.monotonic()
         self._carry_out(self._dispatch.beside(worker.number, worker.pipe.under_way(), now))
         if worker.shortcut is not None:
+            self._hear_beside(worker, worker.shortcut)  # a result counts more than a death after it
             if worker.shortcut_is_watched:
-                self._hear_beside(worker, worker.shortcut)
                 self._selector.unregister(worker.shortcut)
             self._uplink.withdraw(worker.number)
         if not worker.pipe_closed:
@@ -443,7 +476,6 @@ class Supervisor:
         story = worker.story()
         if self._dispatch.running(worker.number) is not None or not worker.left_by_itself():
             log.info("a worker has ended: %s", story, extra={"action": "worker_ended"})
-        outcome = Outcome.CRASHED
         if worker.ran_out_of_memory():
             outcome = Outcome.OUT_OF_MEMORY
         elif worker.was_told_to_end() and self._is_told_to_end():
@@ -566,7 +598,7 @@ class Supervisor:
             self._dispatch.arrived(news.tasks)
             self._inbox.popleft()
             if news.stop:
-                self._carry_out(self._dispatch.cancelled(news.stop))
+                self._cancelled(news.stop)
             if news.outdated:
                 self._carry_out(self._dispatch.outdated(news.outdated))
             if news.leave:
@@ -580,6 +612,27 @@ class Supervisor:
                 self._got_data(*news.data)
             if news.end:
                 self._ending = self._ending or news.end
+
+    def _cancelled(self, task_ids: list[str]) -> None:
+        """The task manager wants nothing more of these; they may be on their way by shortcuts."""
+        self._carry_out(self._dispatch.cancelled(task_ids))
+        if self._may_cut:
+            self._cancelled_by = time.monotonic() + _CANCELLED_S
+        for worker in self._workers.values():
+            if worker.shortcut is not None:
+                self._take_back(worker, worker.shortcut)
+
+    def _take_back(self, worker: WorkerProcess, shortcut: Shortcut) -> None:
+        """Give back what a worker has not read of its shortcut."""
+        try:
+            tasks = shortcut.take_back()
+        except ValueError as error:
+            log.warning("worker %d was sent what is no task: %s", worker.number, error)
+            return
+        for task in tasks:
+            unrun = Outcome.RETURNED.value
+            done = Completion(task.task_id, task.attempt, unrun, [], 0.0, "not begun")
+            self._dispatch.finished_beside(worker.number, done, time.monotonic())
 
     def _tell(self, now: float, *, everything: bool = False) -> None:
         """Hand in what has ended, and what runs for long enough to be worth telling."""
@@ -625,8 +678,9 @@ class Supervisor:
             waits.append(max(0.0, self._lifetime.drain_at - now))
         if self._idleness is not None and not self._dispatch.draining:
             waits.append(self._idleness.wait_s(now))
-        if self._is_blind or (self._dispatch.draining and self._may_cut):
-            waits.append(_POLL_S)  # nobody tells of a task's end on a shortcut
+        looks = self._dispatch.draining or now < self._cancelled_by
+        if self._is_blind or (looks and self._may_cut):
+            waits.append(_POLL_S)  # nobody tells of what begins by shortcuts
         if self._memory is not None and self._dispatch.busy():
             waits.append(max(0.0, self._memory_look_at - now))
         waits.append(self._uplink.wait_s(now))
@@ -687,8 +741,10 @@ class Supervisor:
         if self._idleness is None or self._dispatch.draining:
             return
         turns = sum(worker.pipe.turns for worker in self._workers.values())
-        busy = self._dispatch.busy() or not self._dispatch.room(now) or turns != self._turns
-        self._turns = turns
+        if turns != self._turns:  # tasks have come and gone since the last look
+            self._turns = turns
+            self._idleness.is_over(True, now)
+        busy = self._dispatch.busy() or not self._dispatch.room(now)
         if self._idleness.is_over(busy, now):
             log.info("idle for %g s: the slave ends", self._idleness.limit_s)
             self._start_drain(None)
@@ -710,6 +766,7 @@ class Supervisor:
     def _start_drain(self, limit_s: float | None) -> None:
         self._uplink.refuse_tasks()
         self._dispatch.drain()
+        self._refused_by = self._refused_by or time.monotonic() + _REFUSED_S
         if limit_s is not None:
             deadline = time.monotonic() + limit_s
             self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)

@@ -141,6 +141,7 @@ class Uplink:
         self._wanted = True  # whether new tasks are welcome
         self._room = 0  # for tasks; the task manager is told whenever it changes
         self._room_told = 0
+        self._room_known = -1  # as said in the last call that was answered
         self._stopping = False
         self._idle = False  # nothing runs or waits here
         self._low = True  # a worker may soon want a task that is not here
@@ -312,6 +313,12 @@ class Uplink:
             self._room = 0
             self._changed.notify_all()
 
+    def gets_nothing(self) -> bool:
+        """Whether the task manager gives no worker a task by a shortcut, as it knows it may not."""
+        with self._changed:
+            is_told = not self._wanted and self._room_known == 0
+            return is_told or not any(one.is_lent for one in self._shortcuts.values())
+
     def stop(self, wait_s: float, failure: str = "") -> bool:
         """Hand in what is left, unregister, close; true if all was acknowledged in `wait_s`.
 
@@ -423,6 +430,7 @@ class Uplink:
         self._on_their_way = 0
         self._called_at = time.monotonic()
         if reply is not None:
+            self._room_known = call.room
             for _ in range(call.completions):
                 self._completions.popleft()
 
@@ -547,6 +555,8 @@ class Uplink:
         with self._changed:
             offers = {n: s for n, s in self._shortcuts.items() if n in self._to_open}
             self._to_open.clear()
+            if not self._wanted:
+                return
         for worker, shortcut in offers.items():
             shortcut.is_lent = True  # as of now, results may be read there
             shortcut.is_lent = link.call(
@@ -561,6 +571,13 @@ class Uplink:
             for shortcut in self._shortcuts.values():
                 shortcut.is_lent = False
         self._lent()
+
+    def _empty_shortcuts(self) -> None:
+        """Take out the tasks that workers have not read: nobody says that they are held here."""
+        with self._changed:
+            for shortcut in self._shortcuts.values():
+                with contextlib.suppress(ValueError):
+                    shortcut.take_back()
 
     def _read_shortcuts(self) -> None:
         """Have the results handed in that came by them and that nobody has read."""
@@ -610,13 +627,15 @@ class Uplink:
         """Register under the process id held so far, and let go of what others run by now."""
         self._registration_due = False  # what makes it due from now on needs another one
         self._take_shortcuts_back()
-        self._room_told = _AS_TOLD  # to be told again
+        self._room_told = self._room_known = _AS_TOLD  # to be told again
+        self._empty_shortcuts()
         holds = self._holds()
         self._read_shortcuts()  # after that: what has ended since was under way before
         holds += [(c.task_id, c.attempt) for c in list(self._completions)]
         process_id, obsolete, generation = link.call(
             "registerProcess", self._period_s, self._current_info(), self.process_id, holds
         )
+        self._empty_shortcuts()  # until then, something more may have come
         with self._changed:
             self.process_id, self._generation = process_id, generation
             self._changed.notify_all()

@@ -184,8 +184,19 @@ class _Worker(Role):
             tasks = self._tasks  # replaced when the handler has waited for a value
             if termination_test():
                 self.pipe.send(["leaving"])  # what it has not begun is given to others
-                while self._handle(self.pipe.receive()):
-                    pass
+                self._wait_for_end()
+                return
+
+    def _wait_for_end(self) -> None:
+        """Run nothing more; the task manager may send tasks until it knows of that."""
+        while True:
+            came = self.pipe.receive_or_task()
+            if isinstance(came, Assignment):
+                unrun = Outcome.RETURNED.value
+                self.pipe.hand_in(
+                    Completion(came.task_id, came.attempt, unrun, [], 0.0, "not begun")
+                )
+            elif not self._handle(came):
                 return
 
     def _hand_in(self, done: Completion) -> None:

@@ -184,8 +184,8 @@ class WorkerProcess:
         """Tell it to end when it has nothing to do."""
         self.pipe.send(["end"])
 
-    def wait_or_kill(self, timeout_s: float) -> None:
-        """Wait for its end, and bring it about after `timeout_s` seconds."""
+    def wait_or_kill(self, timeout_s: float) -> bool:
+        """Wait for its end, and bring it about after `timeout_s` seconds; true if that was done."""
         if self.exit_descriptor is not None:
             poll = select.poll()
             poll.register(self.exit_descriptor, select.POLLIN)
@@ -193,9 +193,11 @@ class WorkerProcess:
         else:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout_s)
-        if self._process.returncode is None:  # not reaped: its id is still its own
-            self.kill()
-            self._process.wait()
+        if self._process.returncode is not None or self.has_ended():
+            return False
+        self.kill()  # not reaped: its id is still its own
+        self._process.wait()
+        return True
 
     def close(self) -> None:
         """Free what belongs to a worker that has ended."""

@@ -29,7 +29,7 @@ SHARED_MEMORY = Path("/dev/shm")
 LIBRARY_THREADS = (
     "client", "client-receiver", "executor", "folder-in", "folder-out", "masterslave-claim",
     "name-server", "pump", "pump-fetcher", "pump-submitter", "pyro-answer", "pyro-server",
-    "registration", "uplink-fetcher", "uplink-sender", "watchdog",
+    "registration", "shortcuts", "uplink-fetcher", "uplink-sender", "watchdog",
     "Pyro-Worker", "housekeeper", "oneway-call",  # Pyro's own, inside the library's server
 )  # fmt: skip
 

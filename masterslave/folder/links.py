@@ -28,6 +28,8 @@ class FolderLink:
             raise ConnectionFailed("the link was closed")
         if method == "announceSlave":  # its file says so
             return None
+        if method in ("openShortcut", "closeShortcuts"):  # files are the only way to its tasks
+            return False
         return getattr(self._session, method)(*args, **kwargs)
 
     def close(self) -> None:

@@ -1,0 +1,545 @@
+"""The task manager and its shortcuts, whose ends are played by the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from managing import Clock, X, ids
+from test_manager_parked import Slave
+
+from masterslave.journal import Journal
+from masterslave.manager import TaskManager
+from masterslave.records import Assignment, Completion, Outcome, ProcessInfo
+from masterslave.settings import Settings
+from masterslave.stores.memory import MemoryStore
+
+TINY = [0, None, 0, 5, None]
+
+
+class End:
+    """A shortcut as the task manager sees it."""
+
+    def __init__(self, heard: Callable[[], None]) -> None:
+        self.heard = heard
+        self.tasks: list[Assignment] = []  # that were sent
+        self.results: list[Completion] = []  # not read yet
+        self.is_damaged = False
+        self.is_open = True
+        self.fits = True
+
+    def pack(self, task: Assignment) -> bytes | None:
+        self._next = task
+        return b"packed" if self.fits else None
+
+    def send(self, data: bytes) -> None:
+        assert data == b"packed"
+        self.tasks.append(self._next)
+
+    def read(self) -> list[Completion]:
+        assert self.is_open
+        if self.is_damaged:
+            raise ValueError("no result")
+        results, self.results = self.results, []
+        return results
+
+    def close(self) -> None:
+        assert self.is_open
+        self.is_open = False
+
+    def ends(self, outcome: Outcome = Outcome.RESULT, *, attempt: int = 0) -> Completion:
+        """The worker hands in the last task; the task manager is not told of it yet."""
+        task = self.tasks[-1]
+        done = Completion(task.task_id, attempt or task.attempt, outcome.value, [b"r"], 0.1, "")
+        self.results.append(done)
+        return done
+
+    def works(self, outcome: Outcome = Outcome.RESULT) -> None:
+        """The worker hands in the last task."""
+        self.ends(outcome)
+        self.heard()
+
+
+class Scene:
+    """A task manager, a client, and slaves with shortcuts to all their workers."""
+
+    def __init__(self, manager: TaskManager, clock: Clock) -> None:
+        self.manager, self.clock = manager, clock
+        self.refuses = False
+        self.opened: list[End] = []
+        self.client: int = manager.registerProcess(None, "client")[0]
+        manager.allowShortcuts(self._open)
+
+    def _open(self, names: Sequence[Any], heard: Callable[[], None]) -> End:
+        if self.refuses:
+            raise OSError("not here")
+        self.opened.append(End(heard))
+        return self.opened[-1]
+
+    def slave(self, workers: int = 1, token: str = "a", period: float | None = None) -> Slave:
+        """A slave with an idle worker or more, whose call is parked."""
+        self.info = ProcessInfo(f"slave {token}", 1, "host", workers, token)
+        process_id, _, self.generation = self.manager.registerProcess(period, self.info)
+        self.manager.announceTags(process_id, ["sqrt", "x" * 120])
+        for number in range(workers):
+            self.offer(process_id, number)
+        return Slave(self.manager, process_id).park(generation=self.generation)
+
+    def offer(self, process_id: int, worker: int) -> bool:
+        return self.manager.openShortcut(process_id, self.generation, worker, [1, 2, 3, 4, 5, 6])
+
+    def closed(self, slave: Slave, *workers: int) -> None:
+        self.manager.closeShortcuts(slave.id, self.generation, workers)
+
+    def request(self, *, tag: str = "sqrt", frame: list[bytes] = X, **options: Any) -> str:
+        chosen = [0, options.get("timeout"), options.get("retries", 0),
+                  options.get("crash_limit", 5), None]  # fmt: skip
+        return self.manager.addTaskRequest(tag, frame, self.client, chosen)
+
+    def results(self) -> list[tuple[str, str]]:
+        got = self.manager.getResults(self.client, None, 100, 0.0)
+        return [(one.task_id, one.outcome) for one in got]
+
+    def crashes(self, task_id: str) -> int:
+        return self.manager._queue.tasks[task_id].crashes
+
+    def held(self, slave: Slave) -> list[str]:
+        return [task.id for task in self.manager._leases.held.of(slave.id)]
+
+    def hand_in(self, slave: Slave, *done: Completion, room: int | None = None) -> list[Any]:
+        return self.manager.exchange(slave.id, done, (), room, 0.0, self.generation)
+
+
+@pytest.fixture
+def scene(manager: TaskManager, clock: Clock) -> Iterator[Scene]:
+    scene = Scene(manager, clock)
+    yield scene
+    manager.forbidShortcuts()
+    assert not [end for end in scene.opened if end.is_open], "left open"
+
+
+# --- which way a task goes ----------------------------------------------------------------------
+
+
+def test_a_task_that_comes_alone_goes_to_a_worker_and_its_result_is_the_clients(
+    scene: Scene,
+) -> None:
+    slave = scene.slave()
+    task_id = scene.request()
+    (end,) = scene.opened
+    assert ids(end.tasks) == [task_id]
+    assert slave.answers == [], "its supervisor is not woken"
+    assert scene.held(slave) == [task_id]
+    assert scene.manager.taskIsRunning(task_id)
+    end.works()
+    assert scene.results() == [(task_id, "result")]
+    assert scene.held(slave) == []
+
+
+def test_one_after_the_other_all_go_this_way(scene: Scene) -> None:
+    slave = scene.slave()
+    for _ in range(5):
+        task_id = scene.request()
+        scene.opened[0].works()
+        assert scene.results() == [(task_id, "result")]
+    assert slave.answers == []
+    assert ids(scene.opened[0].tasks) == [f"sqrt_{number}" for number in range(5)]
+
+
+def test_each_worker_gets_one(scene: Scene) -> None:
+    slave = scene.slave(workers=2)
+    first, second, third = (scene.request() for _ in range(3))
+    assert sorted(ids(scene.opened[0].tasks) + ids(scene.opened[1].tasks)) == [first, second]
+    assert slave.answers == []
+    scene.opened[1].works()
+    assert [ids(end.tasks)[-1] for end in scene.opened] in ([first, third], [second, third])
+    scene.opened[0].works()
+    scene.opened[1].works()
+    assert len(scene.results()) == 3
+
+
+def test_what_waits_goes_on_when_a_result_comes(scene: Scene) -> None:
+    slave = scene.slave()
+    first, second = scene.request(), scene.request()
+    end = scene.opened[0]
+    assert ids(end.tasks) == [first], "one at a time"
+    end.works()
+    assert ids(end.tasks) == [first, second] or slave.answers == [([second], {})]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [{"timeout": 60.0}, {"tag": "x" * 120}, {"frame": [b"x" * 5000]}],
+    ids=["a time limit", "a long id", "a large frame"],
+)
+def test_what_goes_the_long_way(scene: Scene, case: dict[str, Any]) -> None:
+    slave = scene.slave()
+    task_id = scene.request(**case)
+    assert slave.answers == [([task_id], {})]
+    assert scene.opened[0].tasks == []
+
+
+def test_a_message_that_is_too_long_goes_the_long_way(scene: Scene) -> None:
+    slave = scene.slave()
+    scene.opened[0].fits = False
+    task_id = scene.request()
+    assert slave.answers == [([task_id], {})]
+    assert scene.opened[0].tasks == []
+
+
+def test_more_than_one_task_goes_the_long_way(scene: Scene) -> None:
+    slave = scene.slave(workers=2)
+    both = scene.manager.addTaskRequests("sqrt", [X] * 2, scene.client)
+    assert slave.answers == [(both, {})]
+
+
+def test_behind_a_task_that_went_the_long_way_so_do_others(scene: Scene) -> None:
+    slave = scene.slave(workers=2)
+    first = scene.request(timeout=60.0)
+    slave.park(generation=scene.generation)
+    second = scene.request()
+    assert slave.answers == [([first], {}), ([second], {})]
+
+
+def test_without_a_parked_call_nothing_goes_this_way(scene: Scene) -> None:
+    slave = scene.slave()
+    assert slave.parked is not None
+    scene.manager.endParked(slave.parked)
+    task_id = scene.request()
+    assert scene.opened[0].tasks == []
+    assert ids(scene.hand_in(slave)[0]) == [task_id]
+
+
+def test_a_slave_that_is_to_be_told_something_gets_all_in_one_answer(scene: Scene) -> None:
+    slave = scene.slave()
+    with scene.manager._lock:  # as if another thread had the lock until now
+        scene.manager._roster.known(slave.id).dropped_data.append("x")  # type: ignore[union-attr]
+    task_id = scene.request()
+    assert slave.answers == [([task_id], {"forget": ["x"]})]
+
+
+def test_a_slave_that_wants_no_tasks_gets_none(scene: Scene) -> None:
+    slave = scene.slave()
+    scene.hand_in(slave, room=0)
+    scene.request()
+    assert scene.opened[0].tasks == []
+    assert slave.answers == []
+
+
+def test_a_job_that_is_over_sends_nothing_more(scene: Scene) -> None:
+    slave = scene.slave()
+    scene.manager.terminate()
+    assert slave.answers == [([], {"terminate": True})]
+    assert scene.opened[0].tasks == []
+
+
+def test_with_a_journal_there_are_no_shortcuts(clock: Clock) -> None:
+    settings = Settings(key_file=Path("unused"))
+    scene = Scene(TaskManager("job", settings, clock=clock, journal=Journal(MemoryStore())), clock)
+    slave, _, scene.generation = scene.manager.registerProcess(None, "a slave")
+    assert not scene.offer(slave, 0)
+    assert scene.opened == []
+
+
+# --- opening ------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_opened_is_not_used(scene: Scene) -> None:
+    scene.refuses = True
+    slave = scene.slave()
+    assert not scene.offer(slave.id, 0)
+    task_id = scene.request()
+    assert slave.answers == [([task_id], {})]
+
+
+def test_who_is_not_known_or_has_registered_again_opens_nothing(scene: Scene) -> None:
+    slave = scene.slave()
+    assert not scene.manager.openShortcut(99, 1, 0, [1] * 6)
+    assert not scene.manager.openShortcut(slave.id, scene.generation - 1, 0, [1] * 6)
+    scene.manager.closeShortcuts(slave.id, scene.generation - 1, [0])
+    scene.manager.closeShortcuts(99, 1, [0])
+    assert scene.opened[0].is_open
+    scene.closed(slave, 7)
+    assert scene.opened[0].is_open, "it is another worker's"
+
+
+def test_a_task_manager_that_forbids_them_lets_go_of_all(scene: Scene) -> None:
+    slave = scene.slave()
+    task_id = scene.request()
+    scene.opened[0].ends()
+    scene.manager.forbidShortcuts()
+    assert not scene.opened[0].is_open
+    assert scene.results() == [(task_id, "result")]
+    assert not scene.offer(slave.id, 1)
+
+
+def test_an_offer_in_the_place_of_another_one_closes_that(scene: Scene) -> None:
+    slave = scene.slave()
+    task_id = scene.request()
+    assert scene.offer(slave.id, 0)
+    assert [end.is_open for end in scene.opened] == [False, True]
+    assert scene.crashes(task_id) == 0
+    assert ids(scene.opened[1].tasks) == [task_id], "it had not begun"
+
+
+# --- workers that die ---------------------------------------------------------------------------
+
+
+def crashed(task: Assignment) -> Completion:
+    return Completion(task.task_id, task.attempt, Outcome.CRASHED.value, [], 0.0, "died")
+
+
+def test_a_task_that_had_not_begun_is_run_again_at_no_cost(scene: Scene) -> None:
+    slave = scene.slave(workers=2)
+    task_id = scene.request()
+    number = next(number for number, end in enumerate(scene.opened) if end.tasks)
+    scene.closed(slave, number)
+    assert not scene.opened[number].is_open
+    assert scene.crashes(task_id) == 0
+    other = scene.opened[1 - number]
+    assert [(one.task_id, one.attempt) for one in other.tasks] == [(task_id, 2)]
+    other.works()
+    assert scene.results() == [(task_id, "result")]
+
+
+def test_a_task_that_had_begun_counts_a_crash(scene: Scene) -> None:
+    slave = scene.slave()
+    task_id = scene.request(crash_limit=1)
+    scene.hand_in(slave, crashed(scene.opened[0].tasks[0]))
+    scene.closed(slave, 0)
+    assert scene.results() == [(task_id, "crashed")]
+
+
+def test_after_a_crash_it_is_tried_again_and_not_taken_back_twice(scene: Scene) -> None:
+    slave = scene.slave(workers=2)
+    task_id = scene.request()
+    number = next(number for number, end in enumerate(scene.opened) if end.tasks)
+    tasks, _ = scene.hand_in(slave, crashed(scene.opened[number].tasks[0]))
+    assert [(one.task_id, one.attempt) for one in tasks] == [(task_id, 2)]
+    scene.closed(slave, number)
+    assert scene.crashes(task_id) == 1
+    assert scene.held(slave) == [task_id]
+    assert scene.opened[1 - number].tasks == []
+
+
+def test_a_result_counts_more_than_what_is_said_of_its_workers_death(scene: Scene) -> None:
+    slave = scene.slave()
+    task_id = scene.request(crash_limit=1)
+    end = scene.opened[0]
+    end.works()
+    scene.hand_in(slave, crashed(end.tasks[0]))
+    scene.closed(slave, 0)
+    assert scene.results() == [(task_id, "result")]
+
+
+def test_a_result_that_is_there_when_it_is_closed_is_used(scene: Scene) -> None:
+    slave = scene.slave()
+    task_id = scene.request(crash_limit=1)
+    scene.opened[0].ends()
+    scene.closed(slave, 0)
+    assert scene.results() == [(task_id, "result")]
+
+
+def test_a_result_that_went_the_long_way_makes_the_worker_free_again(scene: Scene) -> None:
+    slave = scene.slave()
+    scene.request()
+    end = scene.opened[0]
+    done = end.ends()
+    end.results.clear()
+    scene.hand_in(slave, done)
+    second = scene.request()
+    slave.park(generation=scene.generation)
+    assert ids(end.tasks)[1:] == [second] or slave.answers[-1][0] == [second]
+    assert scene.results() == [(done.task_id, "result")]
+
+
+def test_a_doubled_result_counts_once(scene: Scene) -> None:
+    slave = scene.slave()
+    task_id = scene.request()
+    end = scene.opened[0]
+    done = end.ends()
+    end.works()
+    scene.hand_in(slave, done)
+    assert scene.results() == [(task_id, "result")]
+    assert scene.manager.status()["dropped"] == 2
+
+
+def test_a_late_result_is_read_so_that_the_listener_comes_to_rest(scene: Scene) -> None:
+    slave = scene.slave()
+    scene.request()
+    end = scene.opened[0]
+    done = end.ends()
+    scene.hand_in(slave, done)
+    end.heard()
+    assert end.results == []
+
+
+def test_an_exception_is_tried_again_if_it_may_be(scene: Scene) -> None:
+    scene.slave()
+    task_id = scene.request(retries=1)
+    end = scene.opened[0]
+    end.works(Outcome.EXCEPTION)
+    scene.clock.now += 1000.0
+    scene.manager.putDueInLine()
+    assert [(one.task_id, one.attempt) for one in end.tasks] == [(task_id, 1), (task_id, 2)]
+    end.works(Outcome.EXCEPTION)
+    assert scene.results() == [(task_id, "exception")]
+
+
+# --- cancels ------------------------------------------------------------------------------------
+
+
+def test_who_runs_a_cancelled_task_is_told_to_stop_it(scene: Scene) -> None:
+    slave = scene.slave()
+    task_id = scene.request()
+    assert scene.manager.cancelTask(task_id)
+    assert slave.answers == [([], {"stop": [task_id]})]
+    scene.closed(slave, 0)
+    assert scene.results() == []
+    assert scene.manager.status()["waiting"] == {}
+
+
+def test_until_a_cancelled_task_has_ended_its_worker_gets_nothing_directly(scene: Scene) -> None:
+    slave = scene.slave()
+    scene.manager.cancelTask(scene.request())
+    slave.park(generation=scene.generation)
+    second = scene.request()
+    end = scene.opened[0]
+    assert slave.answers[1:] == [([second], {})]
+    assert len(end.tasks) == 1
+    unrun = Outcome.RETURNED.value
+    scene.hand_in(slave, Completion(end.tasks[0].task_id, 1, unrun, [], 0.0, "cancelled"))
+    scene.hand_in(slave, Completion(second, 1, "result", [b"r"], 0.1, ""))
+    slave.park(generation=scene.generation)
+    third = scene.request()
+    assert ids(end.tasks)[1:] == [third], "it is free again"
+
+
+# --- slaves that leave, are lost, come back -----------------------------------------------------
+
+
+def again(scene: Scene, slave: Slave, held: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The slave registers again and says what it holds; gives what it is to let go of."""
+    _, obsolete, scene.generation = scene.manager.registerProcess(
+        None, scene.info, slave.id, list(held)
+    )
+    scene.manager.announceTags(slave.id, ["sqrt"])
+    return [tuple(one) for one in obsolete]
+
+
+def test_what_runs_goes_on_when_a_slave_registers_again(scene: Scene) -> None:
+    slave = scene.slave()
+    task_id = scene.request()
+    assert again(scene, slave, [(task_id, 1)]) == []
+    assert not scene.opened[0].is_open
+    assert scene.held(slave) == [task_id]
+    scene.hand_in(slave, Completion(task_id, 1, "result", [b"r"], 0.1, ""))
+    assert scene.results() == [(task_id, "result")]
+
+
+def test_what_had_not_begun_then_is_run_again(scene: Scene) -> None:
+    slave = scene.slave()
+    task_id = scene.request()
+    assert again(scene, slave, []) == []
+    assert scene.crashes(task_id) == 0
+    (task,) = scene.hand_in(slave)[0]
+    assert (task.task_id, task.attempt) == (task_id, 2)
+
+
+def test_what_has_ended_by_then_is_no_ones(scene: Scene) -> None:
+    slave = scene.slave()
+    task_id = scene.request()
+    scene.opened[0].ends()
+    assert again(scene, slave, [(task_id, 1)]) == [(task_id, 1)]
+    assert scene.results() == [(task_id, "result")]
+
+
+def test_nothing_goes_directly_while_it_runs_what_it_held(scene: Scene) -> None:
+    slave = scene.slave(workers=2)
+    task_id = scene.request()
+    again(scene, slave, [(task_id, 1)])
+    for number in (0, 1):
+        assert scene.offer(slave.id, number)
+    slave.park(generation=scene.generation)
+    second = scene.request()
+    assert slave.answers[-1] == ([second], {})
+
+
+def test_what_a_shortcut_of_an_earlier_registration_says_is_not_heard(scene: Scene) -> None:
+    slave = scene.slave()
+    scene.request()
+    heard = scene.opened[0].heard
+    again(scene, slave, [])
+    heard()
+    assert scene.results() == []
+
+
+def test_the_task_of_a_lost_slave_is_run_elsewhere(scene: Scene) -> None:
+    first = scene.slave()
+    task_id = scene.request()
+    second = scene.slave(token="b")
+    scene.manager.lostProcess(first.id, "a test")
+    assert not scene.opened[0].is_open
+    assert scene.crashes(task_id) == 1
+    assert [(one.task_id, one.attempt) for one in scene.opened[1].tasks] == [(task_id, 2)]
+    assert scene.held(second) == [task_id]
+
+
+def test_a_result_that_is_there_when_its_slave_is_lost_is_used(scene: Scene) -> None:
+    slave = scene.slave()
+    task_id = scene.request(crash_limit=1)
+    scene.opened[0].ends()
+    scene.manager.lostProcess(slave.id, "a test")
+    assert scene.results() == [(task_id, "result")]
+
+
+def test_a_slave_that_leaves_gives_its_task_back(scene: Scene) -> None:
+    slave = scene.slave()
+    done, task_id = scene.request(), ""
+    scene.opened[0].works()
+    task_id = scene.request()
+    scene.manager.unregisterProcess(slave.id)
+    assert not scene.opened[0].is_open
+    assert scene.crashes(task_id) == 0
+    assert scene.results() == [(done, "result")]
+    other = scene.slave(token="b")
+    assert other.answers == [([task_id], {})]
+
+
+def test_a_result_is_a_sign_of_life(scene: Scene) -> None:
+    scene.slave(period=10.0)
+    end = scene.opened[0]
+    for _ in range(10):
+        scene.request()
+        scene.clock.now += 30.0
+        end.works()
+        scene.manager.checkLiveness()
+    assert len(scene.results()) == 10
+    scene.clock.now += 100.0
+    scene.manager.checkLiveness()
+    assert not end.is_open
+    assert scene.manager.status()["slaves"] == []
+
+
+def test_garbage_loses_the_slave_and_none_of_what_others_have_handed_in(scene: Scene) -> None:
+    slave = scene.slave(workers=2)
+    first, second = scene.request(), scene.request()
+    good, bad = scene.opened if scene.opened[0].tasks[0].task_id == first else scene.opened[::-1]
+    good.ends()
+    bad.is_damaged = True
+    bad.heard()
+    assert scene.results() == [(first, "result")]
+    assert scene.crashes(second) == 1
+    assert slave.answers == [([], {"register": True})]
+    assert not (good.is_open or bad.is_open)
+
+
+def test_garbage_of_a_worker_that_has_ended_costs_its_task_nothing(scene: Scene) -> None:
+    slave = scene.slave()
+    task_id = scene.request()
+    scene.opened[0].is_damaged = True
+    scene.closed(slave, 0)
+    assert scene.crashes(task_id) == 0
+    assert slave.answers == [([task_id], {})]
