@@ -3,10 +3,10 @@
     python benchmarks/profile_trip.py [--trips 1000]
 
 A job with two slaves; empty tasks are requested one at a time. The table has the way of each, as
-times between places in the code of the client, the slave's supervisor and its worker, and of the
-task manager again, all on the clock that processes share. Stamps take about a microsecond each.
-Where a row crosses from one process to another, it contains the sending, the waking of the other
-process, and the receiving. Last comes the same trip with a `ProcessPoolExecutor`, without stamps.
+times between places in the code of the client, of the worker, and of the task manager again, all on
+the clock that processes share. Stamps take about a microsecond each. Where a row crosses from one
+process to another, it contains the sending, the waking of the other process, and the receiving.
+Last comes the same trip with a `ProcessPoolExecutor`, without stamps.
 """
 
 from __future__ import annotations
@@ -42,15 +42,11 @@ if not hasattr(stamps, "PLACES"):  # Python has one of its own: take ours by its
 #: spent on.
 WAY: tuple[tuple[str, bool, str], ...] = (
     ("requestTask", False, ""),
-    ("send_now", False, "client: pickled, in the queue, handed out"),
-    ("_on_answer", False, "to the slave: signed, sent; its supervisor wakes"),
-    ("SupervisorEnd.send", False, "slave: verified, decoded, given to a worker"),
-    ("WorkerEnd.receive", True, "to the worker: sent; it wakes"),
-    ("WorkerEnd.send", False, "worker: unpickled, run, pickled"),
-    ("SupervisorEnd.receive", False, "to its supervisor: sent; that wakes"),
-    ("sendall", False, "slave: received, booked, the next call encoded"),
-    ("next_exchange", True, "to the manager: signed, sent; its thread wakes; verified"),
-    ("settle_all", True, "manager: decoded, checked, booked; client called"),
+    ("ManagerShortcut.send", False, "client: pickled, in the queue, handed out, packed"),
+    ("WorkerShortcut.receive", True, "to the worker: sent; it wakes; unpacked"),
+    ("WorkerShortcut.send", False, "worker: unpickled, run, pickled"),
+    ("hear", False, "to the manager: packed, sent; its thread wakes"),
+    ("hear", True, "manager: unpacked, checked, booked; client called"),
     ("getResults", True, "to the client: its thread wakes"),
     ("retrieveResult", True, "client: unpickled"),
 )

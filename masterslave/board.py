@@ -10,6 +10,7 @@ name in a file system.
 | 0-7   | how many bytes were ever posted; only the worker writes it, after the message itself   |
 | 8-15  | how many of them were taken; only the supervisor writes it                             |
 | 16-23 | beginnings and ends of tasks that came by the `shortcut`; odd: one is being run        |
+| 24-31 | who reads it, where that changes: results that come by a `shortcut` are on a board, too |
 | 64-   | which one: msgpack of its id and attempt                                               |
 | 512-  | messages, msgpack, one after the other; at the end they go on at the beginning         |
 
@@ -42,8 +43,13 @@ LONGEST_BYTES = 1 << 13
 #: result waits there while the next task runs. Smaller: the supervisor wakes up in vain.
 LOOKED_AT_S = 0.005
 
+#: Of tasks longer than this the reader is told when the last ones of a line are under way; of
+#: shorter ones when half of the line has been run. Larger: a worker waits after tasks of a
+#: millisecond. Smaller: a system call for each tiny task.
+SHORT_S = 0.0005
+
 _WORDS_BYTES, _HEADER_BYTES = 64, 512
-_POSTED, _TAKEN, _TURNS = 0, 1, 2  # places in the header, in words of 8 bytes
+_POSTED, _TAKEN, _TURNS, _READER = 0, 1, 2, 3  # places in the header, in words of 8 bytes
 
 #: Longest id of a task whose beginning stands on a board, in characters (of up to 4 bytes).
 #: Larger: more memory for each worker. Smaller: tasks of long tags do not take the shortcut.
@@ -71,6 +77,17 @@ def create() -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def is_sealed(descriptor: int) -> bool:
+    """Whether a board of somebody else's is one that nobody can shrink, and of the right size."""
+    needed = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+    try:
+        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    size = os.fstat(descriptor).st_size
+    return seals & needed == needed and size == _HEADER_BYTES + BOARD_BYTES
 
 
 class _Mapping:
@@ -125,20 +142,24 @@ class Poster(_Mapping):
         The supervisor sees it when it next looks, also after the worker's death.
         """
         data = self._pack([task_id, attempt])
+        turns = self._header[_TURNS]
+        if turns % 2:  # of the one before
+            self._header[_TURNS] = turns = turns + 1
         self._task[: len(data)] = data
-        self._header[_TURNS] = (self._header[_TURNS] + 1) | 1
+        self._header[_TURNS] = turns + 1
 
     def has_ended(self) -> None:
-        """That task is over, and its result is on its way."""
+        """That task is over, its result is on its way, and none comes next."""
         self._header[_TURNS] = (self._header[_TURNS] | 1) + 1
 
 
 class Board(_Mapping):
-    """The supervisor's side."""
+    """The reader's side."""
 
-    def __init__(self, descriptor: int) -> None:
-        """Map it; the descriptor stays the caller's."""
+    def __init__(self, descriptor: int, reader: int = 0) -> None:
+        """Map it; the descriptor stays the caller's. `reader`: a number of its own, see `claim`."""
         super().__init__(descriptor)
+        self._reader = reader
         self._taken = 0
         self._unpacker = msgpack.Unpacker(
             max_buffer_size=0, strict_map_key=False, unicode_errors="surrogatepass"
@@ -174,6 +195,12 @@ class Board(_Mapping):
             raise BoardDamaged("a task on a board is none")
         return task_id, attempt
 
+    def claim(self) -> None:
+        """From now on, this is who reads it. What another one takes at this moment comes twice."""
+        if self._header[_READER] != self._reader:
+            self._header[_READER] = self._reader
+            self._taken = self._header[_TAKEN]
+
     def has_news(self) -> bool:
         """Whether anything was posted since it was read."""
         return bool(self._header[_POSTED] != self._taken)
@@ -194,17 +221,22 @@ class Board(_Mapping):
         return messages
 
     def _look(self) -> None:
+        if self._header[_READER] != self._reader:
+            return
         posted = self._header[_POSTED]
         size = posted - self._taken
         if not size:
             return
         if not 0 < size <= BOARD_BYTES:
             raise BoardDamaged(f"{size} bytes are on a board of {BOARD_BYTES}")
-        start = self._taken % BOARD_BYTES
-        self._unpacker.feed(self._ring[start : start + size])
-        if start + size > BOARD_BYTES:
-            self._unpacker.feed(self._ring[: start + size - BOARD_BYTES])
+        start, end = self._taken % BOARD_BYTES, self._taken % BOARD_BYTES + size
+        data = bytes(self._ring[start:end])
+        if end > BOARD_BYTES:
+            data += bytes(self._ring[: end - BOARD_BYTES])
+        if self._header[_READER] != self._reader:
+            return  # it may have been taken, and overwritten, meanwhile
         self._header[_TAKEN] = self._taken = posted
+        self._unpacker.feed(data)
         try:
             for message in self._unpacker:
                 if not isinstance(message, list) or not message or type(message[0]) is not int:

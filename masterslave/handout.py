@@ -47,9 +47,8 @@ class HandOut:
         self._scheduler = scheduler
         self._ledger = ledger
         self.waiters = Waiters()
-        #: Has tasks go to a worker directly if they can, see `Shortcuts.take`.
-        self.direct: Callable[[Member, list[Assignment]], Callable[[], None] | None]
-        self.direct = lambda member, tasks: None
+        #: Sends tasks to workers directly if that can be, see `Shortcuts.take`.
+        self.direct: Callable[[Member, list[Assignment]], bool] = lambda member, tasks: False
         self.closed = False  # the job is over: nothing is handed out any more
         self._waiter_of: dict[int, Waiter] = {}  # process id -> its exchange that waits
         self._single_calls: set[Waiter] = set()  # of `take_one`
@@ -70,6 +69,8 @@ class HandOut:
         `answer`: have the call parked instead.
         """
         tasks = [] if self.closed else self._hand_out(member)
+        if tasks and self.direct(member, tasks):
+            tasks = []
         if tasks or timeout <= 0 or self._must_answer(member):
             self.line_up(member)  # what this call freed and did not take is the waiting one's
             return tasks
@@ -113,6 +114,14 @@ class HandOut:
             self.waiters.line_up(waiter, tags)
             if self._leases.peek(tags) is not None:
                 self.waiters.rouse(waiter)  # there is something for it already
+
+    def refill(self, member: Member) -> None:
+        """A member has handed in results beside its waiting call, which may get more tasks now."""
+        waiter = self._waiter_of.get(member.id)
+        if waiter is not None and self._leases.peek(member.tags or ()) is not None:
+            self.waiters.rouse(waiter)
+        else:
+            self.line_up(member)
 
     def is_current(self, member: Member, generation: int | None) -> bool:
         """Whether that is a slave's registration that counts."""
@@ -168,9 +177,9 @@ class HandOut:
             if not self.closed:
                 tasks = self._hand_out(member)
             self._pass_on(parked, tasks)
-            if tasks and not parked.is_over and (send := self.direct(member, tasks)) is not None:
+            if tasks and not parked.is_over and self.direct(member, tasks):
                 self.line_up(member)
-                return send
+                return None
             if not (tasks or parked.is_over or self._must_answer(member)):
                 self.line_up(member)
                 return None

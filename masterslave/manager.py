@@ -128,7 +128,7 @@ class TaskManager(ClientDesk):
             self._lock, clock, self._roster, self._leases, self._scheduler, self._ledger,
             self._room, self._outbox, self._handout, self._results,
         )  # fmt: skip
-        self._shortcuts = Shortcuts(clock, self._leases, self._settling)
+        self._shortcuts = Shortcuts(clock, self._leases, self._scheduler.pace, self._settling)
         self._handout.direct = self._shortcuts.take
         self._intake = Intake(
             self._lock, self._queue, self._ledger, self._outbox, self._handout.waiters,
@@ -232,7 +232,7 @@ class TaskManager(ClientDesk):
         self._outbox.tell()
 
     def _heard(self, process_id: int, generation: int, worker: int) -> None:
-        """There is something on a slave's shortcut to that worker."""
+        """There may be something on the shortcut to a worker."""
         try:
             with self._lock:
                 member = self._roster.known(process_id)
@@ -240,7 +240,7 @@ class TaskManager(ClientDesk):
                     return
                 if self._shortcuts.hear(member, worker):
                     self._roster.liveness.heard(process_id, self._clock())
-                    self._handout.line_up(member)
+                    self._handout.refill(member)
         except ValueError as error:
             self.lostProcess(process_id, f"a shortcut to it is damaged: {error}", generation)
         self._outbox.tell()
@@ -719,6 +719,7 @@ class TaskManager(ClientDesk):
         for member in self._roster.all_known():
             if member.is_slave:
                 member.dropped_data.append(name)
+                self._shortcuts.forget(member, name)
                 self._handout.rouse(member)
 
     def _has_ended(self) -> bool:

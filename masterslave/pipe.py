@@ -103,7 +103,7 @@ _POLL_S = 0.001
 #: Of the end of a task by the shortcut that took longer the supervisor is told as well, as it may
 #: have seen that it ran, and have said that there is no room here. Larger than what it waits for
 #: before it says so: the slave gets no tasks. Smaller: it is woken for each short one.
-_TOLD_S = 0.01
+_TOLD_S = 0.02
 
 #: What goes back by the shortcut: the worker goes on after it.
 _GO_BACK = (Outcome.RESULT.value, Outcome.EXCEPTION.value)
@@ -534,27 +534,43 @@ class WorkerEnd:
                 raise PipeClosed
         return self._messages.popleft()
 
-    def receive_or_task(self) -> list[Any] | Assignment:
-        """As `receive`, or a task that comes by the shortcut; `hand_in` is for the end of those."""
+    def next_task(self) -> Assignment | None:
+        """The next task that came by the shortcut and is to be run now; None: there is none."""
+        if self._shortcut is None or not self._shortcut.tasks:
+            return None
+        assert self._board is not None
+        task = self._shortcut.tasks.popleft()
+        self._board.begins(task.task_id, task.attempt)
+        self._began = time.monotonic()
+        return task
+
+    def has_task(self) -> bool:
+        """Whether there is one."""
+        return self._shortcut is not None and bool(self._shortcut.tasks)
+
+    def receive_or_tasks(self) -> list[Any] | None:
+        """As `receive`, or None when tasks have come by the shortcut."""
         while self._poll is not None and not self._messages:
-            ready = dict(self._poll.poll(1000 * _IDLE_S if keeps() else None))
+            ready = self._poll.poll(1000 * _IDLE_S if keeps() else None)
             if not ready:
                 trim()
-            is_called = ready.pop(self._sock.fileno(), 0)
-            if ready:
-                assert self._shortcut is not None and self._board is not None
-                try:
-                    task = self._shortcut.receive()
-                except ShortcutClosed:
-                    self._poll = None
-                    break
-                if task is not None:
-                    self._board.begins(task.task_id, task.attempt)
-                    self._began = time.monotonic()
-                    return task
-            if is_called:
+            elif any(descriptor != self._sock.fileno() for descriptor, _ in ready):
+                self._receive_tasks()
+                if self.has_task() and not self._messages:
+                    return None
+            else:
                 break
         return self.receive()
+
+    def _receive_tasks(self) -> None:
+        assert self._shortcut is not None
+        try:
+            self._shortcut.receive()
+        except ShortcutClosed:
+            self._poll = None
+        if self._shortcut.forgotten:
+            self._messages.append(["forget", self._shortcut.forgotten])
+            self._shortcut.forgotten = []
 
     def hand_in(self, done: Completion) -> None:
         """Send the end of a task that came by the shortcut. Raises `PipeClosed`."""
@@ -565,7 +581,8 @@ class WorkerEnd:
             raise PipeClosed from error
         if not is_sent:
             self.send(["beside", done])
-        self._board.has_ended()
+        if not self._shortcut.tasks:
+            self._board.has_ended()
         if time.monotonic() - self._began > _TOLD_S:
             self.send(["look"])
 
@@ -576,7 +593,12 @@ class WorkerEnd:
         return bool(poll.poll(1000 * timeout_s))
 
     def receive_available(self) -> list[list[Any]]:
-        """The messages that are there already; does not wait. Raises `PipeClosed` at the end."""
+        """The messages that are there already; does not wait. Raises `PipeClosed` at the end.
+
+        Takes in what has come by the shortcut, too.
+        """
+        if self._poll is not None:
+            self._receive_tasks()
         count: int | None = None
         try:
             count = _receive(self._sock, self._reader, _NOT_WAITING)

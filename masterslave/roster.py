@@ -30,6 +30,7 @@ class Member:
         self.tags: frozenset[str] | None = None  # None: its workers are not ready
         self.finished = 0  # tasks that it completed
         self.room = max(1, info.workers)  # its workers that are ready for tasks; 0: wants none
+        self.stalled = 0  # its workers that run one task for long, so that nothing goes behind it
         self.cancelled: list[str] = []  # tasks that it is to stop, told at its next exchange
         self.dropped_data: list[str] = []  # data items that it is to forget
         self.dismissed = False  # it is to be told to leave
@@ -41,6 +42,8 @@ class Member:
         """How many tasks of that tag it may get; `held`: how many of each it has."""
         if self.room <= 0:
             return 0
+        if self.stalled:
+            return max(0, self.room - sum(held.values()))
         return pace.more_to_hold(tag, sum(held.values()), pace.load_s(held), self.room)
 
     def is_idle(self, held: int) -> bool:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from masterslave.errors import ConnectionFailed, JournalError
 from masterslave.hooks import Observer
 from masterslave.keyfile import load_key
+from masterslave.listener import Listener
 from masterslave.manager import TaskManager
 from masterslave.payload import own_versions
 from masterslave.records import ProcessInfo, getMachineInfo
 from masterslave.settings import DEFAULT_PORT, Settings, join_address, split_address
-from masterslave.shortcut import Listener, ManagerShortcut, as_names, can_have_shortcuts
+from masterslave.shortcut import ManagerShortcut, as_names, can_have_shortcuts
 from masterslave.watchdog import Watchdog
 
 if TYPE_CHECKING:

@@ -25,30 +25,49 @@ is not woken for it, is still in charge::
 | the handler has closed the worker's ends | the worker ends, which is a crash                   |
 | what comes back is no result             | the slave is taken for lost, and registers again    |
 
-So a result has a reader at all times, and a task is never known to nobody: the supervisor keeps
-all ends open. One task is on a shortcut at a time, and messages are short enough to be written and
-read as one (`PIPE_BUF`).
+Of tiny tasks many go at once. Their results are posted on a second board, which the task manager
+reads every few milliseconds, or when the worker says by the pipe that it is time to; when it lets
+go, the supervisor is the reader.
 
-The task manager opens the pipes through ``/proc``, as it does with lent memory (see `shared`), and
-only if they have the inode numbers that the slave has stated over its signed connection, and if
-the system is the same one: it has a number that is new each time it is booted.
+So a result has a reader at all times, and a task is never known to nobody: the supervisor keeps
+all ends open. A result in the pipe is short enough to be written and read as one (`PIPE_BUF`), and
+never more tasks are on their way than the pipe to the worker has room for.
+
+| message                          | pipe                                                        |
+|----------------------------------|-------------------------------------------------------------|
+| assignment, a list of its fields | to the worker: a task that comes alone                      |
+| list of assignments              | to the worker: to be run in order                           |
+| ``[None, id...]``                | to the worker: not to be run after all, if not begun        |
+| ``[False, name...]``             | to the worker: data items that were deleted                 |
+| completion, a list of its fields | back: the end of a task that came alone                     |
+| ``None``                         | back: there is something on the board                       |
+
+The task manager opens pipes and board through ``/proc``, as it does with lent memory (see
+`shared`), and only if they are what the slave has stated over its signed connection, by their inode
+numbers, and if the system is the same one: it has a number that is new each time it is booted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import mmap
 import os
+import secrets
 import select
 import stat
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
 
+from masterslave import board
+from masterslave.board import LOOKED_AT_S, Board, BoardDamaged, Poster
+from masterslave.listener import Listener
 from masterslave.packing import Packers
 from masterslave.records import (
     Assignment,
@@ -57,23 +76,38 @@ from masterslave.records import (
     as_completion,
 )
 
-#: Longest message: the system writes and reads it as one.
+try:
+    import fcntl
+except ImportError:  # not on every system; there are no shortcuts there
+    fcntl = None  # type: ignore[assignment]
+
+_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # linux/fcntl.h
+
+#: Room for tasks on their way to a worker. Larger: memory that the system gives to a user's pipes.
+#: Smaller: fewer tiny tasks at once.
+_WANTED_BYTES = 1 << 19
+
+#: Longest result in a pipe: the system writes and reads it as one.
 LONGEST_BYTES = int(getattr(select, "PIPE_BUF", 512))
 
-_READ_BYTES = 1 << 16
+_READ_BYTES = 1 << 19
+
+_LOOK = b"\xc0"  # None, in msgpack
 
 _PACKERS = Packers(unicode_errors="surrogatepass")
 _UNPACKING: dict[str, Any] = {"strict_map_key": False, "unicode_errors": "surrogatepass"}
 
 
 class PipeNames(NamedTuple):
-    """The pipes of a shortcut, as the slave names them to the task manager. Integers only."""
+    """The parts of a shortcut, as the slave names them to the task manager. Integers only."""
 
     pid: int  # of the supervisor
     to_descriptor: int  # of the pipe to the worker
     to_inode: int
     back_descriptor: int  # of the one back
     back_inode: int
+    board_descriptor: int  # of the board for results
+    board_inode: int
     system: int  # which one they are on, see `_system`
 
 
@@ -107,32 +141,48 @@ class Shortcut:
     def __init__(self) -> None:
         """Raises `OSError`."""
         self._ends: list[int] = []
+        self._lock = threading.Lock()
+        self._board: Board | None = None
         try:
             self._ends += os.pipe2(os.O_CLOEXEC)
             self._ends += os.pipe2(os.O_CLOEXEC)
+            self._ends.append(board.create())
             for end in self._ends[:3]:  # the worker, too, never waits in `read`
                 os.set_blocking(end, False)
+            with contextlib.suppress(OSError):  # too much for this user already
+                fcntl.fcntl(self._ends[1], _F_SETPIPE_SZ, _WANTED_BYTES)
             inodes = [os.fstat(end).st_ino for end in self._ends]
+            self._board = Board(self._ends[4], secrets.randbits(62) + 1)
         except BaseException:
             self.close()
             raise
-        _, to, back, _ = self._ends
-        self.names = PipeNames(os.getpid(), to, inodes[1], back, inodes[2], _system())
+        _, to, back, _, posts = self._ends
+        self.names = PipeNames(
+            os.getpid(), to, inodes[1], back, inodes[2], posts, inodes[4], _system()
+        )
         #: Whether the task manager has the pipes, or is about to; else the results are for us.
         self.is_lent = False
 
     @property
-    def worker_ends(self) -> tuple[int, int]:
-        """The descriptors that the worker inherits: tasks are read from the one."""
-        return self._ends[0], self._ends[3]
+    def worker_ends(self) -> tuple[int, int, int]:
+        """The descriptors that the worker inherits: for tasks, for what goes back, the board."""
+        return self._ends[0], self._ends[3], self._ends[4]
 
     def fileno(self) -> int:
         """Readable when there are results."""
         return self._ends[2]
 
     def read(self) -> list[Completion]:
-        """The results that are there, without waiting. Raises `ValueError` for what is none."""
-        return _results(self._ends[2])
+        """The results that are there, without waiting, in any thread.
+
+        The task manager gets none any more that are on the board. Raises `ValueError` for what is
+        none.
+        """
+        with self._lock:
+            if self._board is None:
+                return []
+            self._board.claim()
+            return _results(self._ends[2], self._board)
 
     def has_tasks(self) -> bool:
         """Whether there is a task that the worker has not read."""
@@ -145,203 +195,201 @@ class Shortcut:
 
         Raises `ValueError` for what is none.
         """
-        try:
-            return [as_assignment(item) for item in _messages(self._ends[0])]
-        except TypeError as error:
-            raise ValueError(f"no task: {error}") from error
+        tasks: list[Assignment] = []
+        with self._lock:
+            for message in _messages(self._ends[0]) if self._ends else ():
+                if message[0] is None or message[0] is False:
+                    continue  # the tasks are not here, and of data it is told by its pipe as well
+                try:
+                    tasks += map(as_assignment, _each(message))
+                except TypeError as error:
+                    raise ValueError(f"no task: {error}") from error
+        return tasks
 
     def close(self) -> None:
         """Close all ends. Unread results are lost."""
-        while self._ends:
-            os.close(self._ends.pop())
+        with self._lock:
+            if self._board is not None:
+                self._board.close()
+                self._board = None
+            while self._ends:
+                os.close(self._ends.pop())
 
 
 class WorkerShortcut:
     """The worker's ends."""
 
-    def __init__(self, to: int, back: int) -> None:
+    def __init__(self, to: int, back: int, posts: int) -> None:
         """The descriptors are its own from now on."""
         for end in (to, back):
             os.set_inheritable(end, False)
         self._to, self._back = to, back
         self._back_inode = os.fstat(back).st_ino
+        self._poster = Poster(posts)
+        os.close(posts)
+        self._unpacker = msgpack.Unpacker(max_buffer_size=0, **_UNPACKING)
+        self.tasks: deque[Assignment] = deque()  # to be run in order
+        self._look_at = 0  # length of that at which the task manager may want to send more
+        self._alone = False  # whether the last task came alone
+        self.forgotten: list[str] = []  # names of data items that were deleted, for the caller
 
     def fileno(self) -> int:
-        """Readable when there is a task."""
+        """Readable when there is a message."""
         return self._to
 
-    def receive(self) -> Assignment | None:
-        """The task that is there; None when it was taken back. Raises `ShortcutClosed`."""
+    def receive(self) -> None:
+        """Take in the messages that are there; does not wait. Raises `ShortcutClosed`."""
         try:
-            data = os.read(self._to, LONGEST_BYTES)
+            data = os.read(self._to, _READ_BYTES)
         except BlockingIOError:
-            return None
+            return
         if not data:
             raise ShortcutClosed
-        return as_assignment(msgpack.unpackb(data, **_UNPACKING))
+        self._unpacker.feed(data)
+        for message in self._unpacker:
+            if message and message[0] is None:
+                gone = set(message[1:])
+                self.tasks = deque(task for task in self.tasks if task.task_id not in gone)
+                continue
+            if message and message[0] is False:
+                self.forgotten += message[1:]
+                continue
+            self._alone = not self.tasks and type(message[0]) is str
+            self.tasks.extend(map(as_assignment, _each(message)))
+            self._look_at = len(self.tasks) // 2
 
     def send(self, done: Completion) -> bool:
-        """Hand in the result; false when it is too long. Raises `OSError`."""
-        data = _PACKERS.pack(done)
-        if len(data) > LONGEST_BYTES:
+        """Hand in the end of the task that was first; false when it is too long, or no room is.
+
+        Raises `OSError`.
+        """
+        if self._alone:
+            data = _PACKERS.pack(done)
+            if len(data) <= LONGEST_BYTES:
+                self._write(data)
+                return True
+        frame = done.frame
+        if len(frame) > 1 or (frame and len(frame[0]) > board.LONGEST_BYTES):
             return False
+        if not self._poster.post([0, *done]):
+            return False
+        left, duration_s = len(self.tasks), done.duration_s
+        if not left or left == self._look_at or board.SHORT_S < duration_s < LOOKED_AT_S / left:
+            self._write(_LOOK)
+        return True
+
+    def _write(self, data: bytes) -> None:
         # A handler may have closed what is not its own, and the number may be its own file's now.
         if os.fstat(self._back).st_ino != self._back_inode:
             raise OSError("the pipe for results was closed")
-        return os.write(self._back, data) > 0
+        os.write(self._back, data)
 
     def close(self) -> None:
-        """Close both."""
+        """Close both, and let go of the board."""
         os.close(self._to)
         os.close(self._back)
+        self._poster.close()
 
 
 class ManagerShortcut:
     """The task manager's ends. `read` and `close` by one thread at a time."""
 
     def __init__(self, names: PipeNames, listener: Listener, heard: Callable[[], None]) -> None:
-        """Open the pipes; `heard` is called from `listener`'s thread when there is a result.
+        """Open them; `heard` is called from `listener`'s thread when there may be a result.
 
         Raises `OSError` when they are not there, or others.
         """
         if names.system != _system():
             raise OSError("the pipes are of another system")
+        pid = names.pid
         with contextlib.ExitStack() as undo:
-            self._to = _open(names.pid, names.to_descriptor, names.to_inode, os.O_WRONLY)
-            undo.callback(os.close, self._to)
-            self._back = _open(names.pid, names.back_descriptor, names.back_inode, os.O_RDONLY)
-            undo.callback(os.close, self._back)
-            listener.listen(self._back, heard)
-            undo.pop_all()
-        self._listener = listener
-        self._lock = threading.Lock()  # `send` is called without the task manager's
-        self._is_open = True
+            to = _open(pid, names.to_descriptor, names.to_inode, os.O_WRONLY)
+            undo.callback(os.close, to)
+            back = _open(pid, names.back_descriptor, names.back_inode, os.O_RDONLY)
+            undo.callback(os.close, back)
+            posts = _open(pid, names.board_descriptor, names.board_inode, os.O_RDWR)
+            try:
+                self._board = Board(posts, secrets.randbits(62) + 1)
+            finally:
+                os.close(posts)
+            undo.callback(self._board.close)
+            room = fcntl.fcntl(to, _F_GETPIPE_SZ)
+            listener.listen(back, heard)
+            self._close = undo.pop_all()
+        self._board.claim()
+        self._listener, self._to, self._back = listener, to, back
+        #: Bytes of messages to the worker that surely fit into the pipe: of one that is half empty
+        #: no page is less than half full.
+        self.room_bytes = room // 2 - 2 * mmap.PAGESIZE
+        self._is_close = False  # whether the board is looked at often
 
-    def pack(self, task: Assignment) -> bytes | None:
-        """The message for a task; None if it does not go this way."""
-        data = _PACKERS.pack(task)
-        return data if len(data) <= LONGEST_BYTES else None
+    def pack(self, tasks: Sequence[Assignment]) -> bytes:
+        """The message for tasks."""
+        return _PACKERS.pack(tasks[0] if len(tasks) == 1 else tasks)
+
+    def pack_skip(self, task_ids: Sequence[str]) -> bytes:
+        """The message that says not to run these."""
+        return _PACKERS.pack([None, *task_ids])
+
+    def pack_forget(self, names: Sequence[str]) -> bytes:
+        """The message that says that these data items were deleted."""
+        return _PACKERS.pack([False, *names])
 
     def send(self, data: bytes) -> None:
-        """Give the worker a task, as packed. Does not wait, as none other is on the way.
+        """Send what was packed, of `room_bytes` at most that were not read.
 
-        A worker that is gone is no error here: its supervisor says what has become of the task.
-        Nor is a shortcut that was closed since: its task is run again.
+        A worker that is gone is no error here: its supervisor says what has become of its tasks.
         """
-        with self._lock, contextlib.suppress(OSError):
-            if self._is_open:  # else the descriptor may be another file's by now
-                os.write(self._to, data)
+        with contextlib.suppress(OSError):
+            os.write(self._to, data)
 
     def read(self) -> list[Completion]:
         """The results that are there, without waiting. Raises `ValueError` for what is none."""
-        return _results(self._back)
+        return _results(self._back, self._board)
+
+    def look_closely(self, closely: bool) -> None:
+        """Have `heard` called every few milliseconds, or only when the worker says something."""
+        if closely != self._is_close:
+            self._is_close = closely
+            self._listener.watch(self._back, closely)
 
     def close(self) -> None:
-        """Let go of the pipes."""
+        """Let go of all. Nothing else is to be called afterwards."""
         self._listener.forget(self._back)
-        with self._lock:
-            self._is_open = False
-            os.close(self._back)
-            os.close(self._to)
-
-
-class Listener:
-    """One thread that waits for the results of all shortcuts of a task manager."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._heard: dict[int, Callable[[], None]] = {}
-        self._epoll: select.epoll | None = None
-        self._thread: threading.Thread | None = None
-        self._wake_out, self._wake_in = -1, -1
-        self._stopped = False
-
-    def listen(self, descriptor: int, heard: Callable[[], None]) -> None:
-        """Have `heard` called whenever something can be read there. It must not block.
-
-        Raises `OSError`, also when it was stopped.
-        """
-        with self._lock:
-            if self._stopped:
-                raise OSError("nobody listens any more")
-            epoll = self._epoll or self._begin()
-            epoll.register(descriptor, select.EPOLLIN)
-            self._heard[descriptor] = heard
-
-    def _begin(self) -> select.epoll:
-        epoll = select.epoll()
-        try:
-            self._wake_out, self._wake_in = os.pipe2(os.O_CLOEXEC)
-        except OSError:
-            epoll.close()
-            raise
-        epoll.register(self._wake_out, select.EPOLLIN)
-        self._epoll = epoll
-        self._thread = threading.Thread(target=self._run, name="shortcuts", daemon=True)
-        self._thread.start()
-        return epoll
-
-    def forget(self, descriptor: int) -> None:
-        """Listen no more; the descriptor is open still."""
-        with self._lock:
-            if self._heard.pop(descriptor, None) is not None and self._epoll is not None:
-                self._epoll.unregister(descriptor)
-
-    def stop(self) -> None:
-        """End the thread. Blocks until it has ended."""
-        with self._lock:
-            self._stopped = True
-            if self._thread is None:
-                return
-            os.write(self._wake_in, b"\0")
-        self._thread.join()
-        with self._lock:
-            assert self._epoll is not None
-            self._epoll.close()
-            self._epoll = self._thread = None
-            os.close(self._wake_out)
-            os.close(self._wake_in)
-
-    def _run(self) -> None:
-        epoll, heard = self._epoll, self._heard
-        assert epoll is not None
-        while not self._stopped:
-            for descriptor, events in epoll.poll():
-                call = heard.get(descriptor)
-                if call is not None:
-                    call()
-                if events & select.EPOLLHUP:
-                    self._forget_if_ended(descriptor)
-
-    def _forget_if_ended(self, descriptor: int) -> None:
-        """Listen no more where nothing can come: else one would be told of it without end."""
-        with self._lock:
-            if descriptor not in self._heard or self._epoll is None:
-                return
-            poll = select.poll()  # it may have been closed, and be another one's now
-            poll.register(descriptor, select.POLLIN)
-            events = dict(poll.poll(0)).get(descriptor, 0)
-            if events & select.POLLHUP and not events & select.POLLIN:
-                del self._heard[descriptor]
-                self._epoll.unregister(descriptor)
+        self._close.close()
 
 
 def _open(pid: int, descriptor: int, inode: int, flags: int) -> int:
-    """Open another process's end of a pipe, if that is the one. Raises `OSError`."""
+    """Open another process's end of a pipe, or its board, if that is the one. Raises `OSError`."""
     path = f"/proc/{pid:d}/fd/{descriptor:d}"
-    seen = os.stat(path)  # to open what is no pipe might do something
-    if not stat.S_ISFIFO(seen.st_mode) or seen.st_ino != inode or seen.st_uid != os.getuid():
-        raise OSError(f"{path} is another pipe, or none")
+    is_board = flags == os.O_RDWR
+    seen = os.stat(path)  # to open what is something else might do something
+    right_kind = stat.S_ISREG(seen.st_mode) if is_board else stat.S_ISFIFO(seen.st_mode)
+    if not right_kind or seen.st_ino != inode or seen.st_uid != os.getuid():
+        raise OSError(f"{path} is not what was named")
     opened = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     now = os.fstat(opened)
-    if (now.st_ino, now.st_dev) != (seen.st_ino, seen.st_dev):
+    if (now.st_ino, now.st_dev) != (seen.st_ino, seen.st_dev) or (
+        is_board and not board.is_sealed(opened)
+    ):
         os.close(opened)
-        raise OSError(f"{path} is another pipe by now")
+        raise OSError(f"{path} is not what was named")
     return opened
 
 
-def _results(descriptor: int) -> list[Completion]:
-    return [as_completion(item) for item in _messages(descriptor)]
+def _each(message: Any) -> Any:
+    """The tasks of a message."""
+    return [message] if type(message[0]) is str else message
+
+
+def _results(descriptor: int, posts: Board) -> list[Completion]:
+    ended = [as_completion(item) for item in _messages(descriptor) if item is not None]
+    try:
+        if posts.has_news():
+            ended += [as_completion(post[1:]) for post in posts.take(0)]
+    except BoardDamaged as error:
+        raise ValueError(str(error)) from error
+    return ended
 
 
 def _messages(descriptor: int) -> list[Any]:
@@ -350,13 +398,15 @@ def _messages(descriptor: int) -> list[Any]:
         data = os.read(descriptor, _READ_BYTES)
     except BlockingIOError:
         return []
-    if not data:
+    if not data or data == _LOOK:
         return []
     unpacker = msgpack.Unpacker(max_buffer_size=_READ_BYTES, **_UNPACKING)
     unpacker.feed(data)
     messages, end = [], 0
     try:
         for message in unpacker:
+            if message is not None and (not isinstance(message, list) or not message):
+                raise ValueError("what came is no message")
             messages.append(message)
             end = unpacker.tell()
     except ValueError as error:
@@ -371,5 +421,5 @@ def as_names(item: Sequence[Any]) -> PipeNames:
     if len(item) != len(PipeNames._fields) or not all(
         type(number) is int and 0 <= number < 1 << 63 for number in item
     ):
-        raise ValueError("the pipes of a shortcut must be given by six integers")
+        raise ValueError("the pipes of a shortcut must be given by eight integers")
     return PipeNames(*item)

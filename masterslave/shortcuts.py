@@ -1,9 +1,15 @@
-"""Tasks that go to an idle worker of this machine without its supervisor between (`shortcut`).
+"""Tasks that go to workers of this machine without their supervisor between (`shortcut`).
 
-Of a slave that holds nothing else, and whose call for tasks is parked, a task that comes alone goes
-to one of its workers directly; the call stays parked. All else goes the long way. What is on a
-shortcut is leased to the slave like any task. All methods are called with the task manager's lock
-held, so results are read by one thread at a time.
+Two kinds of them do: tasks for which there are idle workers, and tiny tasks, many at once. Of all
+others, the supervisor is to decide which worker runs them, and when. A slave gets tasks in one way
+at a time, and by this one only while its call for tasks is parked; the call stays parked. What is
+on a shortcut is leased to the slave like any task.
+
+A worker that says nothing for long while tasks stand behind the one that it runs gives those up:
+they are taken back, and it is told not to run them.
+
+All methods are called with the task manager's lock held, so results are read by one thread at a
+time.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from masterslave.leases import Leases
+from masterslave.pace import HORIZON_S, Pace
 from masterslave.records import Assignment, Completion, Outcome, frame_bytes
 from masterslave.roster import Member
 from masterslave.settling import Settling
@@ -25,18 +32,42 @@ _LONGEST_ID = 100
 #: Larger frames are not even packed to see whether they fit. Larger: in vain. Smaller: fewer tasks.
 _LARGEST_FRAME = 4000
 
+#: Tasks that usually take up to so long go many at once. Larger: more stands behind one that turns
+#: out long. Smaller: the slave's supervisor is woken for them.
+_TINY_S = 0.0005
+
+#: A worker that has said nothing for so long gives up what stands behind its task. Larger: that is
+#: held back. Smaller: on a busy machine, tasks are taken back for nothing.
+_STALL_S = 2.5 * HORIZON_S
+
+_RETURNED = Outcome.RETURNED.value
+
+#: Outcomes with which the worker has ended, or is about to.
+_DEATHS = (Outcome.CRASHED.value, Outcome.OUT_OF_MEMORY.value, Outcome.TIMED_OUT.value)
+
 
 class End(Protocol):
     """The task manager's ends of a shortcut, see `shortcut.ManagerShortcut`."""
 
-    def pack(self, task: Assignment) -> bytes | None:
-        """The message for a task; None if it does not go this way."""
+    room_bytes: int  # of messages that may be on their way
+
+    def pack(self, tasks: Sequence[Assignment]) -> bytes:
+        """The message for tasks."""
+
+    def pack_skip(self, task_ids: Sequence[str]) -> bytes:
+        """The message that says not to run these."""
+
+    def pack_forget(self, names: Sequence[str]) -> bytes:
+        """The message that says that these data items were deleted."""
 
     def send(self, data: bytes) -> None:
-        """Give the worker a task, without waiting."""
+        """Send a message to the worker, without waiting."""
 
     def read(self) -> list[Completion]:
         """The results that are there, without waiting. Raises `ValueError`."""
+
+    def look_closely(self, closely: bool) -> None:
+        """Whether to be told of results that the worker says nothing of."""
 
     def close(self) -> None:
         """Let go of it."""
@@ -48,19 +79,38 @@ Opener = Callable[[Sequence[Any], Callable[[], None]], End]
 
 
 class _Shortcut:
-    __slots__ = ("end", "task")
+    __slots__ = ("end", "heard_at", "is_shut", "on_way_bytes", "stalls", "tasks")
 
     def __init__(self, end: End) -> None:
         self.end = end
-        self.task: tuple[str, int] | None = None  # id and attempt of what the worker has
+        # Id and attempt of what it has, in order, and the bytes that each took on its way.
+        self.tasks: dict[tuple[str, int], float] = {}
+        self.on_way_bytes = 0.0  # of messages that may not have been read
+        self.is_shut = False  # gets no more tasks
+        self.heard_at = 0.0  # or when it was given something, being idle
+        self.stalls = False  # it runs one task for long, and what stood behind is taken back
+
+    def ended(self, done: Iterable[Completion], now: float) -> None:
+        """These are over, if it had them."""
+        for one in done:
+            self.on_way_bytes -= self.tasks.pop((one.task_id, one.attempt), 0.0)
+        self.heard_at = now
+        self.stalls = False
+        if not self.tasks:
+            self.on_way_bytes = 0.0
+        if len(self.tasks) <= 1:
+            self.end.look_closely(False)
 
 
 class Shortcuts:
     """The shortcuts of all slaves."""
 
-    def __init__(self, clock: Callable[[], float], leases: Leases, settling: Settling) -> None:
+    def __init__(
+        self, clock: Callable[[], float], leases: Leases, pace: Pace, settling: Settling
+    ) -> None:
         self._clock = clock
         self._held = leases.held
+        self._pace = pace
         self._settling = settling
         self._of: dict[int, dict[int, _Shortcut]] = {}  # process id -> number of the worker
         self.opener: Opener | None = None  # None: there are no shortcuts here
@@ -83,33 +133,55 @@ class Shortcuts:
         self._of.setdefault(member.id, {})[worker] = _Shortcut(end)
         return True
 
-    def take(self, member: Member, tasks: Sequence[Assignment]) -> Callable[[], None] | None:
-        """Have tasks that were just handed out go this way, if they can.
-
-        Gives what sends them, to be called without the lock; None: they are to go the long way.
-        """
+    def take(self, member: Member, tasks: Sequence[Assignment]) -> bool:
+        """Send tasks that were just handed out this way; false if they are to go the long way."""
         mine = self._of.get(member.id)
-        if mine is None or len(tasks) != 1 or member.has_notices():
-            return None
-        task, idle, busy = tasks[0], None, 0
-        for shortcut in mine.values():
-            if shortcut.task is None:
-                idle = shortcut
-            else:
-                busy += 1
-        if (
-            idle is None
-            or task.timeout is not None  # its supervisor is to look at the clock
-            or len(self._held.of(member.id)) != busy + 1
-            or len(task.task_id) > _LONGEST_ID
-            or frame_bytes(task.frame) > _LARGEST_FRAME
-        ):
-            return None
-        end, data = idle.end, idle.end.pack(task)
-        if data is None:
-            return None
-        idle.task = task.task_id, task.attempt
-        return lambda: end.send(data)
+        if not mine or not tasks or member.has_notices():
+            return False
+        busy = sum(len(shortcut.tasks) for shortcut in mine.values())
+        open_ones = [one for one in mine.values() if not one.is_shut]
+        ready = [one for one in open_ones if not one.tasks]
+        has_others = len(self._held.of(member.id)) != busy + len(tasks)
+        if has_others or len(tasks) > len(ready):
+            load = self._held.load_of(member.id)
+            if not all(self._is_tiny(tag) for tag, count in load.items() if count):
+                return False  # its supervisor is to decide who runs them, and when
+            ready = sorted(open_ones, key=lambda one: len(one.tasks))
+            ready = [one for one in ready if not one.stalls]
+        if not ready or not all(map(_is_light, tasks)):
+            return False
+        each = -(-len(tasks) // len(ready))
+        shares = [tasks[start : start + each] for start in range(0, len(tasks), each)]
+        parcels = [
+            (one, share, one.end.pack(share)) for one, share in zip(ready, shares, strict=False)
+        ]
+        if any(one.on_way_bytes + len(data) > one.end.room_bytes for one, _, data in parcels):
+            return False
+        now = self._clock()
+        for one, share, data in parcels:
+            if not one.tasks:
+                one.heard_at = now
+            part = len(data) / len(share)
+            one.tasks.update(((task.task_id, task.attempt), part) for task in share)
+            one.on_way_bytes += len(data)
+            one.end.send(data)
+            if len(one.tasks) > 1:
+                one.end.look_closely(True)
+        return True
+
+    def forget(self, member: Member, name: str) -> None:
+        """A data item was deleted, which no task that comes by a shortcut later is to find."""
+        for shortcut in self._of.get(member.id, {}).values():
+            data = shortcut.end.pack_forget([name])
+            if shortcut.on_way_bytes + len(data) <= shortcut.end.room_bytes:
+                shortcut.end.send(data)
+                shortcut.on_way_bytes += len(data)
+            else:  # a task would overtake it
+                shortcut.is_shut = True
+
+    def _is_tiny(self, tag: str) -> bool:
+        usual_s = self._pace.estimate_s(tag)
+        return usual_s is not None and usual_s <= _TINY_S
 
     def hear(self, member: Member, worker: int) -> bool:
         """Use the results that have come from a worker; true if there were any.
@@ -117,24 +189,49 @@ class Shortcuts:
         Raises `ValueError` when something came that is none.
         """
         shortcut = self._of.get(member.id, {}).get(worker)
-        ended = [] if shortcut is None else shortcut.end.read()
-        if not ended:
+        if shortcut is None:
             return False
-        self.freed(member, ended)
-        self._settling.settle_all(member.id, member, ended, self._clock())
-        return True
+        now = self._clock()
+        ended = shortcut.end.read()
+        if ended:
+            shortcut.ended(ended, now)
+            self._count_stalls(member)
+            self._settling.settle_all(member.id, member, ended, now)
+        if len(shortcut.tasks) > 1 and now - shortcut.heard_at > _STALL_S:
+            self._recall(member, shortcut)
+            self._count_stalls(member)
+        return bool(ended)
+
+    def _recall(self, member: Member, shortcut: _Shortcut) -> None:
+        """Take back what stands behind a long task; one that has begun meanwhile runs twice."""
+        first, *behind = shortcut.tasks
+        shortcut.tasks = {first: shortcut.on_way_bytes}
+        shortcut.stalls = True
+        shortcut.end.look_closely(False)
+        skip = shortcut.end.pack_skip([task_id for task_id, _ in behind])
+        if shortcut.on_way_bytes + len(skip) <= shortcut.end.room_bytes:
+            shortcut.end.send(skip)
+            shortcut.on_way_bytes += len(skip)
+        unrun = [Completion(*key, _RETURNED, [], 0.0, "not begun") for key in reversed(behind)]
+        self._settling.settle_all(member.id, member, unrun, self._clock())
+
+    def _count_stalls(self, member: Member) -> None:
+        member.stalled = sum(one.stalls for one in self._of.get(member.id, {}).values())
 
     def is_busy(self, member: Member) -> bool:
         """Whether a slave has tasks that went this way."""
         mine = self._of.get(member.id)
-        return mine is not None and any(one.task is not None for one in mine.values())
+        return mine is not None and any(one.tasks for one in mine.values())
 
     def freed(self, member: Member, ended: Iterable[Completion]) -> None:
-        """Attempts have ended, whichever way that was told."""
-        keys = {(done.task_id, done.attempt) for done in ended}
+        """Attempts have ended, as was told in another way."""
+        outcomes = {(one.task_id, one.attempt): one.outcome for one in ended}
         for shortcut in self._of.get(member.id, {}).values():
-            if shortcut.task in keys:
-                shortcut.task = None
+            if not shortcut.tasks.keys().isdisjoint(outcomes):
+                was = {outcomes[key] for key in shortcut.tasks.keys() & outcomes.keys()}
+                shortcut.is_shut = shortcut.is_shut or not was.isdisjoint(_DEATHS)
+                shortcut.ended(ended, self._clock())
+        self._count_stalls(member)
 
     def close(self, member: Member, workers: Iterable[int]) -> None:
         """These workers have ended: what had gone to them and has not come back is run again."""
@@ -142,14 +239,16 @@ class Shortcuts:
         gone = [mine.pop(worker) for worker in workers if worker in mine] if mine else []
         for shortcut in gone:
             ended = self._last_words(shortcut)
-            keys = {(done.task_id, done.attempt) for done in ended}
-            if shortcut.task is not None and shortcut.task not in keys:
-                unrun = Outcome.RETURNED.value
-                ended.append(Completion(*shortcut.task, unrun, [], 0.0, "not begun"))
+            shortcut.ended(ended, 0.0)
+            ended += [
+                Completion(*key, _RETURNED, [], 0.0, "not begun")
+                for key in reversed(shortcut.tasks)
+            ]
             if ended:
                 self._settling.settle_all(member.id, member, ended, self._clock())
         if mine is not None and not mine:
             del self._of[member.id]
+        self._count_stalls(member)
 
     def let_go(self, member: Member) -> None:
         """A slave leaves, is lost or registers again: what it holds is settled in the usual way.
@@ -159,6 +258,7 @@ class Shortcuts:
         for shortcut in self._of.pop(member.id, {}).values():
             if ended := self._last_words(shortcut):
                 self._settling.settle_all(member.id, member, ended, self._clock())
+        self._count_stalls(member)
 
     def _last_words(self, shortcut: _Shortcut) -> list[Completion]:
         ended: list[Completion] = []
@@ -168,3 +268,11 @@ class Shortcuts:
             log.warning("a shortcut is damaged: %s", error, extra={"action": "shortcut_damaged"})
         shortcut.end.close()
         return ended
+
+
+def _is_light(task: Assignment) -> bool:
+    return (
+        task.timeout is None  # else its supervisor is to look at the clock
+        and len(task.task_id) <= _LONGEST_ID
+        and frame_bytes(task.frame) <= _LARGEST_FRAME
+    )

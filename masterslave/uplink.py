@@ -155,6 +155,7 @@ class Uplink:
         self._to_open: set[int] = set()  # those that the task manager is to be offered
         self._withdrawn: set[int] = set()  # numbers of workers that have ended
         self._to_close: set[int] = set()  # those of whose tasks all is known here
+        self._opened: set[int] = set()  # those that the task manager has, or is about to
         self._posted: tuple[PostingLink, _Call] | None = None  # its answer is not there yet
         self._left_to_sender = False  # that answer
         self._mishap: tuple[_Call, Exception] | None = None  # of a posted call, for the sender
@@ -235,7 +236,8 @@ class Uplink:
                 self._gathered_at = time.monotonic() + _GATHER_S
             self._completions.extend(completions)
             self._started += started
-            self._to_close |= self._withdrawn
+            self._to_close |= self._withdrawn & self._opened
+            self._opened -= self._withdrawn
             self._withdrawn.clear()
             self._idle, self._low = idle, low
             changed = completions or started or self._to_close or room != self._room
@@ -559,15 +561,20 @@ class Uplink:
                 return
         for worker, shortcut in offers.items():
             shortcut.is_lent = True  # as of now, results may be read there
+            self._opened.add(worker)
             shortcut.is_lent = link.call(
                 "openShortcut", self.process_id, self._generation, worker, list(shortcut.names)
             )
+            if not shortcut.is_lent:
+                self._opened.discard(worker)
         self._lent()
 
     def _take_shortcuts_back(self) -> None:
         """Have the supervisor read what comes by them, until they are opened again."""
         with self._changed:
             self._to_open = set(self._shortcuts)
+            self._opened.clear()
+            self._to_close.clear()
             for shortcut in self._shortcuts.values():
                 shortcut.is_lent = False
         self._lent()

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from masterslave import calls, shared, slavecode
-from masterslave.board import LOOKED_AT_S, Poster
+from masterslave.board import LOOKED_AT_S, SHORT_S, Poster
 from masterslave.calls import Calls
 from masterslave.errors import DataNotFound, PayloadError
 from masterslave.memory import limit_memory
@@ -56,11 +56,6 @@ _TRACEBACK_CHARACTERS = 100_000
 #: A worker with tasks in line looks no more often than this for what its supervisor has to say.
 #: Larger: it runs tasks that others run by now. Smaller: a system call for each tiny task.
 _LOOK_S = 0.001
-
-#: Of tasks longer than this the supervisor is told when the last ones of a line are under way; of
-#: shorter ones when half of the line has been run. Larger: a worker waits after tasks of a
-#: millisecond. Smaller: a system call for each tiny task.
-_SHORT_S = 0.0005
 
 _RESULT = Outcome.RESULT.value
 _OUT_OF_MEMORY = Outcome.OUT_OF_MEMORY.value
@@ -146,22 +141,20 @@ class _Worker(Role):
         """Run tasks until the supervisor says that it is enough."""
         self.started = True
         self.pipe.send(["ready", sorted(handlers), watchdog_period])
-        tasks = self._tasks
+        pipe, tasks = self.pipe, self._tasks
         looked_at = 0.0
         while True:
             now = time.perf_counter()
-            if tasks and now - looked_at > _LOOK_S:  # some may be others' by now
-                looked_at = now
-                for message in self.pipe.receive_available():
+            if (tasks or pipe.has_task()) and now - looked_at > _LOOK_S:
+                looked_at = now  # some may be others' by now
+                for message in pipe.receive_available():
                     if not self._handle(message):
                         return
                 tasks = self._tasks
             beside: Assignment | None = None  # came by the shortcut
-            while not tasks and beside is None:
-                came = self.pipe.receive_or_task()
-                if isinstance(came, Assignment):
-                    beside = came
-                elif not self._handle(came):
+            while not tasks and (beside := pipe.next_task()) is None:
+                came = pipe.receive_or_tasks()
+                if came is not None and not self._handle(came):
                     return
                 tasks = self._tasks
                 looked_at = time.perf_counter()
@@ -190,13 +183,13 @@ class _Worker(Role):
     def _wait_for_end(self) -> None:
         """Run nothing more; the task manager may send tasks until it knows of that."""
         while True:
-            came = self.pipe.receive_or_task()
-            if isinstance(came, Assignment):
+            while (task := self.pipe.next_task()) is not None:
                 unrun = Outcome.RETURNED.value
                 self.pipe.hand_in(
-                    Completion(came.task_id, came.attempt, unrun, [], 0.0, "not begun")
+                    Completion(task.task_id, task.attempt, unrun, [], 0.0, "not begun")
                 )
-            elif not self._handle(came):
+            came = self.pipe.receive_or_tasks()
+            if came is not None and not self._handle(came):
                 return
 
     def _hand_in(self, done: Completion) -> None:
@@ -208,7 +201,7 @@ class _Worker(Role):
         left, duration_s = len(self._tasks), done.duration_s
         if not left or done.outcome != _RESULT or not self.pipe.post(done):
             self.pipe.send(["done", done])
-        elif left == self._tell_at or _SHORT_S < duration_s < LOOKED_AT_S / left:
+        elif left == self._tell_at or SHORT_S < duration_s < LOOKED_AT_S / left:
             self.pipe.send(["look"])
 
     def _handle(self, message: list[Any]) -> bool:
@@ -352,7 +345,7 @@ def main(
     descriptor: int,
     supervisor_pid: int,
     board: int | None = None,
-    shortcut: tuple[int, int] | None = None,
+    shortcut: tuple[int, int, int] | None = None,
 ) -> None:
     """Entry of a worker process: take the code from the pipe, load it, work, end."""
     os.set_inheritable(descriptor, False)  # what a handler starts must not keep the pipe open

@@ -45,7 +45,7 @@ def worker_command(
     descriptor: int,
     supervisor_pid: int,
     board: int | None = None,
-    shortcut: tuple[int, int] | None = None,
+    shortcut: tuple[int, int, int] | None = None,
 ) -> list[str]:
     """The command that starts a worker on an inherited socket, `board` and ends of a `shortcut`."""
     boot = _BOOT.format(
@@ -95,7 +95,7 @@ class WorkerProcess:
                 with contextlib.suppress(OSError):  # too many files: all goes by the pipe
                     board = create()
                     stack.callback(os.close, board)
-            ends: tuple[int, int] | None = None
+            ends: tuple[int, int, int] | None = None
             if shortcut and board is not None and can_have_shortcuts():
                 with contextlib.suppress(OSError):  # too many files: all goes by the pipe
                     self.shortcut = Shortcut()

@@ -401,5 +401,5 @@ def test_a_profile_of_a_trip_has_all_its_hops(world: World) -> None:
     rows = [line.split("|")[1:4] for line in out.splitlines() if line.startswith("|")][2:]
     assert [row[0].strip() for row in rows][-2:] == ["all", "a process pool, beside it"]
     hops, total = [float(row[1]) for row in rows[:-2]], float(rows[-2][1])
-    assert len(hops) == 11
+    assert len(hops) == 7
     assert all(0 < hop < total for hop in hops)

@@ -1,4 +1,4 @@
-"""The two pipes between a task manager and a worker: what goes through, who may open them."""
+"""Pipes and board between task manager and worker: what goes through, who may open them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import msgpack
 import pytest
 from conftest import wait_until
 
-from masterslave import shortcut
+from masterslave import board, shortcut
+from masterslave.listener import Listener
 from masterslave.records import Assignment, Completion
 from masterslave.shortcut import (
     LONGEST_BYTES,
-    Listener,
     ManagerShortcut,
     PipeNames,
     Shortcut,
@@ -43,6 +43,17 @@ class Ends:
         self.owner = Shortcut()
         self.worker = WorkerShortcut(*(os.dup(end) for end in self.owner.worker_ends))
         self.manager = ManagerShortcut(self.owner.names, listener, self.heard.release)
+
+    def sends(self, *tasks: Assignment) -> None:
+        """The task manager gives the worker these, in one message."""
+        self.manager.send(self.manager.pack(tasks))
+
+    def gets(self) -> list[Assignment]:
+        """What has come to the worker."""
+        self.worker.receive()
+        tasks = list(self.worker.tasks)
+        self.worker.tasks.clear()
+        return tasks
 
     def close(self) -> None:
         for end in (self.manager, self.worker, self.owner):
@@ -81,12 +92,10 @@ def is_readable(descriptor: int) -> bool:
 
 
 def test_a_task_goes_there_and_its_result_comes_back(ends: Ends) -> None:
-    assert ends.worker.receive() is None
-    data = ends.manager.pack(TASK)
-    assert data is not None
-    ends.manager.send(data)
+    assert ends.gets() == []
+    ends.sends(TASK)
     assert ends.owner.has_tasks()
-    assert ends.worker.receive() == TASK
+    assert ends.gets() == [TASK]
     assert not ends.owner.has_tasks()
     assert ends.manager.read() == []
     assert ends.worker.send(DONE)
@@ -106,48 +115,137 @@ def test_the_supervisor_reads_the_results_that_nobody_has_read(ends: Ends) -> No
 
 def test_the_supervisor_takes_back_what_the_worker_has_not_read(ends: Ends) -> None:
     second = TASK._replace(task_id="square_1")
-    for task in (TASK, second):
-        data = ends.manager.pack(task)
-        assert data is not None
-        ends.manager.send(data)
-    assert ends.owner.take_back() == [TASK, second]
+    third = TASK._replace(task_id="square_2")
+    ends.sends(TASK)
+    ends.manager.send(ends.manager.pack_skip(["square_0"]))
+    ends.sends(second, third)
+    ends.manager.send(ends.manager.pack_forget(["state_0_x"]))
+    assert ends.owner.take_back() == [TASK, second, third]
     assert ends.owner.take_back() == []
-    assert ends.worker.receive() is None, "it does not wait for what is not there any more"
+    assert ends.gets() == [], "it does not wait for what is not there any more"
 
 
-def of_size(size: int) -> Assignment:
-    """A task whose message has that length."""
-    task = TASK._replace(frame=[b"x" * (size - 100)])
-    missing = size - len(msgpack.packb(task))
-    return task._replace(frame=[b"x" * (size - 100 + missing)])
+def of_size(size: int) -> Completion:
+    """A result whose message has that length."""
+    done = DONE._replace(frame=[b"x" * (size - 200)])
+    missing = size - len(msgpack.packb(done))
+    return done._replace(frame=[b"x" * (size - 200 + missing)])
 
 
-def test_the_longest_messages_go_through_in_one_piece(ends: Ends) -> None:
-    task = of_size(LONGEST_BYTES)
-    data = ends.manager.pack(task)
-    assert data is not None
-    assert len(data) == LONGEST_BYTES
-    ends.manager.send(data)
-    assert ends.worker.receive() == task
-    done = DONE._replace(frame=[b"x" * (LONGEST_BYTES - 100)])
-    done = done._replace(frame=[b"x" * (2 * LONGEST_BYTES - 100 - len(msgpack.packb(done)))])
+def test_the_longest_result_goes_through_the_pipe_in_one_piece(ends: Ends) -> None:
+    done = of_size(LONGEST_BYTES)
     assert len(msgpack.packb(done)) == LONGEST_BYTES
     assert ends.worker.send(done)
     assert ends.manager.read() == [done]
 
 
-def test_what_is_longer_by_a_byte_does_not_go_this_way(ends: Ends) -> None:
-    assert ends.manager.pack(of_size(LONGEST_BYTES + 1)) is None
-    done = DONE._replace(frame=[b"x" * LONGEST_BYTES])
-    assert not ends.worker.send(done)
+def test_what_is_too_long_for_the_board_does_not_go_this_way(ends: Ends) -> None:
+    ends.sends(TASK)
+    ends.gets()
+    assert not ends.worker.send(DONE._replace(frame=[b"x" * (board.LONGEST_BYTES + 1)]))
+    assert not ends.worker.send(DONE._replace(frame=[b"x", b"y" * LONGEST_BYTES]))
     assert ends.manager.read() == []
+
+
+# --- many at once -------------------------------------------------------------------------------
+
+
+def many(count: int) -> list[Assignment]:
+    return [TASK._replace(task_id=f"square_{number}") for number in range(count)]
+
+
+def ends_of(tasks: list[Assignment]) -> list[Completion]:
+    return [DONE._replace(task_id=task.task_id, duration_s=1e-6) for task in tasks]
+
+
+def test_many_tasks_go_at_once_and_the_worker_says_when_to_look(ends: Ends) -> None:
+    tasks = many(100)
+    ends.sends(*tasks)
+    ends.worker.receive()
+    assert list(ends.worker.tasks) == tasks
+    told = 0
+    for done in ends_of(tasks):
+        ends.worker.tasks.popleft()
+        assert ends.worker.send(done)
+        if is_readable(ends.owner.fileno()):
+            told += 1
+            os.read(ends.owner.fileno(), 100)
+    assert told == 2, "when half of them are over, and when all are"
+    assert ends.manager.read() == ends_of(tasks)
+    assert ends.manager.read() == []
+
+
+def test_some_are_not_to_be_run_after_all(ends: Ends) -> None:
+    ends.sends(*many(5))
+    ends.worker.receive()
+    ends.worker.tasks.popleft()
+    ends.manager.send(ends.manager.pack_skip(["square_0", "square_2", "square_3"]))
+    ends.sends(TASK._replace(task_id="square_2", attempt=2))
+    ends.worker.receive()
+    held = [(task.task_id, task.attempt) for task in ends.worker.tasks]
+    assert held == [("square_1", 1), ("square_4", 1), ("square_2", 2)]
+
+
+def test_data_that_was_deleted_is_told_in_order(ends: Ends) -> None:
+    ends.manager.send(ends.manager.pack_forget(["state_0_x"]))
+    ends.sends(TASK)
+    assert ends.gets() == [TASK]
+    assert ends.worker.forgotten == ["state_0_x"]
+
+
+def test_when_the_supervisor_reads_the_board_the_task_manager_does_not(ends: Ends) -> None:
+    tasks = many(6)
+    ends.sends(*tasks)
+    ends.worker.receive()
+    all_done = ends_of(tasks)
+    for place, reader in ((0, ends.manager), (2, ends.owner), (4, ends.owner)):
+        for done in all_done[place : place + 2]:
+            ends.worker.tasks.popleft()
+            assert ends.worker.send(done)
+        assert reader.read() == all_done[place : place + 2]
+        assert ends.manager.read() == []
+    assert ends.owner.read() == []
+
+
+def test_a_board_that_is_full_does_not_hold_the_worker_up(ends: Ends) -> None:
+    tasks = many(200)
+    ends.sends(*tasks)
+    ends.worker.receive()
+    took = 0
+    for done in ends_of(tasks):
+        ends.worker.tasks.popleft()
+        took += ends.worker.send(done._replace(frame=[b"x" * 5000]))
+    assert board.BOARD_BYTES // 5300 <= took < 200
+    assert len(ends.manager.read()) == took
+
+
+def test_as_many_bytes_as_are_said_to_fit_do_fit(ends: Ends) -> None:
+    sent = 0
+    message = ends.manager.pack([TASK._replace(frame=[b"x" * 2000])])
+    while sent + len(message) <= ends.manager.room_bytes:
+        assert os.write(ends.manager._to, message) == len(message)
+        sent += len(message)
+    assert sent > board.LONGEST_BYTES
+
+
+def test_a_look_without_a_result_is_no_result(ends: Ends) -> None:
+    os.write(ends.worker._back, b"\xc0\xc0")
+    assert ends.manager.read() == []
+    os.write(ends.worker._back, b"\xc0")
+    assert ends.owner.read() == []
+
+
+def test_what_is_no_result_on_the_board_is_refused(ends: Ends) -> None:
+    ends.worker._poster.post([0, "square_0", 1])
+    with pytest.raises(ValueError, match="a completion must be"):
+        ends.manager.read()
 
 
 @pytest.mark.parametrize(
     ("data", "why"),
     [
         (b"\xc1", "no message"),
-        (msgpack.packb(1), "a completion must be"),
+        (msgpack.packb(1), "no message"),
         (msgpack.packb([1, 2]), "a completion must be"),
         (msgpack.packb(DONE)[:-1], "ends in its midst"),
         (msgpack.packb(DONE) + b"\x93", "ends in its midst"),
@@ -164,7 +262,7 @@ def test_what_is_no_result_is_refused(ends: Ends, data: bytes, why: str) -> None
 
 @pytest.mark.parametrize(
     ("data", "why"),
-    [(b"\xc1", "no message"), (msgpack.packb(1), "no task"), (msgpack.packb([1, 2]), "no task")],
+    [(b"\xc1", "no message"), (msgpack.packb(1), "no message"), (msgpack.packb([1, 2]), "no task")],
 )
 def test_what_is_no_task_is_not_taken_back(ends: Ends, data: bytes, why: str) -> None:
     os.write(ends.manager._to, data)
@@ -191,20 +289,6 @@ def test_a_worker_that_is_gone_is_no_error_for_the_task_manager(ends: Ends) -> N
     assert ends.manager.read() == []
 
 
-def test_nothing_is_written_to_another_file_after_the_end(ends: Ends) -> None:
-    number = ends.manager._to
-    ends.manager.close()
-    there, here = socket.socketpair()
-    with there, here:
-        if here.fileno() != number != there.fileno():
-            os.dup2(here.fileno(), number)
-        ends.manager.send(b"a task")
-        assert not is_readable(there.fileno())
-        assert not is_readable(here.fileno())
-        if here.fileno() != number != there.fileno():
-            os.close(number)
-
-
 def test_a_result_is_not_written_to_a_file_that_has_the_number_of_the_pipe(ends: Ends) -> None:
     there, here = socket.socketpair()
     with there, here:
@@ -216,14 +300,14 @@ def test_a_result_is_not_written_to_a_file_that_has_the_number_of_the_pipe(ends:
 
 def test_the_ends_of_a_worker_are_not_inherited_by_what_it_starts(ends: Ends) -> None:
     owner = Shortcut()
-    to, back = owner.worker_ends
+    to, back, posts = owner.worker_ends
     os.set_inheritable(to, True)
     os.set_inheritable(back, True)
-    worker = WorkerShortcut(to, back)
+    worker = WorkerShortcut(to, back, posts)
     assert not os.get_inheritable(to)
     assert not os.get_inheritable(back)
     worker.close()
-    owner._ends = owner._ends[1:3]
+    owner._ends = owner._ends[1:3]  # the others are the worker's
     owner.close()
 
 
@@ -246,6 +330,8 @@ def test_other_pipes_than_those_named_are_refused(ends: Ends, listener: Listener
     assert refuses(names._replace(back_inode=names.back_inode + 1), listener)
     assert refuses(names._replace(to_descriptor=other.names.to_descriptor), listener)
     assert refuses(names._replace(back_descriptor=other.names.back_descriptor), listener)
+    assert refuses(names._replace(board_inode=names.board_inode + 1), listener)
+    assert refuses(names._replace(board_descriptor=other.names.board_descriptor), listener)
     assert refuses(names._replace(system=names.system ^ 4), listener), "another host"
     other.close()
 
@@ -258,6 +344,7 @@ def test_what_is_no_pipe_is_refused(ends: Ends, listener: Listener) -> None:
             inode = os.fstat(number).st_ino
             assert refuses(names._replace(to_descriptor=number, to_inode=inode), listener)
             assert refuses(names._replace(back_descriptor=number, back_inode=inode), listener)
+            assert refuses(names._replace(board_descriptor=number, board_inode=inode), listener)
     assert refuses(names._replace(to_descriptor=1 << 20), listener)
 
 
@@ -295,12 +382,12 @@ def test_names_go_over_a_wire(ends: Ends) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        [], [1] * 5, [1] * 7, [1, 2, 3, 4, 5, -1], [1, 2, 3, 4, 5, 1 << 63],
-        [1, 2, 3, 4, 5, "6"], [1, 2, 3, 4, True, 6], [1.0] * 6,
+        [], [1] * 7, [1] * 9, [1] * 7 + [-1], [1] * 7 + [1 << 63], [1] * 7 + ["6"],
+        [1, 2, 3, 4, True, 6, 7, 8], [1.0] * 8,
     ],
 )  # fmt: skip
 def test_names_that_cannot_be(wrong: list[object]) -> None:
-    with pytest.raises(ValueError, match="six integers"):
+    with pytest.raises(ValueError, match="eight integers"):
         as_names(wrong)
 
 

@@ -124,7 +124,7 @@ class Scene:
         """How many tasks are on shortcuts."""
         with self.manager._lock:
             shortcuts = [one for of in self.manager._shortcuts._of.values() for one in of.values()]
-        return sum(one.task is not None for one in shortcuts)
+        return sum(len(one.tasks) for one in shortcuts)
 
     def wait_for_idle(self) -> None:
         """Until a slave waits for tasks whose workers all have shortcuts."""
@@ -226,7 +226,7 @@ def test_what_a_killed_worker_had_not_begun_goes_to_an_idle_one_of_its_slave(sce
         number
         for of in scene.manager._shortcuts._of.values()
         for number, one in of.items()
-        if one.task is not None
+        if one.tasks
     )
     (first, second)[number].kill()
     (first, second)[1 - number].resume()

@@ -28,15 +28,33 @@ class End:
         self.results: list[Completion] = []  # not read yet
         self.is_damaged = False
         self.is_open = True
-        self.fits = True
+        self.room_bytes = 1000
+        self.skipped: list[str] = []
+        self.forgotten: list[str] = []
+        self.is_watched = False
 
-    def pack(self, task: Assignment) -> bytes | None:
-        self._next = task
-        return b"packed" if self.fits else None
+    def pack(self, tasks: Sequence[Assignment]) -> bytes:
+        self._next = tasks
+        return b"tasks".ljust(10 * len(tasks))
+
+    def pack_skip(self, task_ids: Sequence[str]) -> bytes:
+        return b" ".join([b"skip", *map(str.encode, task_ids)])
+
+    def pack_forget(self, names: Sequence[str]) -> bytes:
+        return b" ".join([b"forget", *map(str.encode, names)])
 
     def send(self, data: bytes) -> None:
-        assert data == b"packed"
-        self.tasks.append(self._next)
+        assert self.is_open
+        kind, *names = data.decode().split()
+        if kind == "tasks":
+            self.tasks += self._next
+        elif kind == "skip":
+            self.skipped += names
+        else:
+            self.forgotten += names
+
+    def look_closely(self, closely: bool) -> None:
+        self.is_watched = closely
 
     def read(self) -> list[Completion]:
         assert self.is_open
@@ -181,18 +199,31 @@ def test_what_goes_the_long_way(scene: Scene, case: dict[str, Any]) -> None:
     assert scene.opened[0].tasks == []
 
 
-def test_a_message_that_is_too_long_goes_the_long_way(scene: Scene) -> None:
+def test_a_message_that_has_no_room_goes_the_long_way(scene: Scene) -> None:
     slave = scene.slave()
-    scene.opened[0].fits = False
+    scene.opened[0].room_bytes = 9
     task_id = scene.request()
     assert slave.answers == [([task_id], {})]
     assert scene.opened[0].tasks == []
 
 
-def test_more_than_one_task_goes_the_long_way(scene: Scene) -> None:
+def test_each_idle_worker_gets_one_of_those_that_come_together(scene: Scene) -> None:
     slave = scene.slave(workers=2)
     both = scene.manager.addTaskRequests("sqrt", [X] * 2, scene.client)
-    assert slave.answers == [(both, {})]
+    assert [ids(end.tasks) for end in scene.opened] == [both[:1], both[1:]]
+    assert slave.answers == []
+
+
+def test_more_than_there_are_workers_go_the_long_way_if_nobody_knows_how_long_they_take(
+    scene: Scene,
+) -> None:
+    slave = scene.slave()
+    first, second = scene.manager.addTaskRequests("sqrt", [X] * 2, scene.client)
+    scene.opened[0].works()  # which takes 0.1 s
+    assert ids(scene.opened[0].tasks) == [first, second], "one at a time"
+    scene.manager.addTaskRequests("sqrt", [X] * 2, scene.client, TINY)
+    assert len(scene.opened[0].tasks) == 2
+    assert slave.answers == []
 
 
 def test_behind_a_task_that_went_the_long_way_so_do_others(scene: Scene) -> None:
@@ -203,13 +234,14 @@ def test_behind_a_task_that_went_the_long_way_so_do_others(scene: Scene) -> None
     assert slave.answers == [([first], {}), ([second], {})]
 
 
-def test_without_a_parked_call_nothing_goes_this_way(scene: Scene) -> None:
+def test_without_a_parked_call_it_goes_this_way_when_the_slave_calls(scene: Scene) -> None:
     slave = scene.slave()
     assert slave.parked is not None
     scene.manager.endParked(slave.parked)
     task_id = scene.request()
     assert scene.opened[0].tasks == []
-    assert ids(scene.hand_in(slave)[0]) == [task_id]
+    assert scene.hand_in(slave)[0] == []
+    assert ids(scene.opened[0].tasks) == [task_id]
 
 
 def test_a_slave_that_is_to_be_told_something_gets_all_in_one_answer(scene: Scene) -> None:
@@ -316,12 +348,12 @@ def test_after_a_crash_it_is_tried_again_and_not_taken_back_twice(scene: Scene) 
     slave = scene.slave(workers=2)
     task_id = scene.request()
     number = next(number for number, end in enumerate(scene.opened) if end.tasks)
-    tasks, _ = scene.hand_in(slave, crashed(scene.opened[number].tasks[0]))
-    assert [(one.task_id, one.attempt) for one in tasks] == [(task_id, 2)]
+    assert scene.hand_in(slave, crashed(scene.opened[number].tasks[0]))[0] == []
+    other = scene.opened[1 - number]
+    assert [(one.task_id, one.attempt) for one in other.tasks] == [(task_id, 2)]
     scene.closed(slave, number)
     assert scene.crashes(task_id) == 1
     assert scene.held(slave) == [task_id]
-    assert scene.opened[1 - number].tasks == []
 
 
 def test_a_result_counts_more_than_what_is_said_of_its_workers_death(scene: Scene) -> None:
@@ -504,8 +536,8 @@ def test_a_slave_that_leaves_gives_its_task_back(scene: Scene) -> None:
     assert not scene.opened[0].is_open
     assert scene.crashes(task_id) == 0
     assert scene.results() == [(done, "result")]
-    other = scene.slave(token="b")
-    assert other.answers == [([task_id], {})]
+    scene.slave(token="b")
+    assert ids(scene.opened[1].tasks) == [task_id]
 
 
 def test_a_result_is_a_sign_of_life(scene: Scene) -> None:

@@ -27,15 +27,10 @@ STAMPS = "MASTERSLAVE_BENCHMARK_STAMPS"
 #: here, and one more after it.
 PLACES = (
     ("master", "MasterProcess", "requestTask"),
-    ("transports.channel", "SealedSocket", "send_now"),
-    ("supervisor", "Supervisor", "_on_answer"),
-    ("pipe", "SupervisorEnd", "send"),
-    ("pipe", "WorkerEnd", "receive"),
-    ("pipe", "WorkerEnd", "send"),
-    ("pipe", "SupervisorEnd", "receive"),
-    ("transports.channel", "SealedSocket", "sendall"),
-    ("transports.channel", "SealedSocket", "next_exchange"),
-    ("settling", "Settling", "settle_all"),
+    ("shortcut", "ManagerShortcut", "send"),
+    ("shortcut", "WorkerShortcut", "receive"),
+    ("shortcut", "WorkerShortcut", "send"),
+    ("shortcuts", "Shortcuts", "hear"),
     ("manager", "TaskManager", "getResults"),
     ("master", "MasterProcess", "retrieveResult"),
 )

@@ -1,0 +1,114 @@
+"""One thread that waits for what comes by the shortcuts of a task manager."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+
+from masterslave.board import LOOKED_AT_S
+
+
+class Listener:
+    """Waits for the results of all shortcuts of a task manager."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._heard: dict[int, Callable[[], None]] = {}
+        self._close: set[int] = set()  # descriptors whose boards are looked at often
+        self._epoll: select.epoll | None = None
+        self._thread: threading.Thread | None = None
+        self._wake_out, self._wake_in = -1, -1
+        self._stopped = False
+
+    def listen(self, descriptor: int, heard: Callable[[], None]) -> None:
+        """Have `heard` called whenever something can be read there. It must not block.
+
+        Raises `OSError`, also when it was stopped.
+        """
+        with self._lock:
+            if self._stopped:
+                raise OSError("nobody listens any more")
+            epoll = self._epoll or self._begin()
+            epoll.register(descriptor, select.EPOLLIN)
+            self._heard[descriptor] = heard
+
+    def _begin(self) -> select.epoll:
+        epoll = select.epoll()
+        try:
+            self._wake_out, self._wake_in = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            epoll.close()
+            raise
+        epoll.register(self._wake_out, select.EPOLLIN)
+        self._epoll = epoll
+        self._thread = threading.Thread(target=self._run, name="shortcuts", daemon=True)
+        self._thread.start()
+        return epoll
+
+    def watch(self, descriptor: int, closely: bool) -> None:
+        """Have `heard` called also when nothing can be read there, every few milliseconds."""
+        with self._lock:
+            if not closely or descriptor not in self._heard:
+                self._close.discard(descriptor)
+                return
+            if not self._close:
+                os.write(self._wake_in, b"\0")  # it waits without an end
+            self._close.add(descriptor)
+
+    def forget(self, descriptor: int) -> None:
+        """Listen no more; the descriptor is open still."""
+        with self._lock:
+            self._close.discard(descriptor)
+            if self._heard.pop(descriptor, None) is not None and self._epoll is not None:
+                self._epoll.unregister(descriptor)
+
+    def stop(self) -> None:
+        """End the thread. Blocks until it has ended."""
+        with self._lock:
+            self._stopped = True
+            if self._thread is None:
+                return
+            os.write(self._wake_in, b"\0")
+        self._thread.join()
+        with self._lock:
+            assert self._epoll is not None
+            self._epoll.close()
+            self._epoll = self._thread = None
+            os.close(self._wake_out)
+            os.close(self._wake_in)
+
+    def _run(self) -> None:
+        epoll, heard, close = self._epoll, self._heard, self._close
+        assert epoll is not None
+        looked_at = time.monotonic()
+        while not self._stopped:
+            events = dict(epoll.poll(LOOKED_AT_S if close else None))
+            if events.pop(self._wake_out, 0):
+                os.read(self._wake_out, 4096)
+            if close and (now := time.monotonic()) - looked_at >= LOOKED_AT_S:
+                looked_at = now
+                with self._lock:
+                    for descriptor in close:
+                        events.setdefault(descriptor, 0)
+            for descriptor, event in events.items():
+                call = heard.get(descriptor)
+                if call is not None:
+                    call()
+                if event & select.EPOLLHUP:
+                    self._forget_if_ended(descriptor)
+
+    def _forget_if_ended(self, descriptor: int) -> None:
+        """Listen no more where nothing can come: else one would be told of it without end."""
+        with self._lock:
+            if descriptor not in self._heard or self._epoll is None:
+                return
+            poll = select.poll()  # it may have been closed, and be another one's now
+            poll.register(descriptor, select.POLLIN)
+            events = dict(poll.poll(0)).get(descriptor, 0)
+            if events & select.POLLHUP and not events & select.POLLIN:
+                del self._heard[descriptor]
+                self._close.discard(descriptor)
+                self._epoll.unregister(descriptor)
