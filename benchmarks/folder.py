@@ -28,18 +28,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sessions import environment
 
 from masterslave import MasterProcess, initializeMasterProcess
 
-CASES = ("rate", "pickup", "tiny", "0.1 s", "1 s", "journal", "kill", "crowd")
+CASES = (
+    "rate", "pickup", "tiny", "0.1 s", "1 s", "1 s, one worker", "3 s, one worker",
+    "files of its own", "journal", "kill", "crowd",
+)  # fmt: skip
 
 #: Figure -> what it is to be: at most, or where it is a rate, at least.
 TARGETS = {
     "rate": (500.0, "at least"), "pickup": (0.1, "at most"), "tiny": (6.0, "at most"),
-    "0.1 s": (6.0, "at most"), "1 s": (6.0, "at most"),
+    "0.1 s": (6.0, "at most"), "1 s": (6.0, "at most"), "1 s, one worker": (6.0, "at most"),
+    "3 s, one worker": (6.0, "at most"),
     "lost": (0, "at most"), "doubled": (0, "at most"),
 }  # fmt: skip
 
@@ -155,30 +159,79 @@ def pickup(folder: str, logs: Path, chance: random.Random, quick: bool) -> dict[
     }
 
 
+class Counts(NamedTuple):
+    """Operations of a job."""
+
+    master: int  # from the first request to the last result
+    at_work: int  # of slaves, from their start to their end
+    in_vain: int  # of slaves with nothing to do
+
+
+def counted_job(
+    folder: str, logs: Path, slaves: int, workers: int, tasks: list[tuple[Any, ...]], tag: str,
+    own_files: bool = False,
+) -> Counts:  # fmt: skip
+    """One job. `own_files`: no two tasks share a file, as each has another priority."""
+    logs.mkdir(exist_ok=True)
+    with job(folder, logs, slaves, workers) as (master, crew):
+        counts = master._service._place.files.counts  # type: ignore[union-attr]
+        before = counts.total()
+        if own_files:
+            for number, task in enumerate(tasks):
+                master.requestTask(tag, *task, priority=-number)
+        else:
+            master.requestTasks(tag, tasks)
+        got = [result for _, _, result in master.results(timeout=_LONG_S)]
+        ours = counts.total() - before
+    check(sorted(got) == list(range(len(tasks))))
+    theirs = crew.operations()
+    check(theirs["write"] > 0)
+    in_vain = theirs.pop("in vain")
+    return Counts(ours, theirs.total() - in_vain, in_vain)
+
+
 def counted(tag: str, count: int, workers: int, *more: float) -> Callable[..., dict[str, Any]]:
     """Operations per task of jobs of `count` tasks on two slaves."""
 
     def case(folder: str, logs: Path, chance: random.Random, quick: bool) -> dict[str, Any]:
         tasks = max(20, count // 10) if quick else count
-        with job(folder, logs, 2, workers) as (master, crew):
-            counts = master._service._place.files.counts  # type: ignore[union-attr]
-            before = counts.total()
-            master.requestTasks(tag, ((x, *more) for x in range(tasks)))
-            got = [result for _, _, result in master.results(timeout=_LONG_S)]
-            ours = counts.total() - before
-        check(sorted(got) == list(range(tasks)))
-        theirs = crew.operations()
-        check(theirs["write"] > 0)
-        in_vain = theirs.pop("in vain")
-        at_work = theirs.total() - in_vain
-        return {
-            "operations": (ours + at_work) / tasks,
-            "of the master": ours / tasks,
-            "of slaves at work": at_work / tasks,
-            "of idle slaves": in_vain / tasks,
-        }
+        counts = counted_job(folder, logs, 2, workers, [(x, *more) for x in range(tasks)], tag)
+        return per_task(counts, tasks)
 
     return case
+
+
+def steady(
+    tag: str, few: int, many: int, *more: float, own_files: bool = False
+) -> Callable[..., dict[str, Any]]:
+    """Operations per task on eight slaves of one worker, beginning and end of the job left out.
+
+    That is what a job of `many` tasks costs more than one of `few`, for each task it has more.
+    """
+
+    def case(folder: str, logs: Path, chance: random.Random, quick: bool) -> dict[str, Any]:
+        jobs = []
+        for tasks in (few // 5, many // 5) if quick else (few, many):
+            where = f"{folder}{tasks}", logs / str(tasks)
+            job = counted_job(*where, 8, 1, [(x, *more) for x in range(tasks)], tag, own_files)
+            jobs.append((tasks, job))
+        (fewer, small), (tasks, large) = jobs
+        grown = Counts(*(b - a for a, b in zip(small, large, strict=True)))
+        figures = per_task(grown, tasks - fewer)
+        del figures["of idle slaves"]  # they poll before the first task and after the last one
+        figures["with beginning and end"] = (large.master + large.at_work) / tasks
+        return figures
+
+    return case
+
+
+def per_task(counts: Counts, tasks: int) -> dict[str, Any]:
+    return {
+        "operations": (counts.master + counts.at_work) / tasks,
+        "of the master": counts.master / tasks,
+        "of slaves at work": counts.at_work / tasks,
+        "of idle slaves": counts.in_vain / tasks,
+    }
 
 
 def killed(
@@ -219,6 +272,9 @@ JOBS: dict[str, Callable[[str, Path, random.Random, bool], dict[str, Any]]] = {
     "tiny": counted("nothing", 20_000, 1),
     "0.1 s": counted("sleep", 1000, 4, 0.1),
     "1 s": counted("sleep", 320, 4, 1.0),
+    "1 s, one worker": steady("sleep", 240, 480, 1.0),
+    "3 s, one worker": steady("sleep", 160, 320, 3.0),
+    "files of its own": steady("sleep", 160, 320, 1.0, own_files=True),
     "journal": counted("nothing", 5000, 1),
     "kill": killed(50, 5000, 40, 0.05),
     "crowd": killed(50, 100_000, 100, 0.0),

@@ -42,6 +42,9 @@ def begin_order(item: pytest.Item) -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "pool" in getattr(item, "fixturenames", ()) and not uses_pool(item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid} uses HTCondor's pool: its name must say so")
     if hasattr(config, "workerinput"):
         items.sort(key=begin_order)
 

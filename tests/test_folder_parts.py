@@ -203,9 +203,10 @@ def test_what_takes_far_longer_than_usual_is_overdue() -> None:
 
 
 def test_orders_are_looked_for_less_often_when_tasks_are_longer() -> None:
-    assert bundles.orders_at_work_s(0.0) == bundles.orders_at_work_s(1.0) == 2.0
-    assert bundles.orders_at_work_s(2.0) == 4.0
-    assert bundles.orders_at_work_s(3600.0) == bundles.ORDERS_AT_WORK_MOST_S
+    assert bundles.orders_at_work_s(0.0) == bundles.orders_at_work_s(0.5) == 2.0
+    assert bundles.orders_at_work_s(1.0) == 4.0
+    assert bundles.orders_at_work_s(4.0) == bundles.ORDERS_MOST_S
+    assert bundles.orders_at_work_s(3600.0) == bundles.ORDERS_LONG_S
 
 
 def test_the_end_of_what_takes_long_may_be_noticed_late() -> None:
@@ -218,10 +219,20 @@ def test_the_end_of_what_takes_long_may_be_noticed_late() -> None:
 
 
 def test_it_may_be_noticed_later_while_many_more_tasks_wait() -> None:
-    assert bundles.unhurried_amid_many_s(None, 1) == 0.0
-    assert bundles.unhurried_amid_many_s(1.0, 4) == pytest.approx(0.4)
-    assert bundles.unhurried_amid_many_s(0.00002, 256) < 0.001
-    assert bundles.unhurried_amid_many_s(3600.0, 1) == bundles.LOOK_AT_MANY_S
+    amid_many_s = bundles.unhurried_amid_many_s
+    assert amid_many_s(None, 1, 1, 0.0) == 0.0
+    assert amid_many_s(1.0, 4, 2, 2.2) == pytest.approx(0.4)  # it is due
+    assert 0.4 < amid_many_s(1.0, 4, 4, 0.0) < 1.0  # it is not
+    assert amid_many_s(1.0, 4, 4, 2.0) == pytest.approx(0.4)
+    assert amid_many_s(0.00002, 256, 256, 0.0) < 0.002
+    assert amid_many_s(3600.0, 1, 1, 0.0) == bundles.LOOK_BEFORE_S
+    assert amid_many_s(3600.0, 1, 1, 3600.0) == bundles.LOOK_AT_MANY_S
+
+
+def test_results_are_due_when_the_bundle_ends_or_those_that_are_there_are_written() -> None:
+    assert bundles.due_s(1.0, 4) == 1.0 + bundles.FLUSH_S
+    assert bundles.due_s(1.0, 2) == 2.0
+    assert bundles.due_s(3.0, 2) == 6.0
 
 
 def task(number: int, tag: str = "a") -> Assignment:
@@ -238,16 +249,20 @@ def crew(**workers: int) -> Crew:
 
 def test_who_has_which_bundle_by_which_lock() -> None:
     holders = Holders()
-    holders.take("a_1.1", "x", "tasks/a_1.1.lock-x")
-    holders.take("a_2.1", "x", "tasks/a_2.1.lock-x")
-    holders.take("a_3.1", "y", "tasks/a_3.1.lock-y")
+    holders.take("a_1.1", "x", "tasks/a_1.1.lock-x", 1.0)
+    holders.take("a_2.1", "x", "tasks/a_2.1.lock-x", 1.0)
+    holders.take("a_3.1", "y", "tasks/a_3.1.lock-y", 2.0)
     assert len(holders) == 3
     assert "a_2.1" in holders
     assert holders.owner("a_2.1") == "x"
     assert holders.of("x") == ["a_1.1", "a_2.1"]
     assert holders.locks_of("y") == {"tasks/a_3.1.lock-y": "a_3.1"}
-    holders.take("a_1.1", "y", "tasks/a_1.1.lock-y")  # freed, and taken by another one
+    holders.take("a_1.1", "y", "tasks/a_1.1.lock-y", 2.0)  # freed, and taken by another one
     assert holders.of("x") == ["a_2.1"]
+    assert holders.since_s("a_2.1", 5.0) == 4.0
+    holders.heard("a_2.1", 4.0)
+    assert holders.since_s("a_2.1", 5.0) == 1.0
+    assert holders.since_s("a_9.1", 5.0) == 0.0
     assert holders.release("a_1.1") == "y"
     assert holders.release("a_1.1") == ""
     assert holders.release("a_2.1") == "x"
@@ -259,19 +274,21 @@ def test_who_has_which_bundle_by_which_lock() -> None:
 def test_the_master_looks_seldom_while_slaves_lack_nothing() -> None:
     pace, holders = Pace(), Holders()
     measure = Measure(pace, crew(x=1, y=2))
-    assert measure.pause_s({}, holders, {}) == 0.0
+    assert measure.pause_s({}, holders, {}, 0.0) == 0.0
     pace.record("a", 1.0)
     lying: dict[str, dict[tuple[str, int], Assignment]] = {
         f"a_{n}.1": {(f"a_{n}", 1): task(n)} for n in range(3)
     }
-    holders.take("a_0.1", "x", "")
-    assert measure.pause_s(lying, holders, {"a": 100}) == pytest.approx(0.4)
-    assert measure.pause_s(lying, holders, {"b": 100}) == bundles.LOOK_S
+    holders.take("a_0.1", "x", "", 0.0)
+    assert measure.pause_s(lying, holders, {"a": 100}, 9.0) == pytest.approx(0.4)
+    assert measure.pause_s(lying, holders, {"b": 100}, 9.0) == bundles.LOOK_S
+    holders.heard("a_0.1", 9.0)
+    assert measure.pause_s(lying, holders, {"a": 100}, 9.0) == pytest.approx(0.4)
     assert measure.is_calm(lying, holders, {"a": 100})
     assert not measure.is_calm(lying, holders, {"b": 1})  # who comes may handle that
     assert measure.idle_workers(lying, holders) == 2
     for n in (1, 2):
-        holders.take(f"a_{n}.1", "y", "")
+        holders.take(f"a_{n}.1", "y", "", 0.0)
     assert not measure.is_calm(lying, holders, {"a": 100})  # who comes finds nothing
     assert measure.idle_workers(lying, holders) == 0
     assert measure.missing(["a", "b"], {"a": 30}) == {"a": 2, "b": 8}
@@ -280,13 +297,13 @@ def test_the_master_looks_seldom_while_slaves_lack_nothing() -> None:
 def test_a_bundle_of_which_no_file_is_seen_for_long_has_vanished() -> None:
     vanished = Vanished()
     assert vanished.look(["a", "b"], {"a", "b"}, 0.0) == []
-    assert not vanished.are_any()
+    assert not vanished.must_look(0.0)
     assert vanished.look(["a", "b"], {"b"}, 1.0) == []
-    assert vanished.are_any()
+    assert [vanished.must_look(now) for now in (1.0, 1.1, 1.5, 2.1)] == [True, False, False, True]
     assert vanished.look(["a", "b"], {"a"}, 5.0) == []  # it was only late
     assert vanished.look(["a", "b"], {"a"}, 10.5) == ["b"]
     vanished.forget("b")
-    assert not vanished.are_any()
+    assert not vanished.must_look(20.0)
 
 
 def test_a_lock_that_its_living_slave_does_not_renew_is_stale(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 _VANISHED_S = 5.0
 
 #: Between two listings while a bundle is missing.
-LOOK_AGAIN_S = _VANISHED_S / 5
+_AGAIN_S = _VANISHED_S / 5
 
 
 class Absence:
@@ -47,10 +47,14 @@ class Vanished:
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}  # bundle -> since when no file of it is seen
+        self._look_at = 0.0
 
-    def are_any(self) -> bool:
-        """Whether one was missing in the last listing."""
-        return bool(self._since)
+    def must_look(self, now: float) -> bool:
+        """Whether to list again, though nothing has changed, as one was missing."""
+        if not self._since or now < self._look_at:
+            return False
+        self._look_at = now + _AGAIN_S
+        return True
 
     def forget(self, bundle: str) -> None:
         """A bundle has come to its end."""

@@ -13,7 +13,7 @@ BUNDLE_S = 4.0
 
 #: Longest tasks of which there are two in a bundle for each worker, in seconds. Larger: as above,
 #: and results come as much later. Smaller: more tasks have files of their own.
-PAIR_S = 5.0
+PAIR_S = 5.5
 
 #: Tasks in one bundle at most. Larger: more is run again when a slave is lost.
 BUNDLE_TASKS = 256
@@ -31,9 +31,9 @@ MOST = 20_000
 DIRECTORY_MOST = 1000
 
 #: Longest pause of the master between two looks for outputs: of tasks whose results are awaited
-#: one by one; of bundles; of tasks of which many more wait, so that slaves lack nothing meanwhile.
-#: Larger: results come later. Smaller: more operations.
-LOOK_S, LOOK_AT_BUNDLES_S, LOOK_AT_MANY_S = 0.09, 0.25, 1.0
+#: one by one; of bundles; of tasks of which many more wait, so that slaves lack nothing meanwhile;
+#: of those while no result is due. Larger: results come later. Smaller: more operations.
+LOOK_S, LOOK_AT_BUNDLES_S, LOOK_AT_MANY_S, LOOK_BEFORE_S = 0.09, 0.25, 1.0, 2.0
 
 #: Results of a bundle that is not complete are written after so long, in seconds, or so many times
 #: what one of its tasks takes. Larger: they come late when another task of it takes long. Smaller:
@@ -44,12 +44,14 @@ FLUSH_S, _FLUSH_TASKS = 1.25, 1.25
 #: and so many seconds more. Larger: others may lack them. Smaller: usual tasks go to and fro.
 _OVERDUE, _OVERDUE_S = 2.0, 2.0
 
-#: Between two looks for orders of a slave at work, in seconds, or so many times what its tasks
-#: take. Larger: a cancelled task runs on for longer. Smaller: more operations.
-ORDERS_AT_WORK_S, ORDERS_AT_WORK_MOST_S, _ORDERS_TASKS = 2.0, 5.0, 2.0
+#: Between two looks for orders of a slave at work, in seconds: at least; so many times what its
+#: tasks take, as those of seconds end sooner than they could be stopped, but no more than this; of
+#: longer ones. Larger: a cancelled task runs on for longer. Smaller: more operations.
+ORDERS_S, _ORDERS_TASKS, ORDERS_MOST_S, ORDERS_LONG_S = 2.0, 4.0, 10.0, 5.0
 
-#: Of what is under way, the part by which its end may be noticed late, within these bounds.
-_LATE = 0.1
+#: Of what is under way, the part by which its end may be noticed late, within these bounds, and
+#: that by which it may be if it ends before anybody expects it.
+_LATE, _EARLY = 0.1, 0.25
 
 #: A task of "one second" takes a little longer, and is to be bundled as one of one second.
 _ROUNDING = 0.2
@@ -88,14 +90,31 @@ def unhurried_s(estimate_s: float | None, rows: int) -> float:
     return min(LOOK_S if rows == 1 else LOOK_AT_BUNDLES_S, _LATE * rows * estimate_s)
 
 
-def unhurried_amid_many_s(estimate_s: float | None, rows: int) -> float:
-    """The same for a bundle of a tag of which many more tasks wait: slaves lack nothing."""
-    return 0.0 if estimate_s is None else min(LOOK_AT_MANY_S, _LATE * rows * estimate_s)
-
-
 def flush_s(estimate_s: float | None) -> float:
     """For how long a result waits for the rest of its bundle, of a tag whose tasks take so long."""
     return max(FLUSH_S, _FLUSH_TASKS * min(estimate_s or 0.0, PAIR_S))
+
+
+def due_s(estimate_s: float, rows: int) -> float:
+    """When the next file with results of a bundle is due, counted from the last one, or from when
+    it was taken; `rows`: of its tasks, how many are left to run one after the other.
+    """
+    return min(rows * estimate_s, estimate_s + flush_s(estimate_s))
+
+
+def unhurried_amid_many_s(
+    estimate_s: float | None, rows: int, rows_left: int, since_s: float
+) -> float:
+    """As `unhurried_s`, for a bundle of a tag of which more lie there than slaves can take now.
+
+    `rows`: as many of its tasks were to run one after the other; `rows_left`: are still to.
+    `since_s`: so long ago its last file was seen; 0: it was not taken.
+    """
+    if estimate_s is None:
+        return 0.0
+    late_s = min(LOOK_AT_MANY_S, _LATE * rows * estimate_s)
+    wanted_s = due_s(estimate_s, rows_left)
+    return max(late_s, min(LOOK_BEFORE_S, _EARLY * wanted_s, wanted_s - since_s))
 
 
 def is_overdue(ran_s: float, estimate_s: float | None) -> bool:
@@ -105,8 +124,9 @@ def is_overdue(ran_s: float, estimate_s: float | None) -> bool:
 
 def orders_at_work_s(estimate_s: float) -> float:
     """When a slave looks for orders again of whose tasks the shortest takes that long."""
-    wanted_s = _ORDERS_TASKS * estimate_s
-    return max(ORDERS_AT_WORK_S, min(ORDERS_AT_WORK_MOST_S, wanted_s))
+    if estimate_s > PAIR_S:
+        return ORDERS_LONG_S
+    return max(ORDERS_S, min(ORDERS_MOST_S, _ORDERS_TASKS * estimate_s))
 
 
 def split(

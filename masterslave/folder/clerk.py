@@ -18,14 +18,14 @@ from typing import Any
 
 from masterslave.errors import JournalError
 from masterslave.folder import names
-from masterslave.folder.absence import LOOK_AGAIN_S, Absence, Vanished
+from masterslave.folder.absence import Absence, Vanished
 from masterslave.folder.bundles import LOOK_S, MOST, split
 from masterslave.folder.enrolled import Crew, Enrolled
 from masterslave.folder.holders import Holders
 from masterslave.folder.items import Items
 from masterslave.folder.late import Late
 from masterslave.folder.measure import Measure
-from masterslave.folder.orders import Orders
+from masterslave.folder.orders import Orders, Status
 from masterslave.folder.passing import PassingManager
 from masterslave.folder.pauses import Pause, Watch
 from masterslave.folder.place import BEAT_S, Place
@@ -45,7 +45,7 @@ _FIRST_LOOK_S = 0.01
 _SLAVES_FIRST_S, _SLAVES_S, _SLAVES_CALM_S = 0.05, 1.0, 5.0
 
 _WAIT_S = 0.5  # longest sleep of the publisher while enough is laid out
-_STATUS_S = 4.0
+_STATUS_S = 5.0
 _TROUBLE_S = 1.0  # before what could not be written is tried again
 
 
@@ -57,7 +57,6 @@ class Clerk:
         alone: bool, straggler_fraction: float, gone_s: float,
     ) -> None:  # fmt: skip
         """`alone`: slaves come by the folder only, so tasks may be laid out before any is there.
-
         `straggler_fraction`: when no more of a tag's tasks are left, slow ones are run twice.
         `gone_s`: how long the folder may be missing before the job is given up.
         """
@@ -79,11 +78,10 @@ class Clerk:
         self._slaves_watch = Watch()
         self._slaves_at = 0.0  # when to look for those that come or go, even if all is calm
         self._items = Items(place, manager)
-        self._status: Any = None
         manager.open_shelf(f"folder {place.path}")
         self._shelves = Shelves(place)
         place.files.remove(place.at("stop"))
-        self._orders = Orders(place)
+        self._orders, self._status = Orders(place), Status(place)
         self._items.sync()
         self._look_at_slaves()
         self._collect(time.monotonic())
@@ -112,9 +110,8 @@ class Clerk:
                 thread.join()
         try:
             self._shelves.clear()
-            for folder in ("aside", "slaves"):
-                for name in self._place.files.list(self._place.at(folder)).names:
-                    self._place.files.remove(self._place.at(folder, name))
+            self._place.clear("aside")
+            self._place.clear("slaves")
         except OSError as error:
             log.error("folder %s is not tidied up: %s", self._place.path, error.strerror or error)
         log.info("%s", self._place.files.story())
@@ -164,7 +161,9 @@ class Clerk:
         there = Counter(self._manager.laid_out())
         missing = self._measure.missing(tags, there)
         self._manager.lay_out(missing)
-        return sum(there.values()) + sum(missing.values()) if missing else 0
+        waiting = self._waiting()  # for a tag of which none wait there is room when some come
+        asked = [count for tag, count in missing.items() if tag in waiting]
+        return sum(there.values()) + max(sum(asked), *missing.values()) if missing else 0
 
     def _lay_out(self, tasks: list[Assignment], priority: int = 0) -> None:
         first = tasks[0]
@@ -205,7 +204,7 @@ class Clerk:
 
     def _run(self) -> None:
         pause, slaves_pause = Pause(_FIRST_LOOK_S, LOOK_S), Pause(_SLAVES_FIRST_S, _SLAVES_S)
-        beat_at = slaves_at = status_at = look_again_at = 0.0
+        beat_at = slaves_at = status_at = 0.0
         lively = False  # the last look showed something new: the next one need not ask whether
         files, place = self._place.files, self._place
         while not self._stopping.is_set():
@@ -227,17 +226,17 @@ class Clerk:
                 self._tell()
                 if now >= status_at:
                     status_at = now + _STATUS_S
-                    self._write_status()
+                    self._status.write(self._manager.status())
                 look = bool(self._bundles or self._owners or self._shelves.are_many())
                 if look and not lively:
                     look = self._shelves.look(now)
-                if self._vanished.are_any() and now >= look_again_at:
-                    look, look_again_at = True, now + LOOK_AGAIN_S
+                look = self._vanished.must_look(now) or look
                 lively = look and self._collect(now)
                 if lively:
                     pause.reset()
                     self._moved.set()
-                least_s = self._measure.pause_s(self._bundles, self._owners, self._waiting())
+                waiting = self._waiting()
+                least_s = self._measure.pause_s(self._bundles, self._owners, waiting, now)
                 self._stopping.wait(max(pause.next_s(now), least_s))
                 continue
             except JournalError as error:
@@ -280,9 +279,10 @@ class Clerk:
         if slave is None or tasks is None:
             return False
         lock = self._shelves.at(found.where, found.name)
-        self._owners.take(entry.bundle, entry.owner, lock)
+        now = time.monotonic()
+        self._owners.take(entry.bundle, entry.owner, lock, now)
         for task in list(tasks.values())[:1]:
-            self._late.taken(entry.bundle, task.tag, len(tasks), slave.workers, time.monotonic())
+            self._late.taken(entry.bundle, task.tag, len(tasks), slave.workers, now)
         self._manager.pass_on(slave.id, list(tasks))
         unwanted = [task_id for task_id, _ in tasks if task_id in self._cancelled]
         if unwanted:
@@ -324,6 +324,7 @@ class Clerk:
         tasks = self._bundles.get(entry.bundle, {})
         if slave is not None and entry.bundle not in self._owners:
             self._manager.pass_on(holder, list(tasks))
+        self._owners.heard(entry.bundle, time.monotonic())
         self._orders.tell(owner, self._hand_in(holder, done))
         for one in done:
             task = tasks.pop((one.task_id, one.attempt), None)
@@ -345,8 +346,12 @@ class Clerk:
         shelf, lying = self._manager.shelf, self._manager.on_shelf(tasks)
         for holder in {shelf, shelf if slave is None else slave.id}:
             held = [key for key in tasks if (key in lying) == (holder == shelf)]
-            crashed = Outcome.CRASHED.value
-            self._hand_in(holder, [Completion(*key, crashed, [], 0.0, story) for key in held])
+            self._end_as(Outcome.CRASHED, holder, held, story)
+
+    def _end_as(
+        self, outcome: Outcome, holder: int, keys: Iterable[tuple[str, int]], why: str
+    ) -> None:
+        self._hand_in(holder, [Completion(*key, outcome.value, [], 0.0, why) for key in keys])
 
     def _hand_in(self, holder: int, done: list[Completion]) -> dict[str, Any]:
         """What has ended at a slave, or on the shelf; gives what that slave is to be told."""
@@ -455,18 +460,16 @@ class Clerk:
         """What a slave has in its hands, by its locks."""
         bundles = self._owners.of(owner)
         held = [key for bundle in bundles for key in self._bundles.get(bundle, ())]
-        for where, name, entry in self._shelves.locks_of(owner):
-            tasks = self._bundles.get(entry.bundle)
+        for lock in self._shelves.locks_of(owner):
+            bundle = lock.entry.bundle
+            tasks = self._bundles.get(bundle)
             if tasks is None:
-                try:
-                    head = self._place.read("tasks", where, name, name=f"{entry.bundle}.in")[0]
-                except (Refused, OSError):  # it is being written over; its end comes soon
+                tasks = self._shelves.tasks_in(lock)
+                if tasks is None:  # it is being written over; its end comes soon
                     continue
-                tasks = {
-                    (t[0], t[2]): Assignment(t[0], t[1], t[2], [], t[3]) for t in head["tasks"]
-                }
-                self._bundles[entry.bundle] = tasks
-                self._owners.take(entry.bundle, owner, self._shelves.at(where, name))
+                self._bundles[bundle] = tasks
+                path = self._shelves.at(lock.where, lock.name)
+                self._owners.take(bundle, owner, path, time.monotonic())
             held += tasks
         return held
 
@@ -486,8 +489,7 @@ class Clerk:
         keys = set(self._bundles.pop(bundle, {}))
         if holder == self._manager.shelf:
             keys = self._manager.on_shelf(keys)
-        back = Outcome.RETURNED.value
-        self._hand_in(holder, [Completion(*key, back, [], 0.0, why) for key in keys])
+        self._end_as(Outcome.RETURNED, holder, keys, why)
 
     # --- telling ----------------------------------------------------------------------------
 
@@ -495,9 +497,3 @@ class Clerk:
         for owner, slave in list(self._slaves.items()):
             self._orders.tell(owner, self._manager.notices_for(slave.id))
         self._withdraw(self._manager.notices_for(self._manager.shelf).get("stop", ()))
-
-    def _write_status(self) -> None:
-        status = self._manager.status()
-        if status != self._status:
-            self._place.write(status, "status")
-            self._status = status

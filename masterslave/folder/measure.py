@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
@@ -40,22 +41,28 @@ class Measure:
         missing = {tag: ahead * self.bundle_size(tag) - there.get(tag, 0) for tag in tags}
         return {tag: count for tag, count in missing.items() if count > 0}
 
-    def pause_s(self, bundles: Bundles, owners: Holders, waiting: Mapping[str, int]) -> float:
+    def pause_s(
+        self, bundles: Bundles, owners: Holders, waiting: Mapping[str, int], now: float
+    ) -> float:
         """A pause between two looks that is short beside what the shortest bundle takes.
 
         `waiting`: tag -> tasks that wait and were not laid out.
         """
         at_once = self._slaves.at_once()
+        first = [
+            (bundle, len(tasks), task.tag)
+            for bundle, tasks in islice(list(bundles.items()), _OLDEST)
+            for task in list(tasks.values())[:1]
+        ]
+        lying = Counter(tag for bundle, _, tag in first if bundle not in owners)
         pauses_s = []
-        for bundle, tasks in islice(list(bundles.items()), _OLDEST):
-            for task in list(tasks.values())[:1]:
-                estimate_s = self._pace.estimate_s(task.tag)
-                if waiting.get(task.tag):
-                    rows = -(-self.bundle_size(task.tag) // at_once)
-                    pauses_s.append(unhurried_amid_many_s(estimate_s, rows))
-                else:
-                    rows = -(-len(tasks) // at_once) if bundle in owners else 0
-                    pauses_s.append(unhurried_s(estimate_s, rows))
+        for bundle, count, tag in first:
+            estimate_s, rows = self._pace.estimate_s(tag), -(-count // at_once)
+            if waiting.get(tag) or lying[tag] * at_once >= self._slaves.workers() > 0:
+                usual, since_s = -(-self.bundle_size(tag) // at_once), owners.since_s(bundle, now)
+                pauses_s.append(unhurried_amid_many_s(estimate_s, usual, rows, since_s))
+            else:
+                pauses_s.append(unhurried_s(estimate_s, rows if bundle in owners else 0))
         return min(pauses_s, default=0.0)
 
     def idle_workers(self, bundles: Bundles, owners: Holders) -> int:

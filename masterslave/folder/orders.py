@@ -1,4 +1,4 @@
-"""What the master of a shared folder tells its slaves: one small file that all of them read."""
+"""What the master of a shared folder tells: small files that all slaves, or people, read."""
 
 from __future__ import annotations
 
@@ -46,3 +46,17 @@ class Orders:
 
     def _write(self) -> None:
         self._place.write(self._content, "orders")
+
+
+class Status:
+    """The file ``status``, for ``task_manager show --folder``."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._written: Any = None
+
+    def write(self, status: dict[str, Any]) -> None:
+        """Write it, if it is another one than before. Raises `OSError`."""
+        if status != self._written:
+            self._place.write(status, "status")
+            self._written = status

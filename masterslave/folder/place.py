@@ -203,6 +203,11 @@ class Place:
         except OSError as error:
             log.error("%s cannot be moved away: %s", path, error)
 
+    def clear(self, *parts: str) -> None:
+        """Remove all files of a directory. Raises `OSError`."""
+        for name in self.files.list(self.at(*parts)).names:
+            self.files.remove(self.at(*parts, name))
+
     # --- the master -------------------------------------------------------------------------
 
     def age_s(self, *parts: str) -> float | None:

@@ -13,8 +13,9 @@ from masterslave.folder import names
 from masterslave.folder.bundles import DIRECTORY_MOST
 from masterslave.folder.pauses import Watch
 from masterslave.folder.place import Place
+from masterslave.folder.seal import Refused
 from masterslave.folder.spread import Spread
-from masterslave.records import Frame
+from masterslave.records import Assignment, Frame
 
 
 class Found(NamedTuple):
@@ -124,6 +125,15 @@ class Shelves:
                     if entry is not None and entry.kind == "lock" and entry.owner == owner:
                         found.append(Found(where, name, entry))
         return found
+
+    def tasks_in(self, lock: Found) -> dict[tuple[str, int], Assignment] | None:
+        """The tasks that a lock is for; None: it does not say so, or not any more."""
+        where, name, entry = lock
+        try:
+            head = self._place.read("tasks", where, name, name=f"{entry.bundle}.in")[0]
+        except (Refused, OSError):
+            return None
+        return {(t[0], t[2]): Assignment(t[0], t[1], t[2], [], t[3]) for t in head["tasks"]}
 
     def clear(self) -> None:
         """Remove inputs and locks, and the sub-directories that are empty then."""
