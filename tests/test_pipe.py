@@ -16,9 +16,10 @@ from conftest import PATIENCE_S, wait_until
 from masterslave import pipe as pipe_module
 from masterslave.board import LONGEST_BYTES as LONGEST_POST
 from masterslave.board import Board, Poster, create
-from masterslave.pipe import PipeClosed, SupervisorEnd, WorkerEnd, pack
+from masterslave.pipe import PipeClosed, SupervisorEnd, WorkerEnd
 from masterslave.records import Assignment, Completion, Outcome, as_assignment
 from masterslave.shortcut import Shortcut, WorkerShortcut, can_have_shortcuts
+from masterslave.stream import pack
 
 LARGE = bytes(range(256)) * 20_000  # more than any socket's buffer
 
