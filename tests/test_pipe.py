@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from conftest import PATIENCE_S, wait_until
 
-from masterslave.pipe import PipeClosed, SupervisorEnd, WorkerEnd, pack
+from masterslave.pipe import PipeClosed, SupervisorEnd, WorkerEnd
 from masterslave.records import Assignment, as_assignment
+from masterslave.stream import pack
 
 LARGE = bytes(range(256)) * 20_000  # more than any socket's buffer
 
