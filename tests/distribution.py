@@ -7,6 +7,7 @@ each process would start that system. All others go one by one to whoever is fre
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -58,6 +59,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return group_of(nodeid)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            with contextlib.suppress(OSError):  # it has just died: `remove_node` will be called
+                super()._assign_work_unit(node)
 
         def _reschedule(self, node: Any) -> None:
             if node in self.registered_collections:  # else it takes the place of one that died
