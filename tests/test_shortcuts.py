@@ -575,3 +575,26 @@ def test_garbage_of_a_worker_that_has_ended_costs_its_task_nothing(scene: Scene)
     scene.closed(slave, 0)
     assert scene.crashes(task_id) == 0
     assert slave.answers == [([task_id], {})]
+
+
+# --- tiny tasks, many at once -------------------------------------------------------------------
+
+
+def test_what_is_taken_back_from_a_long_task_goes_to_an_idle_worker_at_once(scene: Scene) -> None:
+    scene.manager._scheduler.pace.record("sqrt", 0.0)  # as if many had been run
+    slave = scene.slave(workers=2)
+    batch = scene.manager.addTaskRequests("sqrt", [X] * 6, scene.client)
+    slow, quick = scene.opened
+    assert sorted(ids(slow.tasks) + ids(quick.tasks)) == batch
+    assert slow.is_watched
+    held = ids(slow.tasks)
+    for task in list(quick.tasks):
+        quick.results.append(Completion(task.task_id, 1, "result", [b"r"], 0.0, ""))
+    quick.heard()
+    scene.clock.now += 1.0
+    slow.heard()  # nothing is there: it is looked at closely
+    assert slow.skipped == held[1:]
+    again = [(one.task_id, one.attempt) for one in quick.tasks if one.attempt == 2]
+    assert again[:1] == [(held[1], 2)]
+    assert slave.answers == []
+    assert scene.crashes(held[1]) == 0
