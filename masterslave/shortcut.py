@@ -160,26 +160,35 @@ class Shortcut:
         self.names = PipeNames(
             os.getpid(), to, inodes[1], back, inodes[2], posts, inodes[4], _system()
         )
-        #: Whether the task manager has the pipes, or is about to; else the results are for us.
-        self.is_lent = False
+        self._is_lent = False
 
     @property
     def worker_ends(self) -> tuple[int, int, int]:
         """The descriptors that the worker inherits: for tasks, for what goes back, the board."""
         return self._ends[0], self._ends[3], self._ends[4]
 
+    @property
+    def is_lent(self) -> bool:
+        """Whether the task manager has the pipes, or is about to; else the results are for us."""
+        return self._is_lent
+
+    @is_lent.setter
+    def is_lent(self, is_lent: bool) -> None:
+        with self._lock:
+            self._is_lent = is_lent
+
     def fileno(self) -> int:
         """Readable when there are results."""
         return self._ends[2]
 
-    def read(self) -> list[Completion]:
-        """The results that are there, without waiting, in any thread.
+    def read(self, *, last: bool = False) -> list[Completion]:
+        """The results that are there and are not the task manager's, without waiting.
 
-        The task manager gets none any more that are on the board. Raises `ValueError` for what is
-        none.
+        In any thread. `last`: the worker has ended, and all that is there is for us; the task
+        manager gets nothing any more that is on the board. Raises `ValueError` for what is none.
         """
         with self._lock:
-            if self._board is None:
+            if self._board is None or (self._is_lent and not last):
                 return []
             self._board.claim()
             return _results(self._ends[2], self._board)

@@ -370,9 +370,11 @@ class Supervisor:
             )
         worker.shortcut_is_watched = not shortcut.is_lent
 
-    def _hear_beside(self, worker: WorkerProcess, shortcut: Shortcut) -> None:
+    def _hear_beside(
+        self, worker: WorkerProcess, shortcut: Shortcut, *, last: bool = False
+    ) -> None:
         try:
-            for done in shortcut.read():
+            for done in shortcut.read(last=last):
                 self._dispatch.finished_beside(worker.number, done, time.monotonic())
         except ValueError as error:
             log.warning("worker %d has written what is no result: %s", worker.number, error)
@@ -462,7 +464,8 @@ class Supervisor:
         now = time.monotonic()
         self._carry_out(self._dispatch.beside(worker.number, worker.pipe.under_way(), now))
         if worker.shortcut is not None:
-            self._hear_beside(worker, worker.shortcut)  # a result counts more than a death after it
+            # A result counts more than a death after it.
+            self._hear_beside(worker, worker.shortcut, last=True)
             if worker.shortcut_is_watched:
                 self._selector.unregister(worker.shortcut)
             self._uplink.withdraw(worker.number)

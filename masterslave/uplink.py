@@ -560,13 +560,18 @@ class Uplink:
             if not self._wanted:
                 return
         for worker, shortcut in offers.items():
-            shortcut.is_lent = True  # as of now, results may be read there
-            self._opened.add(worker)
-            shortcut.is_lent = link.call(
+            with self._changed:
+                if worker not in self._shortcuts:
+                    continue  # it was withdrawn since
+                shortcut.is_lent = True  # as of now, results may be read there
+                self._opened.add(worker)
+            is_open = link.call(
                 "openShortcut", self.process_id, self._generation, worker, list(shortcut.names)
             )
-            if not shortcut.is_lent:
-                self._opened.discard(worker)
+            if not is_open:
+                with self._changed:
+                    shortcut.is_lent = False
+                    self._opened.discard(worker)
         self._lent()
 
     def _take_shortcuts_back(self) -> None:

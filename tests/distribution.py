@@ -7,6 +7,7 @@ each process would start that system. All others go one by one to whoever is fre
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -42,6 +43,9 @@ def begin_order(item: pytest.Item) -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "pool" in getattr(item, "fixturenames", ()) and not uses_pool(item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid} uses HTCondor's pool: its name must say so")
     if hasattr(config, "workerinput"):
         items.sort(key=begin_order)
 
@@ -55,6 +59,29 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return group_of(nodeid)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            with contextlib.suppress(OSError):  # it has just died: `remove_node` will be called
+                super()._assign_work_unit(node)
+
+        def _reschedule(self, node: Any) -> None:
+            if node in self.registered_collections:  # else it takes the place of one that died
+                super()._reschedule(node)
+
+        def remove_node(self, node: Any) -> str | None:
+            """A process has ended: others run its tests, but for the one that it died of."""
+            units = self.assigned_work.pop(node)
+            left = [test for unit in units.values() for test, done in unit.items() if not done]
+            if not left:
+                return None
+            units[group_of(left[0])][left[0]] = True
+            for scope, unit in units.items():
+                if not all(unit.values()):
+                    self.workqueue[scope] = unit
+                    self.workqueue.move_to_end(scope, last=False)
+            for other in self.nodes:
+                self._reschedule(other)
+            return left[0]
 
     config.option.loadscopereorder = False  # in the order of the items
     return Scheduler(config, log)

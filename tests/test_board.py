@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from masterslave.board import (
     BOARD_BYTES,
     LONGEST_BYTES,
+    LONGEST_ID,
     Board,
     BoardDamaged,
     Poster,
@@ -173,3 +176,80 @@ def test_large_results_and_those_in_pieces_go_by_the_pipe(pair: Pair) -> None:
         assert not worker.post(done(0, [b"x" * (LONGEST_BYTES + 1)]))
         assert not worker.post(done(0, [b"x", b"y"]))
         assert not WorkerEnd(far).post(done(0))
+
+
+# --- tasks that came by the shortcut --------------------------------------------------------
+
+
+def test_what_is_under_way_is_seen_until_it_has_ended(pair: Pair) -> None:
+    assert pair.board.under_way() is None
+    for number in range(3):
+        pair.poster.begins(f"square_{number}", number + 1)
+        assert pair.board.under_way() == (f"square_{number}", number + 1)
+        assert pair.board.turns == 2 * number + 1
+        pair.poster.has_ended()
+        assert pair.board.under_way() is None
+        assert pair.board.turns == 2 * number + 2
+
+
+def test_what_began_and_ended_between_two_looks_was_a_turn(pair: Pair) -> None:
+    pair.poster.begins("square_0", 1)
+    pair.poster.has_ended()
+    pair.poster.begins("square_1", 1)
+    assert pair.board.under_way() == ("square_1", 1)
+    assert pair.board.turns == 3
+
+
+def test_a_beginning_is_one_and_an_end_is_one_however_often_it_is_said(pair: Pair) -> None:
+    """A handler that forks, and whose child returns as well, says so twice."""
+    pair.poster.begins("square_0", 1)
+    pair.poster.begins("square_1", 1)
+    assert pair.board.under_way() == ("square_1", 1)
+    pair.poster.has_ended()
+    pair.poster.has_ended()
+    assert pair.board.under_way() is None
+    pair.poster.begins("square_2", 1)
+    assert pair.board.under_way() == ("square_2", 1)
+
+
+@pytest.mark.parametrize("letter", ["x", "ł", "\U0001f40d", "\udcff"])
+def test_the_longest_id_has_room(pair: Pair, letter: str) -> None:
+    pair.poster.begins(letter * LONGEST_ID, (1 << 63) - 1)
+    assert pair.board.under_way() == (letter * LONGEST_ID, (1 << 63) - 1)
+    assert not pair.board.has_news(), "what is posted is not touched"
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xc1", b"\x01", b"\x92\x01\x01", b"\x93\xa1a\x01\x01", b"\xa2ab"]
+)
+def test_a_damaged_board_shows_no_task(pair: Pair, text: bytes) -> None:
+    pair.poster.begins("square_0", 1)
+    pair.poster._task[: len(text)] = text
+    for _ in range(2):
+        with pytest.raises(BoardDamaged, match="a task on a board is none"):
+            pair.board.under_way()
+
+
+def test_a_task_is_read_whole_while_others_are_written(pair: Pair) -> None:
+    """Ids of different lengths, each with its own attempt, so that a mixture would be seen."""
+    over = threading.Event()
+
+    def write() -> None:
+        for number in itertools.cycle(range(50)):
+            pair.poster.begins(chr(65 + number) * (2 * number + 1), number)
+            pair.poster.has_ended()
+            if over.is_set():
+                return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = 0
+        while seen < 200:
+            found = pair.board.under_way()
+            if found is not None:
+                seen += 1
+                assert found[0] == chr(65 + found[1]) * (2 * found[1] + 1)
+    finally:
+        over.set()
+        writer.join()

@@ -7,6 +7,7 @@ import math
 import pytest
 from dispatching import (
     LONG_S,
+    STALLED_S,
     TINY_S,
     ended,
     result,
@@ -443,3 +444,147 @@ def test_the_longest_task_that_has_others_behind_it() -> None:
     dispatch.finished(1, result(task("a", "short"), 10 * TINY_S), 0.0)
     dispatch.finished(2, result(task("b", "tiny"), TINY_S), 0.0)
     assert dispatch.longest_s() == 0.0
+
+
+# --- tasks that come by the shortcut --------------------------------------------------------
+
+
+def beside(name: str, attempt: int = 1) -> tuple[str, int]:
+    return name, attempt
+
+
+def test_a_task_by_the_shortcut_is_first_in_line_while_it_is_seen() -> None:
+    dispatch = slave(1, 2)
+    assert dispatch.beside(1, beside("S_0"), 1.0) == []
+    assert dispatch.busy()
+    assert dispatch.holds() == [("S_0", 1)]
+    running = dispatch.running(1)
+    assert running is not None
+    assert (running.task_id, running.tag) == ("S_0", "S")
+    assert dispatch.newly_started(1.0) == ["S_0"]
+    dispatch.arrived(tasks("A"))
+    assert sent(dispatch.tick(1.0)) == {2: "A"}, "the other one is idle"
+    assert dispatch.beside(1, None, 2.0) == []
+    assert dispatch.holds() == [("A", 1)]
+    assert ended(dispatch) == {}, "the task manager has its result"
+
+
+def test_one_after_the_other_by_the_shortcut() -> None:
+    dispatch = slave(1)
+    for number in range(3):
+        dispatch.beside(1, beside(f"S_{number}"), float(number))
+        dispatch.beside(1, beside(f"S_{number}"), float(number))
+        assert dispatch.holds() == [(f"S_{number}", 1)]
+    dispatch.beside(7, beside("S_9"), 3.0)
+    assert dispatch.holds() == [("S_2", 1)], "of a worker that is not here"
+
+
+def test_a_worker_that_dies_is_blamed_for_its_task_by_the_shortcut() -> None:
+    dispatch = with_full_line()
+    dispatch.beside(1, beside("S_0"), 1.0)
+    dispatch.died(1, "killed by SIGKILL")
+    assert ended(dispatch) == {"S_0": "crashed"}
+    assert waiting(dispatch) == "ABCD"
+
+
+def test_what_had_ended_before_it_died_is_not_to_blame() -> None:
+    dispatch = slave(1)
+    dispatch.beside(1, beside("S_0"), 1.0)
+    dispatch.finished_beside(1, result(task("S_0")), 1.0)
+    dispatch.died(1, "killed by SIGKILL")
+    assert ended(dispatch) == {"S_0": "result"}
+    assert dispatch.holds() == []
+
+
+def test_the_end_of_one_that_was_not_seen_is_handed_in() -> None:
+    dispatch = slave(1)
+    dispatch.finished_beside(1, result(task("S_0")), 1.0)
+    dispatch.finished_beside(7, result(task("S_1")), 1.0)
+    assert ended(dispatch) == {"S_0": "result", "S_1": "result"}
+    dispatch.beside(1, beside("S_0"), 1.0)  # it was read before the end stood on the board
+    dispatch.beside(1, None, 1.0)
+    assert not dispatch.busy()
+    assert ended(dispatch) == {}
+
+
+def test_the_end_of_what_stands_in_line_is_heard_while_one_is_seen() -> None:
+    dispatch = with_full_line()
+    dispatch.beside(1, beside("S_0"), 1.0)
+    dispatch.finished(1, result(task("A", "tiny"), 0.0), 1.02)
+    dispatch.finished_all(1, [result(task("B", "tiny"), 0.0)], 1.02)
+    assert ended(dispatch) == {"A": "result", "B": "result"}
+    assert dispatch.newly_started(1.01) == ["S_0"], "it began before"
+    assert dispatch.holds() == [("C", 1), ("D", 1), ("S_0", 1)]
+    dispatch.beside(1, None, 1.0)
+    assert dispatch.running(1) == task("C", "tiny")
+
+
+def test_what_stands_behind_a_long_one_goes_back() -> None:
+    dispatch = with_full_line()
+    dispatch.beside(1, beside("S_0"), 1.0)
+    assert dispatch.tick(1.0 + STALLED_S) == [Skip(1, ["A", "B", "C"])]
+    assert ended(dispatch) == dict.fromkeys("ABCD", "returned")
+    assert dispatch.room(1.0 + STALLED_S) == 0
+    dispatch.skipped(1)
+    dispatch.beside(1, None, 2.0)
+    assert dispatch.room(2.0) == 1
+
+
+def test_a_cancelled_one_is_killed() -> None:
+    dispatch = slave(1)
+    dispatch.beside(1, beside("S_0"), 1.0)
+    assert dispatch.cancelled(["S_0"]) == [Kill(1, "cancelled")]
+    dispatch.died(1, "killed by SIGKILL")
+    assert ended(dispatch) == {"S_0": "returned"}
+
+
+def test_one_that_was_cancelled_before_it_was_seen_is_killed_when_it_is() -> None:
+    dispatch = slave(1)
+    assert dispatch.cancelled(["S_0"]) == []
+    assert dispatch.beside(1, beside("S_1"), 1.0) == []
+    assert dispatch.beside(1, beside("S_0"), 1.0) == [Kill(1, "cancelled")]
+    dispatch.died(1, "killed by SIGKILL")
+    assert ended(dispatch) == {"S_0": "returned"}
+
+
+def test_another_task_manager_may_use_the_id_of_a_cancelled_one() -> None:
+    dispatch = slave(1)
+    dispatch.cancelled(["S_0"])
+    dispatch.untell()
+    assert dispatch.beside(1, beside("S_0"), 1.0) == []
+
+
+def test_the_one_that_begins_as_its_worker_is_killed_is_not_to_blame() -> None:
+    dispatch = slave(1)
+    dispatch.beside(1, beside("S_0"), 1.0)
+    dispatch.cancelled(["S_0"])
+    assert dispatch.beside(1, beside("S_1"), 1.0) == []
+    dispatch.died(1, "killed by SIGKILL")
+    assert ended(dispatch) == {"S_1": "returned"}
+
+
+def test_an_interrupt_kills_what_came_by_the_shortcut_at_no_cost() -> None:
+    dispatch = slave(1, 2)
+    dispatch.beside(1, beside("S_0"), 1.0)
+    assert dispatch.interrupt("stopped") == [Kill(1, "stopped")]
+    dispatch.died(1, "killed by SIGKILL")
+    assert ended(dispatch) == {"S_0": "returned"}
+
+
+def test_a_worker_that_leaves_after_a_task_by_the_shortcut_gives_nothing_back_for_it() -> None:
+    dispatch = slave(1)
+    dispatch.beside(1, beside("S_0"), 1.0)
+    dispatch.leaving(1)  # it is told of the end in this way first
+    assert ended(dispatch) == {}
+    assert not dispatch.busy()
+    dispatch.beside(1, None, 1.0)
+    dispatch.died(1, "ended with exit status 0")
+    assert ended(dispatch) == {}
+    assert dispatch.holds() == []
+
+
+def test_an_outdated_attempt_by_the_shortcut_is_killed_and_another_one_not() -> None:
+    dispatch = slave(1)
+    dispatch.beside(1, beside("S_0", 2), 1.0)
+    assert dispatch.outdated([("S_0", 1)]) == []
+    assert dispatch.outdated([("S_0", 2)]) == [Kill(1, "cancelled")]

@@ -19,7 +19,7 @@ from masterslave.dispatch import AHEAD_S, STALL_S, Action, Kill, Send, Skip
 from masterslave.records import Assignment, Completion, Outcome
 
 Key = tuple[str, int]
-LEAVING, SKIPPED = "leaving", "skipped"
+LEAVING, SKIPPED, BESIDE = "leaving", "skipped", "beside"
 
 
 def key(of: Assignment | Completion) -> Key:
@@ -34,8 +34,11 @@ class _Worker:
         self.tasks: deque[Assignment] = deque()
         self.running: Assignment | None = None
         self.ended = False  # by itself
-        self.said: deque[Completion | str] = deque()
+        self.said: deque[Completion | str | tuple[str, Completion]] = deque()
         self.unanswered = 0  # Skips whose answer was not heard
+        self.beside: Assignment | None = None  # came by the shortcut, and is running
+        self.has_left = False  # has said that it leaves
+        self.seen: Assignment | None = None  # what the supervisor has seen of `beside`
         # as seen from the supervisor:
         self.line: deque[Assignment] = deque()
         self.since = 0.0  # when the first of the line became the first
@@ -253,6 +256,7 @@ class Slave(RuleBasedStateMachine):
         """It ends what it runs and begins the next; before that it may look at its messages."""
         if worker.ended:
             return
+        worker.beside = None  # its result goes to the task manager
         if worker.running is not None:
             tiny = worker.running.tag == "tiny"
             done = result(worker.running, TINY_S if tiny else long_s)
@@ -262,14 +266,15 @@ class Slave(RuleBasedStateMachine):
             worker.running = None
             if leaves:
                 worker.said.append(LEAVING)
+                worker.has_left = True
                 worker.tasks.clear()
         worker.read(everything=looks)
         if worker.tasks:
             worker.running = worker.tasks.popleft()
 
     def run_out_of_memory(self, worker: _Worker) -> None:
-        """It tells of its task, and ends."""
-        if worker.running is not None:
+        """It tells of its task, and ends. Such workers have no shortcuts."""
+        if worker.running is not None and worker.seen is None and not self.told_beside(worker):
             done = result(worker.running, 0.0)
             worker.said.append(done._replace(outcome=Outcome.OUT_OF_MEMORY.value))
             worker.running = None
@@ -283,15 +288,24 @@ class Slave(RuleBasedStateMachine):
                 worker.unanswered -= 1
                 self.dispatch.skipped(number)
                 continue
+            if isinstance(said, tuple) and said[0] == BESIDE:
+                self.hear_beside(number, worker, said[1])
+                continue
             if isinstance(said, str):
+                if worker.seen is not None:
+                    del self.here[key(worker.seen)]
+                    worker.seen = None
                 worker.line.clear()
                 worker.left = self.returns = self.draining = True
                 self.dispatch.leaving(number)
                 self.dispatch.drain()
                 continue
-            if worker.line and key(worker.line[0]) == key(said):
-                worker.line.popleft()
-                worker.since = self.now
+            assert isinstance(said, Completion)
+            first = 0 if worker.seen is None else 1
+            if len(worker.line) > first and key(worker.line[first]) == key(said):
+                del worker.line[first]
+                if worker.seen is None:
+                    worker.since = self.now
                 self.expected.append((key(said), said.outcome))
             if count % 2:
                 self.dispatch.finished(number, said, self.now)
@@ -317,19 +331,109 @@ class Slave(RuleBasedStateMachine):
     def a_worker_dies(self, number: int) -> None:
         worker = self.workers[number]
         self.hear(number, len(worker.said))
-        if self.workers.pop(number, None) is None:
+        if number not in self.workers:
             return
+        self.look(number)
+        del self.workers[number]
         if worker.line:
             first = key(worker.line[0])
             if worker.killed is None:
                 outcome = Outcome.CRASHED.value
                 ran = worker.running and key(worker.running)
+                ran = key(worker.beside) if worker.beside else ran
                 assert ran in (None, first) or ran in worker.skipped, "the wrong one is blamed"
             else:
                 victim, outcome = worker.killed
                 outcome = outcome if victim == first else Outcome.RETURNED.value
             self.expected.append((first, outcome))
         self.dispatch.died(number, "story")
+
+    # --- the shortcut -----------------------------------------------------------------------
+
+    def free(self) -> list[int]:
+        """Workers that may begin a task by the shortcut."""
+        return [
+            number
+            for number, one in self.workers.items()
+            if not (one.tasks or one.running or one.ended or one.has_left or one.beside)
+        ]
+
+    @precondition(lambda self: self.free())
+    @rule(
+        pick=pick,
+        looks=st.booleans(),
+        wait_s=st.sampled_from([0.0, 0.0, STALL_S / 2, 2 * STALL_S]),
+        heard=st.integers(0, 2),
+        ends=st.sampled_from(["", "", "directly", "by the pipe", "seen, by the pipe"]),
+        raises=st.booleans(),
+        leaves=st.integers(0, 10),
+    )
+    def a_task_comes_beside(
+        self,
+        pick: random.Random,
+        looks: bool,
+        wait_s: float,
+        heard: int,
+        ends: str,
+        raises: bool,
+        leaves: int,
+    ) -> None:
+        """A worker that has read of nothing else begins it, and perhaps ends it."""
+        number = pick.choice(self.free())
+        worker = self.workers[number]
+        worker.beside = Assignment(f"beside_{next(self.numbers)}", "beside", 1, [], None)
+        if looks:
+            self.look(number)
+        self.time_goes_by(wait_s)
+        self.hear(number, heard)  # of what came before, while this one is seen
+        self.time_goes_by(0.0)
+        if number not in self.workers or not ends:
+            return
+        if "pipe" in ends:
+            done = result(worker.beside)
+            if raises:
+                done = done._replace(outcome=Outcome.EXCEPTION.value)
+            worker.said.append((BESIDE, done))
+            if ends.startswith("seen"):
+                self.look(number)  # before the end stands on the board
+        worker.beside = None
+        if leaves == 10:
+            worker.said.append(LEAVING)
+            worker.has_left = True
+            self.hear(number, len(worker.said))
+
+    @rule()
+    def the_supervisor_looks(self) -> None:
+        for number in self.workers:
+            self.look(number)
+
+    def look(self, number: int) -> None:
+        worker = self.workers[number]
+        if worker.seen is not None and worker.seen != worker.beside:
+            assert worker.line.popleft() == worker.seen
+            worker.since = self.now
+            self.here.pop(key(worker.seen), None)
+            worker.seen = None
+        if worker.beside is not None and worker.seen is None:
+            worker.seen = worker.beside
+            worker.line.appendleft(worker.beside)
+            worker.since = self.now
+            self.here[key(worker.beside)] = worker.beside
+        under_way = None if worker.beside is None else key(worker.beside)
+        self.carry_out(self.dispatch.beside(number, under_way, self.now), Outcome.RETURNED)
+        self.told &= set(self.here)
+
+    def hear_beside(self, number: int, worker: _Worker, done: Completion) -> None:
+        if worker.seen is not None and key(worker.seen) == key(done):
+            worker.line.popleft()
+            worker.seen = None
+            worker.since = self.now
+        self.here.setdefault(key(done), Assignment(done.task_id, "beside", done.attempt, [], None))
+        self.expected.append((key(done), done.outcome))
+        self.dispatch.finished_beside(number, done, self.now)
+
+    def told_beside(self, worker: _Worker) -> bool:
+        return any(isinstance(said, tuple) and said[0] == BESIDE for said in worker.said)
 
     # --- what must always hold --------------------------------------------------------------
 

@@ -55,6 +55,37 @@ def test_alone_they_run_as_they_are_written(world: World) -> None:
     assert names == ["test_short"] * 40 + ["test_long"] * 2 + ["test_system"] * 6
 
 
+DEADLY = """
+    import os, pytest
+
+    @pytest.mark.parametrize("number", range(40))
+    def test_one(number):
+        with open("ran", "a") as file:
+            print(number, file=file)
+        if number in (0, 1, 9, 39):
+            os._exit(1)
+
+    @pytest.mark.parametrize("name", ["condor"] * 6)
+    def test_system(name, request):
+        with open("ran", "a") as file:
+            print(request.node.name, file=file)
+        if request.node.name == "test_system[condor2]":
+            os._exit(1)
+"""
+
+
+def test_what_a_process_dies_of_is_not_run_again_and_all_else_is(world: World) -> None:
+    test = world.write("test_starting_systems.py", DEADLY)
+    world.write("pytest.ini", "[pytest]\nmarkers = long\n")
+    world.env["PYTHONPATH"] = str(ROOT / "tests")
+    own = ("-q", "-p", "distribution", "-p", "no:cacheprovider", f"--rootdir={world.path}")
+    printed = world.start("-m", "pytest", test, *own, "-n", "2").finish(1)
+    assert "5 failed, 41 passed" in printed
+    assert "INTERNALERROR" not in printed
+    lines = (world.path / "ran").read_text().split()
+    assert len(lines) == len(set(lines)) == 46
+
+
 @pytest.mark.parametrize(
     ("test", "group"),
     [

@@ -25,8 +25,9 @@ from masterslave import payload, pieces
 from masterslave.dispatch import Dispatch, Send
 from masterslave.errors import PayloadError
 from masterslave.payload import Codec
-from masterslave.pipe import SupervisorEnd, WorkerEnd, pack
+from masterslave.pipe import SupervisorEnd, WorkerEnd
 from masterslave.records import Assignment, Completion, Delivery, as_assignment
+from masterslave.stream import pack
 
 PIECE = 1 << 16
 CODECS = [Codec(), Codec("script"), Codec("script", shared_main=True)]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import msgpack
 import pytest
 from conftest import PATIENCE_S, wait_until
 
-from masterslave.pipe import PipeClosed, SupervisorEnd, WorkerEnd, pack
-from masterslave.records import Assignment, as_assignment
+from masterslave import pipe as pipe_module
+from masterslave.board import LONGEST_BYTES as LONGEST_POST
+from masterslave.board import Board, Poster, create
+from masterslave.pipe import PipeClosed, SupervisorEnd, WorkerEnd
+from masterslave.records import Assignment, Completion, Outcome, as_assignment
+from masterslave.shortcut import Shortcut, WorkerShortcut, can_have_shortcuts
+from masterslave.stream import pack
 
 LARGE = bytes(range(256)) * 20_000  # more than any socket's buffer
 
@@ -202,3 +210,177 @@ def test_nothing_more_from_a_worker_that_lives_is_no_reason_to_wait(pipe: Pipe) 
 
 def test_a_selector_can_watch_the_supervisors_end(pipe: Pipe) -> None:
     assert pipe.supervisor.fileno() >= 0
+
+
+# --- the shortcut beside it -----------------------------------------------------------------
+
+TASK = Assignment("square_0", "square", 1, [b"parameters"], None)
+shortcuts = pytest.mark.skipif(not can_have_shortcuts(), reason="no shortcuts on this system")
+
+
+class Beside(Pipe):
+    """A pipe with a board and a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        descriptor = create()
+        self.shortcut, self.poster = Shortcut(), Poster(descriptor)
+        self.supervisor._board = Board(descriptor)
+        os.close(descriptor)
+        ends = (os.dup(end) for end in self.shortcut.worker_ends)
+        self.worker_shortcut = WorkerShortcut(*ends)
+        self.worker = WorkerEnd(self.theirs, self.poster, self.worker_shortcut)
+
+    def give(self, task: Assignment) -> None:
+        os.write(self.shortcut.names.to_descriptor, msgpack.packb(task))
+
+    def begins(self) -> Assignment | None:
+        """The worker waits, and begins what has come by the shortcut."""
+        assert self.worker.receive_or_tasks() is None
+        return self.worker.next_task()
+
+    def close(self) -> None:
+        self.supervisor.close()
+        self.theirs.close()
+        self.poster.close()
+        self.worker_shortcut.close()
+        self.shortcut.close()
+
+
+@pytest.fixture
+def beside() -> Iterator[Beside]:
+    beside = Beside()
+    yield beside
+    beside.close()
+
+
+def end(outcome: Outcome, frame: bytes = b"r") -> Completion:
+    return Completion(TASK.task_id, 1, outcome.value, [frame], 0.0, "")
+
+
+@shortcuts
+def test_a_task_that_comes_beside_stands_on_the_board_until_its_end(beside: Beside) -> None:
+    beside.give(TASK)
+    assert beside.supervisor.under_way() is None
+    assert beside.begins() == TASK
+    assert beside.supervisor.under_way() == ("square_0", 1)
+    beside.worker.hand_in(end(Outcome.RESULT))
+    assert beside.supervisor.under_way() is None
+    assert beside.supervisor.turns == 2
+    assert beside.shortcut.read() == [end(Outcome.RESULT)]
+
+
+@shortcuts
+@pytest.mark.parametrize(
+    "done",
+    [
+        end(Outcome.RESULT, b"x" * (LONGEST_POST + 1)),
+        end(Outcome.OUT_OF_MEMORY),
+        end(Outcome.RETURNED),
+    ],
+    ids=["large", "out of memory", "given back"],
+)
+def test_what_goes_back_by_the_pipe(beside: Beside, done: Completion) -> None:
+    beside.give(TASK)
+    beside.begins()
+    beside.worker.hand_in(done)
+    (message,) = beside.at_supervisor()
+    assert message == ["beside", list(done)]
+    assert beside.supervisor.under_way() is None
+    assert beside.shortcut.read() == []
+
+
+@shortcuts
+def test_a_task_comes_before_what_the_supervisor_says_at_the_same_time(beside: Beside) -> None:
+    beside.supervisor.send(["end"])
+    beside.give(TASK)
+    assert beside.begins() == TASK
+    beside.worker.hand_in(end(Outcome.RESULT))
+    assert beside.worker.receive_or_tasks() == ["end"]
+
+
+@shortcuts
+def test_a_task_that_was_taken_back_meanwhile_is_not_waited_for(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is told that something is there, and another one reads it first."""
+    receive = beside.worker_shortcut.receive
+    seen: list[Assignment] = []
+
+    def late() -> None:
+        if not seen:
+            seen.extend(beside.shortcut.take_back())
+            beside.supervisor.send(["end"])
+        receive()
+
+    monkeypatch.setattr(beside.worker_shortcut, "receive", late)
+    beside.give(TASK)
+    assert beside.worker.receive_or_tasks() == ["end"]
+    assert seen == [TASK]
+    assert beside.supervisor.turns == 0
+
+
+@shortcuts
+def test_without_the_other_ends_the_pipe_goes_on(beside: Beside) -> None:
+    beside.shortcut.close()
+    beside.supervisor.send(["forget", []])
+    assert beside.worker.receive_or_tasks() == ["forget", []]
+    beside.supervisor.send(["end"])
+    assert beside.worker.receive_or_tasks() == ["end"]
+
+
+@shortcuts
+def test_ends_that_a_handler_has_closed_are_an_end_of_the_pipe(beside: Beside) -> None:
+    beside.give(TASK)
+    beside.begins()
+    os.dup2(beside.theirs.fileno(), beside.worker_shortcut._back)
+    with pytest.raises(PipeClosed):
+        beside.worker.hand_in(end(Outcome.RESULT))
+    assert beside.supervisor.under_way() == ("square_0", 1), "it is to blame"
+
+
+@shortcuts
+@pytest.mark.parametrize("told_s", [-1.0, PATIENCE_S], ids=["long", "short"])
+def test_the_supervisor_is_told_of_the_end_of_a_long_task(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch, told_s: float
+) -> None:
+    monkeypatch.setattr(pipe_module, "_TOLD_S", told_s)
+    beside.give(TASK)
+    beside.begins()
+    beside.worker.hand_in(end(Outcome.RESULT))
+    wakes = bool(select.select([beside.supervisor], [], [], 0)[0])
+    assert wakes == (told_s < 0)
+    assert beside.supervisor.receive() == []
+    assert beside.supervisor.under_way() is None
+
+
+@shortcuts
+def test_a_board_that_is_being_closed_shows_nothing(beside: Beside) -> None:
+    beside.give(TASK)
+    beside.begins()
+    beside.supervisor.close()
+    assert beside.supervisor.under_way() is None
+    assert beside.supervisor.turns == 0
+
+
+@shortcuts
+def test_tasks_of_one_message_run_in_order_and_each_is_on_the_board(beside: Beside) -> None:
+    batch = [TASK._replace(task_id=f"square_{number}") for number in range(3)]
+    os.write(beside.shortcut.names.to_descriptor, msgpack.packb(batch))
+    assert beside.worker.receive_or_tasks() is None
+    for number, task in enumerate(batch):
+        assert beside.worker.has_task()
+        assert beside.worker.next_task() == task
+        assert beside.supervisor.under_way() == (task.task_id, 1)
+        beside.worker.hand_in(end(Outcome.RESULT)._replace(task_id=task.task_id))
+        assert (beside.supervisor.under_way() is None) == (number == 2)
+    assert beside.worker.next_task() is None
+    assert [done.task_id for done in beside.shortcut.read()] == [one.task_id for one in batch]
+
+
+@shortcuts
+def test_data_that_was_deleted_is_told_before_the_tasks_that_come_later(beside: Beside) -> None:
+    os.write(beside.shortcut.names.to_descriptor, msgpack.packb([False, "state_0_x"]))
+    beside.give(TASK)
+    assert beside.worker.receive_or_tasks() == ["forget", ["state_0_x"]]
+    assert beside.worker.next_task() == TASK

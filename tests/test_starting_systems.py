@@ -506,7 +506,7 @@ def test_a_start_with_htcondor_that_was_killed_is_found_by_the_name_of_its_jobs(
     wait_until(lambda: not pool.world.processes())
 
 
-def test_the_submit_file_of_a_shared_folder(pool: Pool) -> None:
+def test_the_submit_file_of_a_shared_folder_for_htcondor(pool: Pool) -> None:
     """One master and its slaves, none of which is told where another one runs."""
     for name in ("folder.py", "folder.sub"):
         pool.give(ROOT / "examples" / name)
