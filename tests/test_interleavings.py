@@ -42,7 +42,8 @@ from masterslave.stores.memory import MemoryStore
 from masterslave.waiters import Monitor
 
 # What a search visits, other tests cover; looked at line by line it takes twice as long.
-pytestmark = pytest.mark.no_cover
+# On a machine that others keep busy, it takes minutes.
+pytestmark = [pytest.mark.no_cover, pytest.mark.timeout(600)]
 
 #: What the client asks for: parameter -> options. Limits are low, so that few faults reach them.
 WANTED = {
