@@ -240,7 +240,7 @@ class TaskManager(ClientDesk):
                     return
                 if self._shortcuts.hear(member, worker):
                     self._roster.liveness.heard(process_id, self._clock())
-                    self._handout.refill(member)
+                self._handout.refill(member)  # also when tasks were taken back
         except ValueError as error:
             self.lostProcess(process_id, f"a shortcut to it is damaged: {error}", generation)
         self._outbox.tell()

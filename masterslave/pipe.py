@@ -227,6 +227,7 @@ class WorkerEnd:
         self._board = board
         self._sent = 0  # messages
         self._began = 0.0  # when the last task by the shortcut did
+        self._runs_beside = False  # whether it is being run
         self.share = False  # whether large buffers go by shared memory
         self._reader = Reader(keep=False)
         self._messages: deque[list[Any]] = deque()
@@ -295,7 +296,7 @@ class WorkerEnd:
         assert self._board is not None
         task = self._shortcut.tasks.popleft()
         self._board.begins(task.task_id, task.attempt)
-        self._began = time.monotonic()
+        self._began, self._runs_beside = time.monotonic(), True
         return task
 
     def has_task(self) -> bool:
@@ -322,13 +323,28 @@ class WorkerEnd:
             self._shortcut.receive()
         except ShortcutClosed:
             self._poll = None
+        if self._shortcut.has_skipped:
+            self._shortcut.has_skipped = False
+            self._say_what_was_held_back()
         if self._shortcut.forgotten:
             self._messages.append(["forget", self._shortcut.forgotten])
             self._shortcut.forgotten = []
 
+    def _say_what_was_held_back(self) -> None:
+        """The last results were not told of, as more tasks were to come: there are none now."""
+        assert self._shortcut is not None and self._board is not None
+        if self._shortcut.tasks or self._runs_beside:
+            return
+        self._board.has_ended()
+        try:
+            self._shortcut.tell()
+        except OSError as error:
+            raise PipeClosed from error
+
     def hand_in(self, done: Completion) -> None:
         """Send the end of a task that came by the shortcut. Raises `PipeClosed`."""
         assert self._shortcut is not None and self._board is not None
+        self._runs_beside = False
         try:
             is_sent = done.outcome in _GO_BACK and self._shortcut.send(done)
         except OSError as error:  # the supervisor has all ends, too: it has gone, or ours have

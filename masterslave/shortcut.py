@@ -241,6 +241,7 @@ class WorkerShortcut:
         self._look_at = 0  # length of that at which the task manager may want to send more
         self._alone = False  # whether the last task came alone
         self.forgotten: list[str] = []  # names of data items that were deleted, for the caller
+        self.has_skipped = False  # whether tasks are not to be run after all, for the caller
 
     def fileno(self) -> int:
         """Readable when there is a message."""
@@ -259,6 +260,7 @@ class WorkerShortcut:
             if message and message[0] is None:
                 gone = set(message[1:])
                 self.tasks = deque(task for task in self.tasks if task.task_id not in gone)
+                self.has_skipped = True
                 continue
             if message and message[0] is False:
                 self.forgotten += message[1:]
@@ -286,6 +288,10 @@ class WorkerShortcut:
         if not left or left == self._look_at or board.SHORT_S < duration_s < LOOKED_AT_S / left:
             self._write(_LOOK)
         return True
+
+    def tell(self) -> None:
+        """Say that there may be something on the board. Raises `OSError`."""
+        self._write(_LOOK)
 
     def _write(self, data: bytes) -> None:
         # A handler may have closed what is not its own, and the number may be its own file's now.

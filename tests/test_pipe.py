@@ -223,6 +223,7 @@ class Beside(Pipe):
 
     def __init__(self) -> None:
         super().__init__()
+        self.theirs.settimeout(None)  # with one, Python waits where the worker does not
         descriptor = create()
         self.shortcut, self.poster = Shortcut(), Poster(descriptor)
         self.supervisor._board = Board(descriptor)
@@ -384,3 +385,37 @@ def test_data_that_was_deleted_is_told_before_the_tasks_that_come_later(beside: 
     beside.give(TASK)
     assert beside.worker.receive_or_tasks() == ["forget", ["state_0_x"]]
     assert beside.worker.next_task() == TASK
+
+
+@shortcuts
+def test_a_result_that_waits_for_those_of_tasks_that_are_taken_back_is_told_of(
+    beside: Beside,
+) -> None:
+    """Else the task manager would wait for it, and its supervisor for the end of the task."""
+    batch = [TASK._replace(task_id=f"square_{number}") for number in range(5)]
+    os.write(beside.shortcut.names.to_descriptor, msgpack.packb(batch))
+    beside.begins()
+    beside.worker.hand_in(end(Outcome.RESULT))
+    assert not select.select([beside.shortcut], [], [], 0)[0], "it is told with those to come"
+    skip = msgpack.packb([None, *(task.task_id for task in batch)])
+    os.write(beside.shortcut.names.to_descriptor, skip)
+    beside.worker.receive_available()
+    assert select.select([beside.shortcut], [], [], 0)[0]
+    assert beside.supervisor.under_way() is None
+    assert beside.shortcut.read() == [end(Outcome.RESULT)]
+    assert beside.worker.next_task() is None
+
+
+@shortcuts
+def test_while_a_task_runs_its_end_tells_that_others_were_taken_back(beside: Beside) -> None:
+    batch = [TASK._replace(task_id=f"square_{number}") for number in range(5)]
+    os.write(beside.shortcut.names.to_descriptor, msgpack.packb(batch))
+    beside.begins()
+    skip = msgpack.packb([None, *(task.task_id for task in batch)])
+    os.write(beside.shortcut.names.to_descriptor, skip)
+    beside.worker.receive_available()
+    assert beside.supervisor.under_way() == ("square_0", 1)
+    assert not select.select([beside.shortcut], [], [], 0)[0]
+    beside.worker.hand_in(end(Outcome.RESULT))
+    assert select.select([beside.shortcut], [], [], 0)[0]
+    assert beside.supervisor.under_way() is None

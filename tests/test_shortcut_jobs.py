@@ -700,3 +700,70 @@ def kill_one(scene: Scene, slaves: dict[Program, int], chance: random.Random) ->
     wait_until(lambda: chosen.pid not in [row["pid"] for row in scene.job.ready()], "it is missed")
     count = slaves.pop(chosen)
     slaves[scene.job.slave("-n", count)] = count
+
+
+# --- many tiny tasks at once --------------------------------------------------------------------
+
+
+def batch_of(scene: Scene, count: int, **options: int) -> None:
+    """Tiny tasks that are known to be, so that they go by the shortcut, many at once."""
+    for number in range(20):
+        scene.request("echo", number)
+        scene.result()
+    scene.job.master.requestTasks("echo", [(number,) for number in range(count)], **options)
+
+
+@pytest.mark.timeout(600)
+def test_batches_amid_kills(scene: Scene) -> None:
+    chance = random.Random(1)
+    slaves = {scene.slave(workers=2): 2, scene.slave(workers=1): 1}
+    count, got = 20_000, []
+    batch_of(scene, count, crash_limit=100)
+    kills = set(chance.sample(range(count), 10))
+    for number in range(count):
+        if number in kills:
+            kill_one(scene, slaves, chance)
+        got.append(scene.result())
+    assert sorted(got) == list(range(count))
+    assert scene.job.count("running") == scene.job.count("waiting") == 0
+
+
+def test_a_slave_that_is_told_to_end_amid_a_batch_costs_no_task_anything(scene: Scene) -> None:
+    count = 10_000
+    slave = scene.slave(workers=2)
+    batch_of(scene, count, crash_limit=1)
+    got = [scene.result() for _ in range(100)]
+    slave.send_signal(signal.SIGTERM)
+    slave.finish()
+    scene.job.slave("-n", 2)
+    got += [scene.result() for _ in range(count - 100)]
+    assert sorted(got) == list(range(count))
+
+
+def test_a_slave_is_cut_off_amid_batches(scene: Scene) -> None:
+    count = 10_000
+    with relay_to(scene.job) as relay:
+        scene.slave(workers=2, address=relay.address)
+        batch_of(scene, count, crash_limit=100)
+        got = []
+        for number in range(count):
+            if number % 2000 == 1000:
+                relay.cut()
+                wait_until(lambda: not scene.job.ready(), "the closed connection is noticed")
+                relay.heal()
+                wait_until(lambda: scene.job.ready(), "it is back")
+            got.append(scene.result())
+        assert sorted(got) == list(range(count))
+
+
+def test_what_stands_behind_a_task_that_turns_out_long_is_run_elsewhere(scene: Scene) -> None:
+    """Known to take no time, it takes long this time; its slave has two workers."""
+    scene.slave(workers=2)
+    (scene.job.world.path / "now").touch()
+    for _ in range(20):
+        scene.request("hold", "now")
+        scene.result()
+    scene.job.master.requestTasks("hold", [("late",), *([("now",)] * 200)])
+    assert [scene.result() for _ in range(200)] == ["now"] * 200
+    scene.job.release("late")
+    assert scene.result() == "late"
