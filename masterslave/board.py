@@ -156,10 +156,14 @@ class Poster(_Mapping):
 class Board(_Mapping):
     """The reader's side."""
 
-    def __init__(self, descriptor: int, reader: int = 0) -> None:
-        """Map it; the descriptor stays the caller's. `reader`: a number of its own, see `claim`."""
+    def __init__(self, descriptor: int, reader: int = 0, *, acknowledges: bool = False) -> None:
+        """Map it; the descriptor stays the caller's. `reader`: a number of its own, see `claim`.
+
+        `acknowledges`: what was taken stays there until `acknowledge` is called.
+        """
         super().__init__(descriptor)
         self._reader = reader
+        self._acknowledges = acknowledges
         self._taken = 0
         self._unpacker = msgpack.Unpacker(
             max_buffer_size=0, strict_map_key=False, unicode_errors="surrogatepass"
@@ -205,6 +209,11 @@ class Board(_Mapping):
         """Whether anything was posted since it was read."""
         return bool(self._header[_POSTED] != self._taken)
 
+    def acknowledge(self) -> None:
+        """What was taken is safe: nobody else need read it, and there is room for more."""
+        if self._header[_READER] == self._reader:
+            self._header[_TAKEN] = self._taken
+
     def is_empty(self) -> bool:
         """Whether `take` has nothing to give, whatever was sent."""
         return not self._read and not self.has_news()
@@ -235,7 +244,9 @@ class Board(_Mapping):
             data += bytes(self._ring[: end - BOARD_BYTES])
         if self._header[_READER] != self._reader:
             return  # it may have been taken, and overwritten, meanwhile
-        self._header[_TAKEN] = self._taken = posted
+        self._taken = posted
+        if not self._acknowledges:
+            self.acknowledge()
         self._unpacker.feed(data)
         try:
             for message in self._unpacker:

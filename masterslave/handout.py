@@ -69,7 +69,7 @@ class HandOut:
         `answer`: have the call parked instead.
         """
         tasks = [] if self.closed else self._hand_out(member)
-        if tasks and self.direct(member, tasks):
+        if tasks and self._ledger is None and self.direct(member, tasks):
             tasks = []
         if tasks or timeout <= 0 or self._must_answer(member):
             self.line_up(member)  # what this call freed and did not take is the waiting one's
@@ -114,6 +114,10 @@ class HandOut:
             self.waiters.line_up(waiter, tags)
             if self._leases.peek(tags) is not None:
                 self.waiters.rouse(waiter)  # there is something for it already
+
+    def more(self, member: Member) -> list[Assignment]:
+        """Tasks for a member whose call waits, beside that."""
+        return self._hand_out(member) if member.id in self._waiter_of and not self.closed else []
 
     def refill(self, member: Member) -> None:
         """A member has handed in results beside its waiting call, which may get more tasks now."""

@@ -38,7 +38,7 @@ from masterslave.attendance import Attendance
 from masterslave.clients import Clients
 from masterslave.desk import ClientDesk
 from masterslave.earlier import EarlierRuns
-from masterslave.errors import DataNotFound, TaskManagerTermination
+from masterslave.errors import DataNotFound, JournalError, TaskManagerTermination
 from masterslave.handout import HandOut
 from masterslave.hooks import Observer
 from masterslave.intake import Intake
@@ -63,7 +63,7 @@ from masterslave.records import (
     frame_bytes,
 )
 from masterslave.room import Room
-from masterslave.roster import Roster
+from masterslave.roster import Member, Roster
 from masterslave.scheduler import Scheduler
 from masterslave.settings import Settings
 from masterslave.settling import Settling
@@ -188,12 +188,8 @@ class TaskManager(ClientDesk):
         log.info("slave %s is ready", member.info.machine, extra={"action": "slave_ready"})
 
     def allowShortcuts(self, opener: Opener) -> None:
-        """From now on, give tasks that come alone to idle workers of this machine directly.
-
-        Not with a journal, which must know of a task before a slave does.
-        """
-        if self._ledger is None:
-            self._shortcuts.opener = opener
+        """From now on, give tasks to idle workers of this machine directly, see `Shortcuts`."""
+        self._shortcuts.opener = opener
 
     def forbidShortcuts(self) -> None:
         """Let go of all shortcuts, and open none any more."""
@@ -233,6 +229,8 @@ class TaskManager(ClientDesk):
 
     def _heard(self, process_id: int, generation: int, worker: int) -> None:
         """There may be something on the shortcut to a worker."""
+        tasks: list[Assignment] = []
+        books = self._ledger
         try:
             with self._lock:
                 member = self._roster.known(process_id)
@@ -240,10 +238,41 @@ class TaskManager(ClientDesk):
                     return
                 if self._shortcuts.hear(member, worker):
                     self._roster.liveness.heard(process_id, self._clock())
-                self._handout.refill(member)  # also when tasks were taken back
+                    if books is not None:
+                        tasks = self._more_tiny_tasks(books, member)
+                if not tasks:
+                    self._handout.refill(member)  # also when tasks were taken back
+            if books is not None:
+                self._put_on_record(books, member, worker, tasks)
         except ValueError as error:
             self.lostProcess(process_id, f"a shortcut to it is damaged: {error}", generation)
         self._outbox.tell()
+
+    def _more_tiny_tasks(self, books: Ledger, member: Member) -> list[Assignment]:
+        """(Locked.) Tasks for a slave that has handed in some; others are for its waiting call."""
+        first = self._leases.peek(member.tags or ())
+        tasks: list[Assignment] = []
+        if first is not None and self._shortcuts.wants(member, first.tag):
+            tasks = self._handout.more(member)
+            books.handed_out(member.id, tasks)
+        return tasks
+
+    def _put_on_record(
+        self, books: Ledger, member: Member, worker: int, tasks: list[Assignment]
+    ) -> None:
+        """Have the journal hold what a worker has done and is to do, before either side knows."""
+        generation = member.generation
+        try:
+            tasks = self._settling.put_on_record(books, member, tasks, {})
+        except JournalError as error:  # the results stay where they are
+            log.info("results by a shortcut are not on record yet: %s", error)
+            return
+        with self._lock:
+            if self._handout.is_current(member, generation):
+                self._shortcuts.acknowledge(member, worker)
+                if tasks and not self._shortcuts.take(member, tasks):
+                    self._settling.return_unsent(member, tasks)
+                    self._handout.refill(member)
 
     def reportFailure(self, process_id: int, text: str) -> None:
         """A slave tells why it cannot start its workers; shown by ``task_manager LABEL``."""
@@ -569,6 +598,11 @@ class TaskManager(ClientDesk):
             notices = self._handout.notices(member, generation)
         if self._ledger is not None:
             tasks = self._settling.put_on_record(self._ledger, member, tasks, notices)
+            if tasks and member is not None and not notices:
+                with self._lock:
+                    is_current = self._handout.is_current(member, generation)
+                    if is_current and self._shortcuts.take(member, tasks):
+                        tasks = []
         self._outbox.tell()
         return [tasks, notices]
 

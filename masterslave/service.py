@@ -97,8 +97,9 @@ class Service:
         if self._settings.shared_memory and can_have_shortcuts():
             self._listener = listener = Listener()
             undo.callback(listener.stop)
+            keeps = self._journal is not None
             self.manager.allowShortcuts(
-                lambda names, heard: ManagerShortcut(as_names(names), listener, heard)
+                lambda names, heard: ManagerShortcut(as_names(names), listener, heard, keeps=keeps)
             )
         self._server = self._listen(self._settings, key, use_name_server)
         self._server.start()

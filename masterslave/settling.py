@@ -188,7 +188,7 @@ class Settling:
             with self._lock:
                 if member is not None:
                     member.take_back(notices)
-                    self._return_unsent(member, tasks)
+                    self.return_unsent(member, tasks)
             raise
         filled, unreadable = books.filled(tasks)
         if unreadable or books.has_heavy():
@@ -199,7 +199,8 @@ class Settling:
                 books.rest()
         return filled
 
-    def _return_unsent(self, member: Member, tasks: list[Assignment]) -> None:
+    def return_unsent(self, member: Member, tasks: list[Assignment]) -> None:
+        """Tasks were handed out, and cannot be sent: they go back to the head of their lines."""
         for task in reversed(tasks):
             returned = Outcome.RETURNED.value
             done = Completion(task.task_id, task.attempt, returned, [], 0.0, "not begun")

@@ -309,9 +309,17 @@ class WorkerShortcut:
 class ManagerShortcut:
     """The task manager's ends. `read` and `close` by one thread at a time."""
 
-    def __init__(self, names: PipeNames, listener: Listener, heard: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        names: PipeNames,
+        listener: Listener,
+        heard: Callable[[], None],
+        *,
+        keeps: bool = False,
+    ) -> None:
         """Open them; `heard` is called from `listener`'s thread when there may be a result.
 
+        `keeps`: results stay where the supervisor finds them until `acknowledge` is called.
         Raises `OSError` when they are not there, or others.
         """
         if names.system != _system():
@@ -324,7 +332,7 @@ class ManagerShortcut:
             undo.callback(os.close, back)
             posts = _open(pid, names.board_descriptor, names.board_inode, os.O_RDWR)
             try:
-                self._board = Board(posts, secrets.randbits(62) + 1)
+                self._board = Board(posts, secrets.randbits(62) + 1, acknowledges=keeps)
             finally:
                 os.close(posts)
             undo.callback(self._board.close)
@@ -332,7 +340,7 @@ class ManagerShortcut:
             listener.listen(back, heard)
             self._close = undo.pop_all()
         self._board.claim()
-        self._listener, self._to, self._back = listener, to, back
+        self._listener, self._to, self._back, self._keeps = listener, to, back, keeps
         #: Bytes of messages to the worker that surely fit into the pipe: of one that is half empty
         #: no page is less than half full.
         self.room_bytes = room // 2 - 2 * mmap.PAGESIZE
@@ -340,7 +348,8 @@ class ManagerShortcut:
 
     def pack(self, tasks: Sequence[Assignment]) -> bytes:
         """The message for tasks."""
-        return _PACKERS.pack(tasks[0] if len(tasks) == 1 else tasks)
+        alone = len(tasks) == 1 and not self._keeps  # its result comes by the pipe, and is gone
+        return _PACKERS.pack(tasks[0] if alone else tasks)
 
     def pack_skip(self, task_ids: Sequence[str]) -> bytes:
         """The message that says not to run these."""
@@ -361,6 +370,10 @@ class ManagerShortcut:
     def read(self) -> list[Completion]:
         """The results that are there, without waiting. Raises `ValueError` for what is none."""
         return _results(self._back, self._board)
+
+    def acknowledge(self) -> None:
+        """The results that were read are on record; else the supervisor finds them, too."""
+        self._board.acknowledge()
 
     def look_closely(self, closely: bool) -> None:
         """Have `heard` called every few milliseconds, or only when the worker says something."""

@@ -66,6 +66,9 @@ class End(Protocol):
     def read(self) -> list[Completion]:
         """The results that are there, without waiting. Raises `ValueError`."""
 
+    def acknowledge(self) -> None:
+        """The results that were read are safe."""
+
     def look_closely(self, closely: bool) -> None:
         """Whether to be told of results that the worker says nothing of."""
 
@@ -168,6 +171,22 @@ class Shortcuts:
             if len(one.tasks) > 1:
                 one.end.look_closely(True)
         return True
+
+    def wants(self, member: Member, tag: str) -> bool:
+        """Whether a slave has nothing but tiny tasks, and could have more of that tag this way."""
+        mine = self._of.get(member.id, {})
+        load = self._held.load_of(member.id)
+        return (
+            self._is_tiny(tag)
+            and any(not one.is_shut for one in mine.values())
+            and (all(self._is_tiny(tag) for tag, count in load.items() if count))
+        )
+
+    def acknowledge(self, member: Member, worker: int) -> None:
+        """The results that were heard from a worker are safe."""
+        shortcut = self._of.get(member.id, {}).get(worker)
+        if shortcut is not None:
+            shortcut.end.acknowledge()
 
     def forget(self, member: Member, name: str) -> None:
         """A data item was deleted, which no task that comes by a shortcut later is to find."""

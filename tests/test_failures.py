@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import random
+import re
 import socket
 import struct
 from collections import Counter
@@ -94,8 +95,9 @@ def test_a_poison_task_is_stopped_with_the_story_of_each_attempt(
     assert type(error.exception) is WorkerCrashed
     pids = job.notes("dying")
     assert len(set(pids)) == 3
-    for attempt, pid in enumerate(pids, 1):
-        assert f"attempt {attempt}: PID {pid} on {platform.node()} " in error.traceback
+    # On a busy machine there may be attempts between them that were taken back before they began.
+    told = re.findall(rf"attempt \d+: PID (\d+) on {platform.node()} ", error.traceback)
+    assert told == pids
     assert error.traceback.count(end) == 3
     assert error.traceback.count(f"last words before {how}") == 3
 

@@ -20,6 +20,12 @@ UP, DOWN = "up", "down"  # to the task manager, from the task manager
 Tamper = Callable[[str, bytes], list[bytes]]
 
 
+@pytest.fixture(autouse=True)
+def all_by_the_wire(world: World) -> None:
+    """Tasks and results go by the connections, as between hosts."""
+    world.env["MASTERSLAVE_SHARED_MEMORY"] = "0"
+
+
 class Connection:
     """One connection through a relay, and what has passed."""
 

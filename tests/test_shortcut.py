@@ -38,11 +38,11 @@ DONE = Completion("square_0", 1, "result", [b"result"], 0.5, "")
 class Ends:
     """All ends of a shortcut, in this process."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, *, keeps: bool = False) -> None:
         self.heard = threading.Semaphore(0)
         self.owner = Shortcut()
         self.worker = WorkerShortcut(*(os.dup(end) for end in self.owner.worker_ends))
-        self.manager = ManagerShortcut(self.owner.names, listener, self.heard.release)
+        self.manager = ManagerShortcut(self.owner.names, listener, self.heard.release, keeps=keeps)
 
     def sends(self, *tasks: Assignment) -> None:
         """The task manager gives the worker these, in one message."""
@@ -205,6 +205,21 @@ def test_when_the_supervisor_reads_the_board_the_task_manager_does_not(ends: End
         assert reader.read() == all_done[place : place + 2]
         assert ends.manager.read() == []
     assert ends.owner.read() == []
+
+
+def test_a_result_that_is_not_acknowledged_is_there_for_the_supervisor(listener: Listener) -> None:
+    ends = Ends(listener, keeps=True)
+    ends.sends(TASK)
+    ends.gets()
+    ends.worker.send(DONE)
+    assert ends.manager.read() == [DONE], "not by the pipe, where it would be gone"
+    assert ends.manager.read() == []
+    ends.manager.acknowledge()
+    second = DONE._replace(task_id="square_1")
+    ends.worker.send(second)
+    assert ends.manager.read() == [second]
+    assert ends.owner.read() == [second]
+    ends.close()
 
 
 def test_a_board_that_is_full_does_not_hold_the_worker_up(ends: Ends) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import wait_until
 from managing import Clock, X, ids
 from test_manager_parked import Slave
 
+from masterslave.errors import JournalError
 from masterslave.journal import Journal
 from masterslave.manager import TaskManager
 from masterslave.records import Assignment, Completion, Outcome, ProcessInfo
@@ -32,6 +35,7 @@ class End:
         self.skipped: list[str] = []
         self.forgotten: list[str] = []
         self.is_watched = False
+        self.acknowledged = 0
 
     def pack(self, tasks: Sequence[Assignment]) -> bytes:
         self._next = tasks
@@ -53,6 +57,9 @@ class End:
         else:
             self.forgotten += names
 
+    def acknowledge(self) -> None:
+        self.acknowledged += 1
+
     def look_closely(self, closely: bool) -> None:
         self.is_watched = closely
 
@@ -67,10 +74,18 @@ class End:
         assert self.is_open
         self.is_open = False
 
-    def ends(self, outcome: Outcome = Outcome.RESULT, *, attempt: int = 0) -> Completion:
-        """The worker hands in the last task; the task manager is not told of it yet."""
-        task = self.tasks[-1]
-        done = Completion(task.task_id, attempt or task.attempt, outcome.value, [b"r"], 0.1, "")
+    def ends(
+        self,
+        outcome: Outcome = Outcome.RESULT,
+        *,
+        attempt: int = 0,
+        place: int = -1,
+        duration_s: float = 0.1,
+    ) -> Completion:
+        """The worker hands in a task, the last; the task manager is not told of it yet."""
+        task = self.tasks[place]
+        attempt = attempt or task.attempt
+        done = Completion(task.task_id, attempt, outcome.value, [b"r"], duration_s, "")
         self.results.append(done)
         return done
 
@@ -267,12 +282,80 @@ def test_a_job_that_is_over_sends_nothing_more(scene: Scene) -> None:
     assert scene.opened[0].tasks == []
 
 
-def test_with_a_journal_there_are_no_shortcuts(clock: Clock) -> None:
+@pytest.fixture
+def journaled(clock: Clock) -> Iterator[Scene]:
+    """A scene whose task manager has a journal."""
     settings = Settings(key_file=Path("unused"))
-    scene = Scene(TaskManager("job", settings, clock=clock, journal=Journal(MemoryStore())), clock)
-    slave, _, scene.generation = scene.manager.registerProcess(None, "a slave")
-    assert not scene.offer(slave, 0)
-    assert scene.opened == []
+    manager = TaskManager("job", settings, clock=clock, journal=Journal(MemoryStore()))
+    yield Scene(manager, clock)
+    manager.forbidShortcuts()
+
+
+def journaled_slave(scene: Scene) -> int:
+    """A slave with one worker and a shortcut to it."""
+    info = ProcessInfo("slave a", 1, "host", 1, "a")
+    process_id, _, scene.generation = scene.manager.registerProcess(None, info)
+    scene.manager.announceTags(process_id, ["sqrt"])
+    assert scene.offer(process_id, 0)
+    return int(process_id)
+
+
+def test_with_a_journal_a_task_goes_when_it_is_on_record(journaled: Scene) -> None:
+    slave = journaled_slave(journaled)
+    task_id = journaled.request()
+    assert journaled.opened[0].tasks == []
+    assert journaled.manager.exchange(slave, [], [], 1, 0.0, journaled.generation)[0] == []
+    (end,) = journaled.opened
+    assert ids(end.tasks) == [task_id]
+    end.works()
+    assert journaled.results() == [(task_id, "result")]
+    assert end.acknowledged == 1
+
+
+def test_a_result_that_cannot_be_put_on_record_stays_where_its_supervisor_finds_it(
+    journaled: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slave = journaled_slave(journaled)
+    task_id = journaled.request()
+    journaled.manager.exchange(slave, [], [], 1, 0.0, journaled.generation)
+    (end,) = journaled.opened
+
+    def sync() -> None:
+        raise JournalError("the disk is full")
+
+    books = journaled.manager._ledger
+    assert books is not None
+    with monkeypatch.context() as broken:
+        broken.setattr(books, "sync", sync)
+        end.works()
+    assert end.acknowledged == 0
+    assert journaled.results() == [(task_id, "result")], "it is told all the same"
+
+
+def test_tiny_tasks_follow_each_other_on_record(journaled: Scene) -> None:
+    slave = journaled_slave(journaled)
+    journaled.request()
+    manager, generation = journaled.manager, journaled.generation
+    manager.exchange(slave, [], [], 1, 0.0, generation)
+    (end,) = journaled.opened
+    end.ends(duration_s=1e-5)
+    end.heard()
+    end.room_bytes = 1 << 20
+    manager.addTaskRequests("sqrt", [X] * 5000, journaled.client, TINY)
+    assert manager.exchange(slave, [], [], 1, 0.0, generation)[0] == []
+    sent = len(end.tasks)
+    assert 1 < sent < 5000, "as many as it may hold"
+    waiting = threading.Thread(target=manager.exchange, args=(slave, [], [], 1, 60.0, generation))
+    waiting.start()
+    wait_until(lambda: slave in manager._handout._waiter_of, "its call waits")
+    for place in range(1, sent):
+        end.ends(duration_s=1e-5, place=place)
+    end.heard()
+    assert len(end.tasks) > sent
+    assert end.acknowledged == 2
+    assert waiting.is_alive()
+    manager.terminate()
+    waiting.join()
 
 
 # --- opening ------------------------------------------------------------------------------------
