@@ -44,6 +44,7 @@ from masterslave.errors import (
     TaskManagerTermination,
     UnknownProcess,
 )
+from masterslave.offers import Offers
 from masterslave.records import (
     BATCH_BYTES,
     Assignment,
@@ -151,11 +152,7 @@ class Uplink:
         self._on_their_way = 0  # completions in the sender's call
         self._rest_until = 0.0  # of the fetcher
         self._poster: PostingLink | None = None  # the link, if calls can be posted on it
-        self._shortcuts: dict[int, Shortcut] = {}  # to the workers, by number
-        self._to_open: set[int] = set()  # those that the task manager is to be offered
-        self._withdrawn: set[int] = set()  # numbers of workers that have ended
-        self._to_close: set[int] = set()  # those of whose tasks all is known here
-        self._opened: set[int] = set()  # those that the task manager has, or is about to
+        self._offers = Offers()  # shortcuts to the workers
         self._posted: tuple[PostingLink, _Call] | None = None  # its answer is not there yet
         self._left_to_sender = False  # that answer
         self._mishap: tuple[_Call, Exception] | None = None  # of a posted call, for the sender
@@ -202,8 +199,7 @@ class Uplink:
     def offer(self, worker: int, shortcut: Shortcut) -> None:
         """A worker is ready: have the task manager use this shortcut to it, if it can."""
         with self._changed:
-            self._shortcuts[worker] = shortcut
-            self._to_open.add(worker)
+            self._offers.add(worker, shortcut)
             self._changed.notify_all()
 
     def withdraw(self, worker: int) -> None:
@@ -212,9 +208,7 @@ class Uplink:
         The task manager is told when it has what is handed in with the next call.
         """
         with self._changed:
-            self._to_open.discard(worker)
-            if self._shortcuts.pop(worker, None) is not None:
-                self._withdrawn.add(worker)
+            self._offers.remove(worker)
 
     def hand_in(
         self,
@@ -236,11 +230,9 @@ class Uplink:
                 self._gathered_at = time.monotonic() + _GATHER_S
             self._completions.extend(completions)
             self._started += started
-            self._to_close |= self._withdrawn & self._opened
-            self._opened -= self._withdrawn
-            self._withdrawn.clear()
+            are_closed = self._offers.settle()
             self._idle, self._low = idle, low
-            changed = completions or started or self._to_close or room != self._room
+            changed = completions or started or are_closed or room != self._room
             self._room = room
             link = self._may_post()
             if link is None:
@@ -319,7 +311,7 @@ class Uplink:
         """Whether the task manager gives no worker a task by a shortcut, as it knows it may not."""
         with self._changed:
             is_told = not self._wanted and self._room_known == 0
-            return is_told or not any(one.is_lent for one in self._shortcuts.values())
+            return is_told or not self._offers.any_lent()
 
     def stop(self, wait_s: float, failure: str = "") -> bool:
         """Hand in what is left, unregister, close; true if all was acknowledged in `wait_s`.
@@ -377,7 +369,7 @@ class Uplink:
             with self._changed:
                 self._started = call.started + self._started
                 self._needed.extendleft(reversed(call.needed))
-                self._to_close.update(call.closed)
+                self._offers.put_back(call.closed)
                 self._ended(call, None)
                 self._changed.notify_all()
             if isinstance(error, ConnectionFailed):
@@ -399,8 +391,7 @@ class Uplink:
             self._register(link)
         for name in call.needed:
             self._retrieve(link, name)
-        if self._to_open:
-            self._open_shortcuts(link)
+        self._open_shortcuts(link)
         room = self._room_told = self._current_room()
         completions = self._oldest(call.completions)
         reply = self._exchange(link, completions, call.started, room, call.wait_s)
@@ -420,8 +411,7 @@ class Uplink:
         needed, self._needed = list(self._needed), deque()
         closed: list[int] = []
         if count == len(self._completions):
-            closed = list(self._to_close)
-            self._to_close.clear()
+            closed = self._offers.take_closed()
         room = self._current_room()
         return _Call(count, started, needed, closed, room, wait_s, self._stopping)
 
@@ -442,8 +432,7 @@ class Uplink:
             not self._sender_rests
             or self._posted is not None
             or self._mishap is not None
-            or self._to_open
-            or self._to_close
+            or self._offers.are_due
             or self._needed
             or self._stopping
             or self._registration_due
@@ -471,8 +460,7 @@ class Uplink:
         others = (
             self._fetching
             or self._needed
-            or self._to_open
-            or self._to_close
+            or self._offers.are_due
             or self._stopping
             or self._registration_due
         )
@@ -537,8 +525,7 @@ class Uplink:
         return bool(
             (self._has_more() and (self._low or time.monotonic() >= self._gathered_at))
             or self._started
-            or self._to_open
-            or self._to_close
+            or self._offers.are_due
             or self._needed
             or self._stopping
             or self._registration_due
@@ -555,50 +542,26 @@ class Uplink:
     def _open_shortcuts(self, link: Link) -> None:
         """Offer the task manager what it has not been offered since the last registration."""
         with self._changed:
-            offers = {n: s for n, s in self._shortcuts.items() if n in self._to_open}
-            self._to_open.clear()
-            if not self._wanted:
-                return
+            offers = self._offers.take_offers()
+        if not offers or not self._wanted:
+            return
         for worker, shortcut in offers.items():
             with self._changed:
-                if worker not in self._shortcuts:
-                    continue  # it was withdrawn since
-                shortcut.is_lent = True  # as of now, results may be read there
-                self._opened.add(worker)
+                if not self._offers.lend(worker):
+                    continue
             is_open = link.call(
                 "openShortcut", self.process_id, self._generation, worker, list(shortcut.names)
             )
             if not is_open:
                 with self._changed:
-                    shortcut.is_lent = False
-                    self._opened.discard(worker)
+                    self._offers.refused(worker, shortcut)
         self._lent()
 
     def _take_shortcuts_back(self) -> None:
         """Have the supervisor read what comes by them, until they are opened again."""
         with self._changed:
-            self._to_open = set(self._shortcuts)
-            self._opened.clear()
-            self._to_close.clear()
-            for shortcut in self._shortcuts.values():
-                shortcut.is_lent = False
+            self._offers.take_back()
         self._lent()
-
-    def _empty_shortcuts(self) -> None:
-        """Take out the tasks that workers have not read: nobody says that they are held here."""
-        with self._changed:
-            for shortcut in self._shortcuts.values():
-                with contextlib.suppress(ValueError):
-                    shortcut.take_back()
-
-    def _read_shortcuts(self) -> None:
-        """Have the results handed in that came by them and that nobody has read."""
-        with self._changed:
-            for worker, shortcut in self._shortcuts.items():
-                try:
-                    self._completions.extend(shortcut.read())
-                except ValueError as error:  # its task is not held, and is run again
-                    log.warning("worker %d has written what is no result: %s", worker, error)
 
     def _digest(self, reply: list[Any]) -> None:
         tasks, notices = reply
@@ -640,15 +603,17 @@ class Uplink:
         self._registration_due = False  # what makes it due from now on needs another one
         self._take_shortcuts_back()
         self._room_told = self._room_known = _AS_TOLD  # to be told again
-        self._empty_shortcuts()
+        with self._changed:
+            self._offers.empty()
         holds = self._holds()
-        self._read_shortcuts()  # after that: what has ended since was under way before
+        with self._changed:  # after that: what has ended since was under way before
+            self._completions.extend(self._offers.read())
         holds += [(c.task_id, c.attempt) for c in list(self._completions)]
         process_id, obsolete, generation = link.call(
             "registerProcess", self._period_s, self._current_info(), self.process_id, holds
         )
-        self._empty_shortcuts()  # until then, something more may have come
         with self._changed:
+            self._offers.empty()  # until then, something more may have come
             self.process_id, self._generation = process_id, generation
             self._changed.notify_all()
         try:

@@ -168,7 +168,7 @@ def test_who_wants_no_tasks_offers_nothing(manager: TaskManager, line: Line, sla
     slave.uplink.refuse_tasks()
     worker = Worker()
     slave.uplink.offer(0, worker.shortcut)
-    wait_until(lambda: not slave.uplink._to_open, "it was looked at")
+    wait_until(lambda: not slave.uplink._offers._to_offer, "it was looked at")
     assert "openShortcut" not in line.calls
     assert not worker.shortcut.is_lent
     slave.uplink.withdraw(0)
