@@ -90,7 +90,10 @@ _WANTED_BYTES = 1 << 19
 #: Longest result in a pipe: the system writes and reads it as one.
 LONGEST_BYTES = int(getattr(select, "PIPE_BUF", 512))
 
-_READ_BYTES = 1 << 19
+#: Read at once of results: what a pipe holds by itself. Larger: new memory for each message.
+#: Smaller: a result might be read in two parts. Of tasks all that the pipe may hold is read at
+#: once, as the supervisor may take out the rest.
+_READ_BYTES = 1 << 16
 
 _LOOK = b"\xc0"  # None, in msgpack
 
@@ -206,7 +209,7 @@ class Shortcut:
         """
         tasks: list[Assignment] = []
         with self._lock:
-            for message in _messages(self._ends[0]) if self._ends else ():
+            for message in _messages(self._ends[0], _WANTED_BYTES) if self._ends else ():
                 if message[0] is None or message[0] is False:
                     continue  # the tasks are not here, and of data it is told by its pipe as well
                 try:
@@ -236,6 +239,7 @@ class WorkerShortcut:
         self._back_inode = os.fstat(back).st_ino
         self._poster = Poster(posts)
         os.close(posts)
+        self._space = memoryview(bytearray(_WANTED_BYTES))
         self._unpacker = msgpack.Unpacker(max_buffer_size=0, **_UNPACKING)
         self.tasks: deque[Assignment] = deque()  # to be run in order
         self._look_at = 0  # length of that at which the task manager may want to send more
@@ -250,12 +254,12 @@ class WorkerShortcut:
     def receive(self) -> None:
         """Take in the messages that are there; does not wait. Raises `ShortcutClosed`."""
         try:
-            data = os.read(self._to, _READ_BYTES)
+            count = os.readv(self._to, [self._space])
         except BlockingIOError:
             return
-        if not data:
+        if not count:
             raise ShortcutClosed
-        self._unpacker.feed(data)
+        self._unpacker.feed(self._space[:count])
         for message in self._unpacker:
             if message and message[0] is None:
                 gone = set(message[1:])
@@ -420,15 +424,15 @@ def _results(descriptor: int, posts: Board) -> list[Completion]:
     return ended
 
 
-def _messages(descriptor: int) -> list[Any]:
+def _messages(descriptor: int, size: int = _READ_BYTES) -> list[Any]:
     """What is there, without waiting. Raises `ValueError` for what was not written as a whole."""
     try:
-        data = os.read(descriptor, _READ_BYTES)
+        data = os.read(descriptor, size)
     except BlockingIOError:
         return []
     if not data or data == _LOOK:
         return []
-    unpacker = msgpack.Unpacker(max_buffer_size=_READ_BYTES, **_UNPACKING)
+    unpacker = msgpack.Unpacker(max_buffer_size=size, **_UNPACKING)
     unpacker.feed(data)
     messages, end = [], 0
     try:
