@@ -129,6 +129,9 @@ class TaskManager(ClientDesk):
             self._room, self._outbox, self._handout, self._results,
         )  # fmt: skip
         self._shortcuts = Shortcuts(clock, self._leases, self._scheduler.pace, self._settling)
+        if self._ledger is not None:
+            books = self._ledger
+            self._shortcuts.is_held_up = lambda: bool(books.trouble)
         self._handout.direct = self._shortcuts.take
         self._intake = Intake(
             self._lock, self._queue, self._ledger, self._outbox, self._handout.waiters,

@@ -40,6 +40,10 @@ _TINY_S = 0.0005
 #: held back. Smaller: on a busy machine, tasks are taken back for nothing.
 _STALL_S = 2.5 * HORIZON_S
 
+#: Slaves try again to hand in results when so much time has passed since the journal could not be
+#: written. Larger: what stands behind a long task is held back then. Smaller: it is run twice.
+_AFTER_S = 2.0
+
 _RETURNED = Outcome.RETURNED.value
 
 #: Outcomes with which the worker has ended, or is about to.
@@ -82,7 +86,7 @@ Opener = Callable[[Sequence[Any], Callable[[], None]], End]
 
 
 class _Shortcut:
-    __slots__ = ("end", "heard_at", "is_shut", "on_way_bytes", "stalls", "tasks")
+    __slots__ = ("end", "heard_at", "is_shut", "looked_at", "on_way_bytes", "stalls", "tasks")
 
     def __init__(self, end: End) -> None:
         self.end = end
@@ -91,6 +95,7 @@ class _Shortcut:
         self.on_way_bytes = 0.0  # of messages that may not have been read
         self.is_shut = False  # gets no more tasks
         self.heard_at = 0.0  # or when it was given something, being idle
+        self.looked_at = 0.0  # whether or not there was something
         self.stalls = False  # it runs one task for long, and what stood behind is taken back
 
     def ended(self, done: Iterable[Completion], now: float) -> None:
@@ -117,6 +122,8 @@ class Shortcuts:
         self._settling = settling
         self._of: dict[int, dict[int, _Shortcut]] = {}  # process id -> number of the worker
         self.opener: Opener | None = None  # None: there are no shortcuts here
+        #: Whether slaves keep results as they cannot be put on record.
+        self.is_held_up: Callable[[], bool] = lambda: False
 
     def open(
         self, member: Member, worker: int, names: Sequence[Any], heard: Callable[[], None]
@@ -216,6 +223,11 @@ class Shortcuts:
             shortcut.ended(ended, now)
             self._count_stalls(member)
             self._settling.settle_all(member.id, member, ended, now)
+        if self.is_held_up():
+            shortcut.heard_at = now + _AFTER_S
+        elif now - shortcut.looked_at > _STALL_S / 2:  # so we do not know what it has said
+            shortcut.heard_at = max(shortcut.heard_at, now)
+        shortcut.looked_at = now
         if len(shortcut.tasks) > 1 and now - shortcut.heard_at > _STALL_S:
             self._recall(member, shortcut)
             self._count_stalls(member)

@@ -357,18 +357,19 @@ class Supervisor:
             if worker.shortcut is None:
                 continue
             self._carry_out(self._dispatch.beside(worker.number, worker.pipe.under_way(), now))
-            if worker.shortcut.is_lent == worker.shortcut_is_watched:
-                self._watch_shortcut(worker, worker.shortcut)
+            is_ours = not worker.shortcut.is_lent  # the uplink's thread may change that now
+            if is_ours != worker.shortcut_is_watched:
+                self._watch_shortcut(worker, worker.shortcut, is_ours)
 
-    def _watch_shortcut(self, worker: WorkerProcess, shortcut: Shortcut) -> None:
+    def _watch_shortcut(self, worker: WorkerProcess, shortcut: Shortcut, watch: bool) -> None:
         """Read the results that come by it if the task manager does not, and only then."""
-        if shortcut.is_lent:
-            self._selector.unregister(shortcut)
-        else:
+        if watch:
             self._selector.register(
                 shortcut, selectors.EVENT_READ, lambda _: self._hear_beside(worker, shortcut)
             )
-        worker.shortcut_is_watched = not shortcut.is_lent
+        else:
+            self._selector.unregister(shortcut)
+        worker.shortcut_is_watched = watch
 
     def _hear_beside(
         self, worker: WorkerProcess, shortcut: Shortcut, *, last: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import psutil
 from conftest import World, wait_until
@@ -46,7 +47,10 @@ def test_a_job_survives_thousands_of_hostile_messages(world: World) -> None:
     target = Target(split_address(path.read_text()), names, key, world.path / "mark")
 
     process = psutil.Process(master.pid)
-    wait_until(lambda: len(status(world)["slaves"]) == 2, "both slaves are there")
+    wait_until(
+        lambda: [slave["finished"] > 0 for slave in status(world)["slaves"]] == [True] * 2,
+        "both slaves are at work, so their shortcuts are open",
+    )
     threads, files = process.num_threads(), process.num_fds()
     tally = Tally()
     fire(target, MESSAGES, 1, tally)
@@ -69,8 +73,8 @@ def test_a_job_survives_thousands_of_hostile_messages(world: World) -> None:
         assert tally.counts[kind, outcome] > SHARES[kind], tally.table()
 
 
-def status(world: World) -> dict[str, list[object]]:
-    shown: dict[str, list[object]] = json.loads(
+def status(world: World) -> dict[str, list[dict[str, Any]]]:
+    shown: dict[str, list[dict[str, Any]]] = json.loads(
         world.task_manager("show", LABEL, "--json", "-w").finish()
     )
     return shown

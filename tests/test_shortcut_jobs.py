@@ -240,8 +240,7 @@ def test_workers_are_killed_right_after_their_results(scene: Scene) -> None:
         scene.request("echo", number, crash_limit=1)
         assert scene.result() == number
         workers_of(slave)[0].kill()
-    assert scene.job.status()["delivered"] == 10
-    assert scene.job.status()["dropped"] == 0
+    assert scene.job.status()["delivered"] == 10  # a death after the result changes nothing
 
 
 @pytest.mark.parametrize("crash_limit", [1, 2])
@@ -255,6 +254,7 @@ def test_a_supervisor_is_killed_while_its_worker_runs_a_task(
     if crash_limit == 1:
         assert "connection closed" in scene.crash()[1]
         return
+    wait_until(lambda: not scene.job.status()["slaves"], "its loss was noticed")
     scene.job.slave()
     scene.job.wait_for("begin a", 2)
     scene.job.release("a")

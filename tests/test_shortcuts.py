@@ -358,6 +358,28 @@ def test_tiny_tasks_follow_each_other_on_record(journaled: Scene) -> None:
     waiting.join()
 
 
+def test_nothing_is_taken_back_while_results_cannot_be_put_on_record(journaled: Scene) -> None:
+    journaled.manager._scheduler.pace.record("sqrt", 0.0)
+    slave = journaled_slave(journaled)
+    journaled.manager.addTaskRequests("sqrt", [X] * 6, journaled.client)
+    journaled.manager.exchange(slave, [], [], 1, 0.0, journaled.generation)
+    (end,) = journaled.opened
+    assert len(end.tasks) == 6
+    journaled.manager._shortcuts.is_held_up = lambda: True
+
+    def look(times: int) -> None:
+        for _ in range(times):
+            journaled.clock.now += 0.005
+            end.heard()
+
+    look(30)
+    journaled.manager._shortcuts.is_held_up = lambda: False
+    look(30)
+    assert end.skipped == [], "slaves wait before they try again"
+    look(600)
+    assert len(end.skipped) == 5
+
+
 # --- opening ------------------------------------------------------------------------------------
 
 
@@ -675,7 +697,11 @@ def test_what_is_taken_back_from_a_long_task_goes_to_an_idle_worker_at_once(scen
         quick.results.append(Completion(task.task_id, 1, "result", [b"r"], 0.0, ""))
     quick.heard()
     scene.clock.now += 1.0
-    slow.heard()  # nothing is there: it is looked at closely
+    slow.heard()  # nothing is there, but nobody has looked for long
+    assert slow.skipped == []
+    for _ in range(12):
+        scene.clock.now += 0.005
+        slow.heard()  # it is looked at closely
     assert slow.skipped == held[1:]
     again = [(one.task_id, one.attempt) for one in quick.tasks if one.attempt == 2]
     assert again[:1] == [(held[1], 2)]
