@@ -50,6 +50,7 @@ numbers, and if the system is the same one: it has a number that is new each tim
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import mmap
 import os
@@ -78,8 +79,13 @@ from masterslave.records import (
 
 try:
     import fcntl
+    import resource
 except ImportError:  # not on every system; there are no shortcuts there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = resource = None  # type: ignore[assignment]
+
+#: Part of the files that a process may have open beyond which no shortcut is made. Larger: with
+#: a hundred workers the program itself may run out of files. Smaller: the last of many have none.
+_PART_OF_FILES = 2
 
 _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # linux/fcntl.h
 
@@ -154,6 +160,7 @@ class Shortcut:
                 os.set_blocking(end, False)
             with contextlib.suppress(OSError):  # too much for this user already
                 fcntl.fcntl(self._ends[1], _F_SETPIPE_SZ, _WANTED_BYTES)
+            _check_number(max(self._ends))
             inodes = [os.fstat(end).st_ino for end in self._ends]
             self._board = Board(self._ends[4], secrets.randbits(62) + 1)
         except BaseException:
@@ -340,6 +347,7 @@ class ManagerShortcut:
             finally:
                 os.close(posts)
             undo.callback(self._board.close)
+            _check_number(back)
             room = fcntl.fcntl(to, _F_GETPIPE_SZ)
             listener.listen(back, heard)
             self._close = undo.pop_all()
@@ -389,6 +397,13 @@ class ManagerShortcut:
         """Let go of all. Nothing else is to be called afterwards."""
         self._listener.forget(self._back)
         self._close.close()
+
+
+def _check_number(descriptor: int) -> None:
+    """Raise `OSError` if there are so many open files that others should have the rest."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and descriptor > limit // _PART_OF_FILES:
+        raise OSError(errno.EMFILE, "too many open files for one more shortcut")
 
 
 def _open(pid: int, descriptor: int, inode: int, flags: int) -> int:

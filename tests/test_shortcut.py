@@ -326,6 +326,18 @@ def test_the_ends_of_a_worker_are_not_inherited_by_what_it_starts(ends: Ends) ->
     owner.close()
 
 
+def test_others_have_their_part_of_the_files(
+    ends: Ends, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = descriptors()
+    monkeypatch.setattr(shortcut.resource, "getrlimit", lambda which: (10, 10))
+    with pytest.raises(OSError, match="too many"):
+        Shortcut()
+    with pytest.raises(OSError, match="too many"):
+        ManagerShortcut(ends.owner.names, listener, lambda: None)
+    assert descriptors() == before
+
+
 # --- who may open them --------------------------------------------------------------------------
 
 
