@@ -129,9 +129,7 @@ class TaskManager(ClientDesk):
             self._room, self._outbox, self._handout, self._results,
         )  # fmt: skip
         self._shortcuts = Shortcuts(clock, self._leases, self._scheduler.pace, self._settling)
-        if self._ledger is not None:
-            books = self._ledger
-            self._shortcuts.is_held_up = lambda: bool(books.trouble)
+        self._shortcuts.is_held_up = self._cannot_record
         self._handout.direct = self._shortcuts.take
         self._intake = Intake(
             self._lock, self._queue, self._ledger, self._outbox, self._handout.waiters,
@@ -761,6 +759,9 @@ class TaskManager(ClientDesk):
 
     def _has_ended(self) -> bool:
         return self._terminated
+
+    def _cannot_record(self) -> bool:
+        return self._ledger is not None and bool(self._ledger.trouble)
 
     # --- the journal and the memory budget --------------------------------------------------
 

@@ -716,9 +716,12 @@ class Supervisor:
             self._wake()
 
         before = {n: signal.signal(n, on_signal) for n in _END_SIGNALS}
+        # Whichever thread gets it, this one wakes up, and runs the handler.
+        woken = signal.set_wakeup_fd(self._wake_in.fileno(), warn_on_full_buffer=False)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(woken)
             for number, handler in before.items():
                 signal.signal(number, handler)
 

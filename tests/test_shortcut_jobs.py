@@ -693,7 +693,9 @@ def kill_one(scene: Scene, slaves: dict[Program, int], chance: random.Random) ->
     wait_until(lambda: scene.shortcuts() == sum(slaves.values()), "all are ready")
     chosen = chance.choice(list(slaves))
     if chance.random() < 0.7:
-        chance.choice(workers_of(chosen)).kill()
+        workers = workers_of(chosen)  # none, if the only one was just killed
+        if workers:
+            chance.choice(workers).kill()
         return
     chosen.kill()
     chosen.wait()

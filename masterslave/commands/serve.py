@@ -13,6 +13,10 @@ from masterslave.errors import SettingsError
 from masterslave.service import Service
 from masterslave.settings import Settings, check_label
 
+#: Between two looks for a signal. Larger: the end begins later. Smaller: the process wakes up in
+#: vain.
+_LOOK_S = 1.0
+
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then have the slaves leave. A second signal ends it at once.
@@ -52,7 +56,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     try:
         if options.verbose:
             print(f"task manager {options.label} at {service.address}", flush=True)
-        told.wait()
+        while not told.wait(_LOOK_S):  # where another thread got the signal, this one slept on
+            pass
         service.end_job(settings.shutdown_s)
     finally:
         service.stop()
