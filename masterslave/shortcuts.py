@@ -106,7 +106,6 @@ class _Shortcut:
         self.stalls = False
         if not self.tasks:
             self.on_way_bytes = 0.0
-        if len(self.tasks) <= 1:
             self.end.look_closely(False)
 
 
@@ -234,11 +233,13 @@ class Shortcuts:
         return bool(ended)
 
     def _recall(self, member: Member, shortcut: _Shortcut) -> None:
-        """Take back what stands behind a long task; one that has begun meanwhile runs twice."""
+        """Take back what stands behind a long task; one that has begun meanwhile runs twice.
+
+        The worker may have been late only, and tell of no result before it reads this.
+        """
         first, *behind = shortcut.tasks
         shortcut.tasks = {first: shortcut.on_way_bytes}
         shortcut.stalls = True
-        shortcut.end.look_closely(False)
         skip = shortcut.end.pack_skip([task_id for task_id, _ in behind])
         if shortcut.on_way_bytes + len(skip) <= shortcut.end.room_bytes:
             shortcut.end.send(skip)

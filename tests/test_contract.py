@@ -318,7 +318,7 @@ def test_a_handler_that_ends_its_process(master: MasterProcess, substrate: str) 
     assert sorted(done) == sorted(others)
     assert [error.task_id for error in failed] == [guilty]
     assert isinstance(failed[0].exception, WorkerCrashed)
-    assert "attempt 2: " in failed[0].traceback
+    assert failed[0].traceback.count("attempt ") == 2  # there may be one that never began
 
 
 def test_statistics(master: MasterProcess, capsys: pytest.CaptureFixture[str]) -> None:

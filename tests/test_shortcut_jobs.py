@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -695,7 +696,8 @@ def kill_one(scene: Scene, slaves: dict[Program, int], chance: random.Random) ->
     if chance.random() < 0.7:
         workers = workers_of(chosen)  # none, if the only one was just killed
         if workers:
-            chance.choice(workers).kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                chance.choice(workers).kill()
         return
     chosen.kill()
     chosen.wait()

@@ -703,6 +703,7 @@ def test_what_is_taken_back_from_a_long_task_goes_to_an_idle_worker_at_once(scen
         scene.clock.now += 0.005
         slow.heard()  # it is looked at closely
     assert slow.skipped == held[1:]
+    assert slow.is_watched, "it may have begun late, and tell of no result before it reads that"
     again = [(one.task_id, one.attempt) for one in quick.tasks if one.attempt == 2]
     assert again[:1] == [(held[1], 2)]
     assert slave.answers == []
