@@ -12,6 +12,8 @@ other slaves can run it.
 A task that went to a worker by the `shortcut` is first in its line while it is seen to run.
 
 The shell (`supervisor.py`) tells what happened and carries out what `Dispatch` answers.
+
+The module is longer than others as all of its events change the same few lines.
 """
 
 from __future__ import annotations

@@ -237,14 +237,15 @@ class TaskManager(ClientDesk):
                 member = self._roster.known(process_id)
                 if member is None or not self._handout.is_current(member, generation):
                     return
-                if self._shortcuts.hear(member, worker):
+                heard = self._shortcuts.hear(member, worker)
+                if heard:
                     self._roster.liveness.heard(process_id, self._clock())
                     if books is not None:
                         tasks = self._more_tiny_tasks(books, member)
                 if not tasks:
                     self._handout.refill(member)  # also when tasks were taken back
-            if books is not None:
-                self._put_on_record(books, member, worker, tasks)
+            if heard and books is not None:
+                self._put_on_record(books, member, generation, worker, tasks)
         except ValueError as error:
             self.lostProcess(process_id, f"a shortcut to it is damaged: {error}", generation)
         self._outbox.tell()
@@ -259,14 +260,18 @@ class TaskManager(ClientDesk):
         return tasks
 
     def _put_on_record(
-        self, books: Ledger, member: Member, worker: int, tasks: list[Assignment]
+        self,
+        books: Ledger,
+        member: Member,
+        generation: int,
+        worker: int,
+        tasks: list[Assignment],
     ) -> None:
         """Have the journal hold what a worker has done and is to do, before either side knows."""
-        generation = member.generation
         try:
             tasks = self._settling.put_on_record(books, member, tasks, {})
-        except JournalError as error:  # the results stay where they are
-            log.info("results by a shortcut are not on record yet: %s", error)
+        except JournalError as error:  # the results stay where they are; the user is told already
+            log.debug("results by a shortcut are not on record yet: %s", error)
             return
         with self._lock:
             if self._handout.is_current(member, generation):

@@ -1,9 +1,10 @@
 """Tasks that go to workers of this machine without their supervisor between (`shortcut`).
 
 Two kinds of them do: tasks for which there are idle workers, and tiny tasks, many at once. Of all
-others, the supervisor is to decide which worker runs them, and when. A slave gets tasks in one way
-at a time, and by this one only while its call for tasks is parked; the call stays parked. What is
-on a shortcut is leased to the slave like any task.
+others, the supervisor is to decide which worker runs them, and when; while it has some of those, so
+it is of all. A slave gets tasks this way when its call for tasks is there, in whose answer they
+would be else; a call that waits goes on waiting. What is on a shortcut is leased to the slave like
+any task.
 
 A worker that says nothing for long while tasks stand behind the one that it runs gives those up:
 they are taken back, and it is told not to run them.

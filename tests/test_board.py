@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from masterslave import shortcuts
 from masterslave.board import (
     BOARD_BYTES,
     LONGEST_BYTES,
@@ -253,3 +254,8 @@ def test_a_task_is_read_whole_while_others_are_written(pair: Pair) -> None:
     finally:
         over.set()
         writer.join()
+
+
+def test_the_task_manager_sends_no_longer_ids_than_a_board_takes() -> None:
+    """It must not know of boards, so the number stands there, too."""
+    assert shortcuts._LONGEST_ID == LONGEST_ID
