@@ -29,6 +29,10 @@ Of tiny tasks many go at once. Their results are posted on a second board, which
 reads every few milliseconds, or when the worker says by the pipe that it is time to; when it lets
 go, the supervisor is the reader.
 
+A task manager that has not noticed yet that its slave has taken the shortcut back may read from the
+pipe that there is a result, and not find it, as the board is not its own any more. So its
+supervisor looks at the board by itself then, as long as the worker is at a task.
+
 So a result has a reader at all times, and a task is never known to nobody: the supervisor keeps
 all ends open. A result in the pipe is short enough to be written and read as one (`PIPE_BUF`), and
 never more tasks are on their way than the pipe to the worker has room for.

@@ -106,6 +106,11 @@ _REFUSED_S = 2.0
 #: supervisor wakes up in vain. Smaller: a task that was on its way then may run to its end.
 _CANCELLED_S = 1.0
 
+#: After the task manager was to let go of shortcuts, it may still take what tells of a result for
+#: so long, so that they are looked at. Larger: the supervisor wakes up in vain. Smaller: on a busy
+#: machine a result might lie there.
+_TAKEN_BACK_S = 1.0
+
 #: Bytes of data items kept for workers to come; the least recently used goes first.
 _CACHE_BYTES = 1 << 30
 
@@ -147,8 +152,8 @@ class Supervisor:
         self._record = record
         self._memory = memory
         # Times: of a look at memory; when the task manager should know that no tasks are wanted
-        # here; until when cancelled tasks may begin.
-        self._memory_look_at = self._refused_by = self._cancelled_by = 0.0
+        # here; until when cancelled tasks may begin; until when results may lie in shortcuts.
+        self._memory_look_at = self._refused_by = self._cancelled_by = self._results_by = 0.0
         self._dispatch = Dispatch(None if self._lifetime is None else self._lifetime.drain_at)
         self._workers: dict[int, WorkerProcess] = {}
         self._writing: set[int] = set()  # workers to whom not all could be sent yet
@@ -356,14 +361,20 @@ class Supervisor:
         for worker in self._workers.values():
             if worker.shortcut is None:
                 continue
-            self._carry_out(self._dispatch.beside(worker.number, worker.pipe.under_way(), now))
+            task = worker.pipe.under_way()
             is_ours = not worker.shortcut.is_lent  # the uplink's thread may change that now
             if is_ours != worker.shortcut_is_watched:
                 self._watch_shortcut(worker, worker.shortcut, is_ours)
+            self._carry_out(self._dispatch.beside(worker.number, task, now))
+            if is_ours and task is not None:
+                self._results_by = now + _TAKEN_BACK_S
+            if is_ours and now < self._results_by:
+                self._hear_beside(worker, worker.shortcut)
 
     def _watch_shortcut(self, worker: WorkerProcess, shortcut: Shortcut, watch: bool) -> None:
         """Read the results that come by it if the task manager does not, and only then."""
         if watch:
+            self._results_by = time.monotonic() + _TAKEN_BACK_S
             self._selector.register(
                 shortcut, selectors.EVENT_READ, lambda _: self._hear_beside(worker, shortcut)
             )
@@ -682,7 +693,7 @@ class Supervisor:
             waits.append(max(0.0, self._lifetime.drain_at - now))
         if self._idleness is not None and not self._dispatch.draining:
             waits.append(self._idleness.wait_s(now))
-        looks = self._dispatch.draining or now < self._cancelled_by
+        looks = self._dispatch.draining or now < max(self._cancelled_by, self._results_by)
         if self._is_blind or (looks and self._may_cut):
             waits.append(_POLL_S)  # nobody tells of what begins by shortcuts
         if self._memory is not None and self._dispatch.busy():

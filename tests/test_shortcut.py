@@ -222,6 +222,20 @@ def test_a_result_that_is_not_acknowledged_is_there_for_the_supervisor(listener:
     ends.close()
 
 
+def test_what_the_task_manager_was_told_of_too_late_lies_there_for_the_supervisor(
+    listener: Listener,
+) -> None:
+    ends = Ends(listener, keeps=True)
+    ends.sends(TASK)
+    ends.gets()
+    assert ends.owner.read() == [], "it has taken the shortcut back"
+    ends.worker.send(DONE)
+    assert ends.manager.read() == []
+    assert not is_readable(ends.owner.fileno()), "nobody tells of it"
+    assert ends.owner.read() == [DONE]
+    ends.close()
+
+
 def test_a_board_that_is_full_does_not_hold_the_worker_up(ends: Ends) -> None:
     tasks = many(200)
     ends.sends(*tasks)
