@@ -91,10 +91,7 @@ class Registration:
                 if self._server.uri.endswith("@" + addresses[0]):
                     return  # our own entry
                 if is_alive(self._label, addresses, self._key, self._settings):
-                    raise LabelInUse(
-                        f"a master with label {self._label!r} is running at {addresses[0]}; "
-                        "choose another label, or end that one first"
-                    ) from None
+                    raise LabelInUse(_in_use(self._label, addresses[0])) from None
                 log.info("replacing the entry of %s: its master has gone", self._label)
                 names.remove(self._label)
                 names.register(self._server, self._label)
@@ -106,12 +103,24 @@ class Registration:
                 f"no name server answers at PYRO_NS_HOST={host}, port {port}; start pyro5-ns there"
             )
         bind = self._settings.host
+        self._refuse_living()
         try:
-            self._own = EmbeddedNameServer(bind, port)
+            self._own = EmbeddedNameServer(bind, port, (self._server, self._label))
             log.info("started a name server on %s:%d", bind, port)
         except OSError:
             time.sleep(0.05)  # another master was faster; its server answers in a moment
         return self._name_server()
+
+    def _refuse_living(self) -> None:
+        """Where no name server can say who has the label, this user's connection file may know."""
+        try:
+            known = connectionfile.read(self._settings.connections, self._label)
+        except SettingsError:  # not this user's; ours takes its place
+            return
+        if known is None or set(known.addresses) & set(self._server.addresses):
+            return  # nobody, or ourselves
+        if is_alive(self._label, known.addresses, self._key, self._settings):
+            raise LabelInUse(_in_use(self._label, known.addresses[0]))
 
     def _renew(self) -> None:
         while not self._stop.wait(self._settings.renewal_s):
@@ -121,6 +130,13 @@ class Registration:
                 log.warning("%s", error, extra={"action": "label_lost"})
             except Exception as error:  # whatever it was, the next look may find it mended
                 log.debug("registration not renewed: %s", error)
+
+
+def _in_use(label: str, address: str) -> str:
+    return (
+        f"a master with label {label!r} is running at {address}; "
+        "choose another label, or end that one first"
+    )
 
 
 def is_alive(label: str, addresses: list[str], key: bytes, settings: Settings) -> bool:

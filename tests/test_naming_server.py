@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 import re
 import signal
+from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
 from conftest import Impostor, World, wait_until
-from labels import MASTER, can_be_found, end_master, find, master, speak_http, start_master
+from labels import (
+    MASTER,
+    can_be_found,
+    end_master,
+    find,
+    master,
+    settings_here,
+    speak_http,
+    start_master,
+)
 
-from masterslave.errors import SettingsError
+from masterslave import naming
+from masterslave.errors import LabelInUse, SettingsError
 from masterslave.keyfile import load_key
+from masterslave.master import MasterProcess
 from masterslave.naming import survey
 from masterslave.settings import Settings, split_address
-from masterslave.transports.nameserver import NameServerGone
+from masterslave.transports.nameserver import EmbeddedNameServer, NameServerGone
 
 # --- the name server ------------------------------------------------------------------------
 
@@ -94,6 +107,39 @@ def test_masters_that_start_at_the_same_time_share_one_name_server(world: World)
         assert find(f"m{number}") == f"m{number}"
     for number, program in enumerate(programs):
         end_master(world, program, f"m{number}")
+
+
+def test_who_starts_the_name_server_has_its_label_before_anyone_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[LabelInUse] = []
+
+    def start(*args: Any) -> EmbeddedNameServer:
+        server = EmbeddedNameServer(*args)
+        monkeypatch.setattr(naming, "EmbeddedNameServer", EmbeddedNameServer)
+        try:  # another one, as soon as the name server answers
+            MasterProcess("job", settings=settings_here()).shutdown()
+        except LabelInUse as error:
+            refused.append(error)
+        return server
+
+    monkeypatch.setattr(naming, "EmbeddedNameServer", start)
+    with master("job") as first:
+        assert find("job") == "job"
+        assert len(refused) == 1 and first.address in str(refused[0])
+
+
+def test_a_living_master_keeps_its_label_while_there_is_no_name_server(world: World) -> None:
+    first = start_master(world, "first")
+    second = MasterProcess("second", settings=replace(settings_here(), renewal_s=1e6))
+    try:
+        end_master(world, first, "first")  # and the name server
+        assert not can_be_found("second")
+        third = start_master(world, "second")
+        third.finish(1)
+        assert f"label 'second' is running at {second.address}" in third.err
+    finally:
+        second.shutdown()
 
 
 def test_an_entry_that_was_removed_or_leads_astray_is_made_again(world: World) -> None:

@@ -176,9 +176,18 @@ def _uri_text(value: Any) -> str:
 class EmbeddedNameServer:
     """A name server inside this process, where no other one answers."""
 
-    def __init__(self, host: str, port: int) -> None:
-        """Raises `OSError` when the port is taken, by another name server most likely."""
+    def __init__(self, host: str, port: int, entry: tuple[PyroServer, str] | None = None) -> None:
+        """Raises `OSError` when the port is taken, by another name server most likely.
+
+        `entry`: a server and its label, there before anyone is answered: who starts a name server
+        for a label never loses it to one that came later.
+        """
         self._daemon = _NameServerDaemon(host=host, port=port)
+        if entry is not None:
+            server, label = entry
+            self._daemon.nameserver.register(
+                object_name(label), server.uri, metadata=server.addresses
+            )
         accept_at_once(self._daemon)
         self._broadcast = None
         if not host.startswith("127."):
