@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from masterslave.attached import RemoteManager
 from masterslave.errors import (
     PayloadError,
     ResultTimeout,
@@ -18,9 +17,12 @@ from masterslave.errors import (
     TaskTimedOut,
     WorkerCrashed,
 )
-from masterslave.manager import TaskManager
 from masterslave.payload import Codec
 from masterslave.records import LOST, Delivery, Outcome
+
+if TYPE_CHECKING:  # every slave's program imports the master, and needs none of these
+    from masterslave.attached import RemoteManager
+    from masterslave.manager import TaskManager
 
 #: What stands for the failure of a task that has no exception object of its own.
 _FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut | TaskLost]] = {
@@ -74,7 +76,7 @@ class Arrivals:
                     if one.tag == tag:
                         del kept[place]
                         return one
-            if not self._waiting_calls and isinstance(manager, TaskManager):
+            if not self._waiting_calls and manager.is_here:
                 got = manager.getResults(self._process_id, tag, _RESULT_BATCH, 0.0)
                 if got:
                     kept.extend(got)  # behind those of other tags, which are older

@@ -83,6 +83,8 @@ class RemoteManager:
     They raise `ConnectionFailed` when it has been gone for `master_gone_s` seconds.
     """
 
+    is_here = False  # each question is a message
+
     def __init__(
         self,
         label: str,

@@ -16,6 +16,7 @@ class Attachment:
 
     folder = None  # shared with slaves
     is_named = True  # slaves that are launched here may ask for it by its label
+    ends_slaves = False  # it goes on, and nobody tells its slaves to leave
 
     def __init__(
         self,

@@ -83,6 +83,8 @@ class TaskManager(ClientDesk):
     `clock` gives seconds that never go back; tests pass their own.
     """
 
+    is_here = True  # in this process: to ask it costs no more than a lock
+
     def __init__(
         self,
         label: str = "",

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from masterslave import globalstate, payload, shared, slavecode, ways
 from masterslave.arrivals import Arrivals
-from masterslave.attached import RemoteManager
 from masterslave.chaos import Chaos
 from masterslave.errors import (
     DataNotFound,
@@ -31,9 +30,7 @@ from masterslave.errors import (
     SettingsError,
     TaskManagerTermination,
 )
-from masterslave.hooks import Observer
 from masterslave.launchers.local import LocalSlaves, SlaveOptions
-from masterslave.manager import TaskManager
 from masterslave.memory import check_supported
 from masterslave.records import (
     DEFAULT_OPTIONS,
@@ -41,13 +38,16 @@ from masterslave.records import (
     TaskOptions,
     frame_bytes,
 )
-from masterslave.service import Service
 from masterslave.settings import Settings, check_label
 from masterslave.units import parse_bytes, parse_duration
 from masterslave.ways import folder_way
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # every slave's program imports this module, and needs none of these
     from concurrent.futures import Executor
+
+    from masterslave.attached import RemoteManager
+    from masterslave.hooks import Observer
+    from masterslave.manager import TaskManager
 
 log = logging.getLogger(__name__)
 
@@ -191,8 +191,7 @@ class MasterProcess:
                 return
             self._down = True
         self._service.end_job(self.settings.shutdown_s)
-        # Nobody tells slaves of a task manager that goes on to leave.
-        self._slaves.end(2.0 if isinstance(self._service, Service) else 0.0)
+        self._slaves.end(2.0 if self._service.ends_slaves else 0.0)
         self._service.stop()
 
     def launchSlaveJobs(

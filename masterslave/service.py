@@ -40,6 +40,8 @@ _TELL_S = 5.0
 class Service:
     """Serves a task manager from its creation until `stop`."""
 
+    ends_slaves = True  # when the job ends, they are told to leave
+
     def __init__(
         self,
         label: str,

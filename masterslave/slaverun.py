@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from masterslave import naming, slavecode
 from masterslave.errors import AuthenticationError, ConnectionFailed, SettingsError, SlaveError
-from masterslave.folder.links import FolderConnector, JobOver
-from masterslave.folder.place import no_parent
 from masterslave.keyfile import load_key
 from masterslave.memory import check_supported
 from masterslave.settings import Settings
@@ -28,6 +26,7 @@ from masterslave.supervisor import Supervisor
 from masterslave.transports.base import Link
 
 if TYPE_CHECKING:
+    from masterslave.folder.links import FolderConnector
     from masterslave.runfolder import SlaveNote
 
 log = logging.getLogger(__name__)
@@ -206,6 +205,8 @@ def _with_failover(
         except ConnectionFailed as error:
             if folder is None:
                 raise
+            from masterslave.folder.links import FolderConnector  # few slaves need it
+
             met = met or FolderConnector(folder, key, label)
             try:
                 link = met()
@@ -221,6 +222,9 @@ def _find_in_folder(
     folder: str, key: bytes, terms: _Terms, wait: bool
 ) -> tuple[str, FolderConnector] | None:
     """The label of the master that is at work there, and the way to it; None: nobody came."""
+    from masterslave.folder.links import FolderConnector, JobOver  # few slaves need them
+    from masterslave.folder.place import no_parent
+
     mistyped = no_parent(folder)
     if mistyped:  # no master will ever come there
         raise SettingsError(mistyped)

@@ -17,15 +17,16 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from masterslave import slavecode
-from masterslave.attachment import Attachment
 from masterslave.clients import MAX_WEIGHT, MIN_WEIGHT
 from masterslave.errors import SettingsError
-from masterslave.hooks import Observer
-from masterslave.service import Service
 from masterslave.settings import Settings, checked_path, split_address
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
+
+    from masterslave.attachment import Attachment
+    from masterslave.hooks import Observer
+    from masterslave.service import Service
 
 
 #: See `MasterProcess`.
@@ -163,6 +164,8 @@ def open_service(
         from masterslave.folderservice import FolderService  # few masters need it
 
         return FolderService(label, settings, **given.folder._asdict(), **options)
+    from masterslave.service import Service  # slaves import this module and need none
+
     return Service(label, settings, **options)
 
 
@@ -197,4 +200,6 @@ def _join(
         raise SettingsError(
             f"weight={weight!r}: must be a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}"
         )
+    from masterslave.attachment import Attachment  # few masters need it
+
     return Attachment(label, settings, master_host, given.code, weight)

@@ -14,26 +14,26 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from masterslave.errors import LauncherError
-from masterslave.launchers.base import Launcher
-from masterslave.launchers.htcondor import HtcondorLauncher
-from masterslave.launchers.memory import MemoryLauncher
-from masterslave.launchers.pbs import PbsLauncher
-from masterslave.launchers.psij import PsijLauncher
-from masterslave.launchers.sge import SgeLauncher
-from masterslave.launchers.slurm import SlurmLauncher
-from masterslave.launchers.ssh import LocalLauncher, SshLauncher
 
-_LAUNCHERS: dict[str, type[Launcher]] = {
-    cls.name: cls
-    for cls in (
-        LocalLauncher, SshLauncher, SlurmLauncher, SgeLauncher, PbsLauncher, HtcondorLauncher,
-        PsijLauncher, MemoryLauncher,
-    )
-}  # fmt: skip
+if TYPE_CHECKING:
+    from masterslave.launchers.base import Launcher
+
+#: Module and class of each; loaded when chosen, as every master imports this package.
+_LAUNCHERS = {
+    "local": ("ssh", "LocalLauncher"),
+    "ssh": ("ssh", "SshLauncher"),
+    "slurm": ("slurm", "SlurmLauncher"),
+    "sge": ("sge", "SgeLauncher"),
+    "pbs": ("pbs", "PbsLauncher"),
+    "htcondor": ("htcondor", "HtcondorLauncher"),
+    "psij": ("psij", "PsijLauncher"),
+    "memory": ("memory", "MemoryLauncher"),
+}
 
 #: What is looked for, in this order, where nothing was chosen.
 _CHOICE = ("slurm", "sge", "pbs", "htcondor")
@@ -44,9 +44,12 @@ def launcher(name: str, **settings: Any) -> Launcher:
 
     Raises `LauncherError` for a name or a setting that does not exist.
     """
-    cls = _LAUNCHERS.get(name)
-    if cls is None:
+    if name not in _LAUNCHERS:
         raise LauncherError(f"no launcher {name!r}; there are {', '.join(_LAUNCHERS)}")
+    module, class_name = _LAUNCHERS[name]
+    cls: type[Launcher] = getattr(
+        importlib.import_module(f"masterslave.launchers.{module}"), class_name
+    )
     try:
         inspect.signature(cls).bind(**settings)
     except TypeError as error:

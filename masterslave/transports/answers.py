@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from masterslave.errors import LabelUnknown
-from masterslave.manager import TaskManager
 from masterslave.records import frame_bytes
 from masterslave.transports.channel import SealedSocket, end_connection
 from masterslave.transports.exchanges import pack, pack_error, unpack_question
 from masterslave.transports.remote import check_call
 from masterslave.waiters import Parked
+
+if TYPE_CHECKING:
+    from masterslave.manager import TaskManager  # slaves and clients do without
 
 log = logging.getLogger(__name__)
 

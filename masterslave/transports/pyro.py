@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import Pyro5.client
@@ -41,7 +41,6 @@ from masterslave.errors import (
     UnknownProcess,
     remote_error,
 )
-from masterslave.manager import TaskManager
 from masterslave.records import Piece
 from masterslave.settings import join_address
 from masterslave.transports.answers import Exchanges
@@ -66,6 +65,9 @@ from masterslave.transports.sockets import (
 )
 from masterslave.transports.strangers import Strangers, Throttle
 from masterslave.transports.tls import server_tls
+
+if TYPE_CHECKING:
+    from masterslave.manager import TaskManager  # slaves and clients do without
 
 log = logging.getLogger(__name__)
 

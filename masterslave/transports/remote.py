@@ -7,12 +7,12 @@ written any more.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from masterslave.clients import LANES, MAX_WEIGHT, MIN_WEIGHT
-from masterslave.manager import TaskManager
 from masterslave.records import (
     MAX_COUNT,
     MAX_S,
@@ -186,8 +186,11 @@ def _or_none(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or good(value)
 
 
+@functools.cache
 def _rules(method: str) -> tuple[list[_Rule], _Rule | None]:
     """The rules of a method's parameters in order; and that of all others, if it takes any."""
+    from masterslave.manager import TaskManager  # who only calls it need not load it
+
     rules: list[_Rule] = []
     others = None
     for parameter in list(inspect.signature(getattr(TaskManager, method)).parameters.values())[1:]:
@@ -201,15 +204,12 @@ def _rules(method: str) -> tuple[list[_Rule], _Rule | None]:
     return rules, others
 
 
-_BY_METHOD = {method: _rules(method) for method in REMOTE_METHODS}
-
-
 def check_call(method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raise `ValueError` for an argument of a remote method that cannot be, naming it.
 
     Missing, surplus and unknown ones are left to the call itself.
     """
-    rules, others = _BY_METHOD[method]
+    rules, others = _rules(method)
     # Too many or too few are for Python to complain of.
     for rule, value in zip(rules, args, strict=False):
         if not rule.good(value):
