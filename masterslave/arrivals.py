@@ -32,9 +32,10 @@ _FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut | TaskL
     Outcome.TIMED_OUT.value: TaskTimedOut,
 }
 
-#: Results that are taken from the task manager at once when so many are there. Larger: nothing is
-#: gained. Smaller: the task manager's lock is taken for a few, and slaves wait for it.
-_RESULT_BATCH = 64
+#: Results that are taken from the task manager at once when so many are there: at first, and, twice
+#: as many each time, at most. Larger: slaves wait for the task manager's lock. Smaller: it is taken
+#: for a few, and while slaves are quicker, results pile up for the garbage collector to visit.
+_RESULT_BATCH, _LARGEST_BATCH = 64, 2048
 
 
 class Arrivals:
@@ -60,6 +61,7 @@ class Arrivals:
         self._owned = owned
         self._taken: deque[Delivery] = deque()  # and not given away yet, of any tag, oldest first
         self._waiting_calls = 0  # that wait in the task manager for a result
+        self._batch = _RESULT_BATCH  # to be taken at once
         self._taking = threading.Lock()  # of both
 
     def next(
@@ -77,7 +79,9 @@ class Arrivals:
                         del kept[place]
                         return one
             if not self._waiting_calls and manager.is_here:
-                got = manager.getResults(self._process_id, tag, _RESULT_BATCH, 0.0)
+                got = manager.getResults(self._process_id, tag, self._batch, 0.0)
+                is_full = len(got) == self._batch
+                self._batch = min(2 * self._batch, _LARGEST_BATCH) if is_full else _RESULT_BATCH
                 if got:
                     kept.extend(got)  # behind those of other tags, which are older
                     del kept[len(kept) - len(got)]

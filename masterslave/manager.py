@@ -251,6 +251,7 @@ class TaskManager(ClientDesk):
         except ValueError as error:
             self.lostProcess(process_id, f"a shortcut to it is damaged: {error}", generation)
         self._outbox.tell()
+        self._lock.step_aside()
 
     def _more_tiny_tasks(self, books: Ledger, member: Member) -> list[Assignment]:
         """(Locked.) Tasks for a slave that has handed in some; others are for its waiting call."""
@@ -452,7 +453,7 @@ class TaskManager(ClientDesk):
         `TaskManagerTermination` when no result is there and none will come.
         """
         deadline = None if timeout is None else self._clock() + timeout
-        with self._lock:
+        with self._lock.first:
             while True:
                 got = self._queue.deliver_all(process_id, tag, limit, BATCH_BYTES)
                 if got:

@@ -15,17 +15,29 @@ of the lock (`Monitor`), so nobody who wakes need think of that.
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+import time
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+#: How long a thread that takes the lock again and again steps aside. Larger: it does nothing
+#: meanwhile. Smaller: a thread that was kept waiting has not woken by then.
+_ASIDE_S = 2e-5
+
 
 class Monitor:
-    """A lock, and what is still to be done for parked calls when it is let go of."""
+    """A lock, and what is still to be done for parked calls when it is let go of.
+
+    Python's locks know no turns: one that is let go of and taken again soon is never there for a
+    thread that must wake first. So a thread that must not starve takes it as `first`, and one that
+    takes it without a pause between steps aside.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.acquire = self._lock.acquire
+        self.first = _First(self)
+        self._kept_waiting: deque[None] = deque()  # one for each thread; its steps are atomic
         self.woken: list[Parked] = []
         #: Called, with the lock held, for each parked call that was woken; gives what is to be
         #: called without the lock, None for nothing.
@@ -44,6 +56,18 @@ class Monitor:
         for answer in answers:
             answer()
 
+    def acquire_first(self) -> None:
+        """As `acquire`, of a thread that others step aside for."""
+        if not self.acquire(False):
+            self._kept_waiting.append(None)
+            self.acquire()
+            self._kept_waiting.pop()
+
+    def step_aside(self) -> None:
+        """Called without the lock, before it is taken again: others may have it first."""
+        if self._kept_waiting:
+            time.sleep(_ASIDE_S)
+
     def condition(self) -> threading.Condition:
         """A new condition on this lock."""
         lock: Any = self  # all that it needs of a lock
@@ -57,6 +81,19 @@ class Monitor:
             self.release()
         else:
             self._lock.release()
+
+
+class _First:
+    """A `Monitor` whose other threads step aside, for ``with``."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def __enter__(self) -> None:
+        self._monitor.acquire_first()
+
+    def __exit__(self, *exc: object) -> None:
+        self._monitor.__exit__()
 
 
 class Waiter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from conftest import PATIENCE_S, wait_until
@@ -142,3 +143,32 @@ def test_who_gave_up_waiting_is_not_woken_in_place_of_another(room: Room) -> Non
     room.heard("a", "b")
     assert room.woken == ["a", "b"]
     assert len(room.waiters) == 0
+
+
+def test_who_takes_the_lock_again_and_again_steps_aside_for_who_must_not_starve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monitor = Monitor()
+    pauses: list[float] = []
+    monkeypatch.setattr("masterslave.waiters.time", SimpleNamespace(sleep=pauses.append))
+
+    def wait_first() -> None:
+        with monitor.first:
+            pass
+
+    def steps_aside() -> bool:
+        monitor.step_aside()
+        return bool(pauses)
+
+    with monitor:
+        assert not steps_aside()
+        thread = threading.Thread(target=wait_first)
+        thread.start()
+        wait_until(steps_aside, "the other one is kept waiting")
+    thread.join()
+    pauses.clear()
+    assert not steps_aside()
+    with monitor.first:
+        assert not steps_aside()
+    assert monitor.acquire(False)
+    monitor.release()
