@@ -6,7 +6,6 @@ with a secret in it, and who can tell the secret can borrow.
 
 from __future__ import annotations
 
-import functools
 import hmac
 import os
 import secrets
@@ -33,11 +32,20 @@ ENTRY_BYTES = _ENTRY.size
 _NOWHERE = (1 << 64) - 1  # the descriptor of a piece that comes as it is
 
 
-@functools.cache
+_probes: dict[int, tuple[memoryview, Name, bytes]] = {}  # by process, as one may fork
+
+
 def _probe(pid: int) -> tuple[memoryview, Name, bytes]:
-    """A segment of this process with random bytes that only those know who can read it."""
-    secret = secrets.token_bytes(32)
-    return *lend_anyhow(secret), secret
+    """A segment of this process with random bytes that only those know who can read it.
+
+    Always the same one, also for threads that ask for the first one at the same time: who had been
+    told of another would give the wrong answer.
+    """
+    probe = _probes.get(pid)
+    if probe is None:
+        secret = secrets.token_bytes(32)
+        probe = _probes.setdefault(pid, (*lend_anyhow(secret), secret))
+    return probe
 
 
 class Peer:

@@ -367,6 +367,24 @@ def test_who_tells_a_wrong_secret_is_lent_nothing(
         assert not stored()
 
 
+def test_connections_that_begin_at_the_same_time_are_offered_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lend = lending.lend_anyhow
+    others: list[Any] = []
+
+    def meanwhile(data: bytes) -> tuple[memoryview, shared.Name]:
+        if not others:  # another thread, which comes between
+            others.append(None)
+            others[0] = lending._probe(os.getpid())
+        return lend(data)
+
+    monkeypatch.setattr(lending, "_probes", {})
+    monkeypatch.setattr(lending, "lend_anyhow", meanwhile)
+    assert lending._probe(os.getpid()) == others[0]
+    assert lending._probe(os.getpid()) == others[0]
+
+
 def test_a_loan_that_has_gone_is_a_lost_connection(
     hub: Hub, stored: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
