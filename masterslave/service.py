@@ -121,9 +121,11 @@ class Service:
         if self._file is not None:
             self._file.remove()
         if self._registration is not None:
-            self._registration.stop()
+            self._registration.leave()
         if self._server is not None:
             self._server.stop()
+        if self._registration is not None:
+            self._registration.stop()
         self.manager.forbidShortcuts()
         if self._listener is not None:
             self._listener.stop()
