@@ -54,9 +54,10 @@ class Listener:
             if not closely or descriptor not in self._heard:
                 self._close.discard(descriptor)
                 return
-            if not self._close:
-                os.write(self._wake_in, b"\0")  # it waits without an end
+            waits_without_end = not self._close
             self._close.add(descriptor)
+            if waits_without_end:  # afterwards, or it might look before there is anything
+                os.write(self._wake_in, b"\0")
 
     def forget(self, descriptor: int) -> None:
         """Listen no more; the descriptor is open still."""

@@ -74,8 +74,10 @@ _A_MOMENT_S = 0.001
 #: them. Smaller: tasks of a millisecond cost a call each, which takes as long as a third of one.
 _GATHER_S = 0.005
 
-#: Pause before handing in again what the task manager could not put on record.
-_JOURNAL_PAUSE_S = 1.0
+#: Pause before handing in again what the task manager could not put on record, growing from the
+#: first to the second. Larger: the end of a task manager is not seen until it is over. Smaller: a
+#: task manager whose disk is full is kept busy.
+_JOURNAL_FROM_S, _JOURNAL_TO_S = 0.05, 1.0
 
 #: Results up to this size are posted by the supervisor. Larger: it stands still while they are
 #: sent. Smaller: a thread is woken for them.
@@ -156,6 +158,7 @@ class Uplink:
         self._posted: tuple[PostingLink, _Call] | None = None  # its answer is not there yet
         self._left_to_sender = False  # that answer
         self._mishap: tuple[_Call, Exception] | None = None  # of a posted call, for the sender
+        self._journal_pause_s = _JOURNAL_FROM_S  # the sender's next one
         self._sender_rests = False  # its thread has nothing to do
         self._look_at = 0.0  # when the fetcher is to be woken; 0: it wakes by itself
         self._called_at = 0.0  # the sender's last call ended then
@@ -376,8 +379,10 @@ class Uplink:
                 self._lost(error)
             else:
                 log.info("the master cannot put results on record, they are kept here: %s", error)
-                time.sleep(_JOURNAL_PAUSE_S)
+                time.sleep(self._journal_pause_s)
+                self._journal_pause_s = min(_JOURNAL_TO_S, 2 * self._journal_pause_s)
             return True
+        self._journal_pause_s = _JOURNAL_FROM_S
         with self._changed:
             self._ended(call, reply)
             self._changed.notify_all()
@@ -663,6 +668,7 @@ class Uplink:
     def _fetch(self) -> None:
         """Wait in the task manager for tasks and orders. Its troubles are the sender's to mend."""
         link: Link | None = None
+        journal_pause_s = _JOURNAL_FROM_S
         while self._rests_no_more():
             generation = self._generation
             wait_s = _A_MOMENT_S if self._stopping else self._poll_s()
@@ -671,7 +677,8 @@ class Uplink:
                     link = self._connect()
                 tasks, notices = self._exchange(link, [], [], _AS_TOLD, wait_s)
             except JournalError:
-                time.sleep(_JOURNAL_PAUSE_S)
+                time.sleep(journal_pause_s)
+                journal_pause_s = min(_JOURNAL_TO_S, 2 * journal_pause_s)
                 continue
             except MasterSlaveError as error:
                 # Tasks may have been in the answer that did not come: registering again tells the
@@ -682,6 +689,7 @@ class Uplink:
                     link = None
                 self._have_registered(generation)
                 continue
+            journal_pause_s = _JOURNAL_FROM_S
             with self._changed:
                 self._fetching = False
                 self._rest_if_busy(tasks)

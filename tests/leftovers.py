@@ -28,8 +28,8 @@ MARK = "TEST_SESSIONS"  # the marks of this session and of those around it, with
 SHARED_MEMORY = Path("/dev/shm")
 LIBRARY_THREADS = (
     "client", "client-receiver", "executor", "folder-in", "folder-out", "masterslave-claim",
-    "name-server", "pump", "pump-fetcher", "pump-submitter", "pyro-answer", "pyro-server",
-    "registration", "shortcuts", "uplink-fetcher", "uplink-sender", "watchdog",
+    "name-server", "name-server-end", "pump", "pump-fetcher", "pump-submitter", "pyro-answer",
+    "pyro-server", "registration", "shortcuts", "uplink-fetcher", "uplink-sender", "watchdog",
     "Pyro-Worker", "housekeeper", "oneway-call",  # Pyro's own, inside the library's server
 )  # fmt: skip
 

@@ -533,3 +533,20 @@ def test_a_pipe_that_cannot_be_made_leaves_nothing_open(monkeypatch: pytest.Monk
         listener.listen(0, lambda: None)
     assert descriptors() == before
     listener.stop()
+
+
+def test_a_board_is_looked_at_before_the_listener_is_told(
+    listener: Listener, ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it may look whether it is to look, and wait without an end."""
+    told: list[set[int]] = []
+    write = os.write
+
+    def tell(descriptor: int, data: bytes) -> int:
+        told.append(set(listener._close))
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", tell)
+    ends.manager.look_closely(True)
+    assert [len(descriptors) for descriptors in told] == [1]
+    assert ends.heard.acquire(timeout=60)

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgpack
 import pytest
-from conftest import wait_until
-from test_uplink import SETTINGS, Line, Slave, request, results
+from conftest import PATIENCE_S, wait_until
+from test_uplink import SETTINGS, Line, Slave, client_of, results
 
 from masterslave import TaskManager
 from masterslave.payload import Codec
@@ -129,8 +129,10 @@ def test_results_that_nobody_has_read_are_handed_in_at_registration(
     manager: TaskManager, line: Line, slave: Slave, worker: Worker
 ) -> None:
     wait_until(lambda: worker.shortcut.is_lent, "it is used")
-    (task_id,) = request(manager, 1)
-    wait_until(lambda: slave.tasks, "it came the long way, as nobody parks here")
+    client, frame = client_of(manager), Codec().encode(0)
+    options = [0, PATIENCE_S, 0, 1000, None]  # its supervisor is to look at the clock
+    (task_id,) = manager.addTaskRequests("echo", [frame], client, options)
+    wait_until(lambda: slave.tasks, "it came the long way")
     task = slave.tasks[0]
     manager.lostProcess(slave.uplink.process_id, "a test")
     worker.works(task)
