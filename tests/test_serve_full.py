@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -85,8 +86,11 @@ class Scene:
 
     def ends_well(self) -> None:
         assert self.client.finish().endswith("True 0\n")
-        ran = sorted(map(int, (self.world.path / "ran").read_text().split()))
-        assert ran == list(range(TASKS + 3)), "each task is run once"
+        ran = Counter(map(int, (self.world.path / "ran").read_text().split()))
+        assert sorted(ran) == list(range(TASKS + 3)), "each task is run"
+        # The last three go to slaves at work: one that the machine keeps waiting for long looks as
+        # if it ran something long, and what stands behind that is run elsewhere.
+        assert [ran[number] for number in range(TASKS)] == [1] * TASKS, "each task is run once"
         self.manager.send_signal(signal.SIGTERM)
         self.manager.finish()
         wait_until(lambda: not self.world.processes(), "nothing is left")

@@ -269,6 +269,8 @@ def test_a_stale_record_is_replaced(here: World) -> None:
 def test_a_slave_that_was_killed_is_missing_and_stop_ends_the_rest(here: World) -> None:
     found = started("lab", 2, on="local", serve=True, per_slave=1)
     wait_for_slave("lab", 2)
+    notes = RunFolder.of("lab", here.path).notes
+    wait_until(lambda: [note.progress for note in notes()] == ["registered"] * 2, "they know it")
     os.kill(pid_of(found.slaves[0]), signal.SIGKILL)
     wait_until(lambda: [row for row in rows("lab") if row.job == found.slaves[0] and row.missing])
     (row,) = [row for row in rows("lab") if row.job == found.slaves[0]]
