@@ -136,7 +136,8 @@ def test_results_that_nobody_has_read_are_handed_in_at_registration(
     task = slave.tasks[0]
     manager.lostProcess(slave.uplink.process_id, "a test")
     worker.works(task)
-    wait_until(lambda: line.calls.count("registerProcess") == 2, "it registers again")
+    # Once more, or twice: sender and fetcher may both be told.
+    wait_until(lambda: line.calls.count("registerProcess") > 1, "it registers again")
     assert results(manager, 1) == [0]
     assert task.task_id == task_id
 
