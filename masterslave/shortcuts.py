@@ -45,6 +45,9 @@ _STALL_S = 2.5 * HORIZON_S
 #: written. Larger: what stands behind a long task is held back then. Smaller: it is run twice.
 _AFTER_S = 2.0
 
+#: Tasks taken back that the log names. Larger: long lines. Smaller: one looks in vain.
+_NAMED = 10
+
 _RETURNED = Outcome.RETURNED.value
 
 #: Outcomes with which the worker has ended, or is about to.
@@ -245,6 +248,8 @@ class Shortcuts:
         if shortcut.on_way_bytes + len(skip) <= shortcut.end.room_bytes:
             shortcut.end.send(skip)
             shortcut.on_way_bytes += len(skip)
+        said = " ".join(task_id for task_id, _ in behind[:_NAMED])
+        log.info("%s takes long; run elsewhere, %d: %s", first[0], len(behind), said)
         unrun = [Completion(*key, _RETURNED, [], 0.0, "not begun") for key in reversed(behind)]
         self._settling.settle_all(member.id, member, unrun, self._clock())
 

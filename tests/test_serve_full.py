@@ -88,9 +88,12 @@ class Scene:
         assert self.client.finish().endswith("True 0\n")
         ran = Counter(map(int, (self.world.path / "ran").read_text().split()))
         assert sorted(ran) == list(range(TASKS + 3)), "each task is run"
-        # The last three go to slaves at work: one that the machine keeps waiting for long looks as
-        # if it ran something long, and what stands behind that is run elsewhere.
-        assert [ran[number] for number in range(TASKS)] == [1] * TASKS, "each task is run once"
+        # A worker that gets no processor for long looks as if it ran something long: what stands
+        # behind that is run elsewhere, and perhaps there as well.
+        back = re.findall(r"takes long; run elsewhere, \d+: (.*)", self.manager.err)
+        again = {int(task_id.rpartition("_")[2]) for task_id in " ".join(back).split()}
+        twice = {number for number, count in ran.items() if count > 1}
+        assert twice <= again, "each other task is run once"
         self.manager.send_signal(signal.SIGTERM)
         self.manager.finish()
         wait_until(lambda: not self.world.processes(), "nothing is left")
