@@ -11,13 +11,20 @@ name in a file system.
 | 8-15  | how many of them were taken; only the supervisor writes it                             |
 | 16-23 | beginnings and ends of tasks that came by the `shortcut`; odd: one is being run        |
 | 24-31 | who reads it, where that changes: results that come by a `shortcut` are on a board, too |
-| 64-   | which one: msgpack of its id and attempt                                               |
+| 32-39 | beginnings and ends of times in which the reader forbids to begin a task; odd: it does  |
+| 40-47 | how many tasks were begun that came by the worker's pipe                               |
+| 64-   | the task that is being run: msgpack of its id and attempt                              |
 | 512-  | messages, msgpack, one after the other; at the end they go on at the beginning         |
 
 So a worker that dies at whatever point leaves whole messages only. Other messages go by the pipe
 at the same time: each one here begins with how many had been sent there before it (`pipe` merges
 them). Both counts are written in one piece, and become visible in order, on x86 only; elsewhere
 there is no board, and all goes by the pipe.
+
+The reader can see what the worker has begun, and keep that so: it forbids to begin more, and looks
+a moment later. A worker first says what it begins and then looks whether it may, so either it has
+seen that it may not, or what it began can be seen as soon as the processor has written it to
+memory, which takes less than a microsecond.
 """
 
 from __future__ import annotations
@@ -49,7 +56,8 @@ LOOKED_AT_S = 0.005
 SHORT_S = 0.0005
 
 _WORDS_BYTES, _HEADER_BYTES = 64, 512
-_POSTED, _TAKEN, _TURNS, _READER = 0, 1, 2, 3  # places in the header, in words of 8 bytes
+#: Places in the header, in words of 8 bytes.
+_POSTED, _TAKEN, _TURNS, _READER, _HOLDS, _BEGUN = range(6)
 
 #: Longest id of a task whose beginning stands on a board, in characters (of up to 4 bytes).
 #: Larger: more memory for each worker. Smaller: tasks of long tags do not take the shortcut.
@@ -136,10 +144,11 @@ class Poster(_Mapping):
         self._header[_POSTED] = self._posted = end
         return True
 
-    def begins(self, task_id: str, attempt: int) -> None:
+    def begins(self, task_id: str, attempt: int) -> int:
         """The worker begins a task that came by the shortcut, with an id of `LONGEST_ID` at most.
 
-        The supervisor sees it when it next looks, also after the worker's death.
+        Others see it when they next look, also after the worker's death. Gives `holds`: where that
+        has changed, the task is not to be begun yet; see `Board.hold`.
         """
         data = self._pack([task_id, attempt])
         turns = self._header[_TURNS]
@@ -147,6 +156,17 @@ class Poster(_Mapping):
             self._header[_TURNS] = turns = turns + 1
         self._task[: len(data)] = data
         self._header[_TURNS] = turns + 1
+        return self._header[_HOLDS]
+
+    def begins_number(self, number: int) -> int:
+        """As `begins`, of a task that came by the pipe: so many it has begun then."""
+        self._header[_BEGUN] = number
+        return self._header[_HOLDS]
+
+    @property
+    def holds(self) -> int:
+        """A number that grows with each `hold` and `release`; odd: no task is to be begun now."""
+        return self._header[_HOLDS]
 
     def has_ended(self) -> None:
         """That task is over, its result is on its way, and none comes next."""
@@ -169,7 +189,7 @@ class Board(_Mapping):
             max_buffer_size=0, strict_map_key=False, unicode_errors="surrogatepass"
         )
         self._read: deque[list[Any]] = deque()  # not given yet
-        #: Beginnings and ends by the shortcut when last looked at, and what was under way.
+        #: Beginnings and ends by the shortcut when last looked at, and what began last.
         self._seen: tuple[int, tuple[str, int] | None] = 0, None
 
     def under_way(self) -> tuple[str, int] | None:
@@ -177,11 +197,23 @@ class Board(_Mapping):
 
         Raises `BoardDamaged`. May be called by several threads.
         """
+        turns, task = self._look_at_turns()
+        return task if turns % 2 else None
+
+    def last_begun(self) -> tuple[str, int] | None:
+        """As `under_way`, also if the task has ended since; None: there was none yet."""
+        return self._look_at_turns()[1]
+
+    def begun(self) -> int:
+        """How many tasks were begun that came by the pipe."""
+        return self._header[_BEGUN]
+
+    def _look_at_turns(self) -> tuple[int, tuple[str, int] | None]:
         while (turns := self._header[_TURNS]) != self._seen[0]:
             text = bytes(self._task)
             if turns == self._header[_TURNS]:  # else the worker may have been writing it
-                self._seen = turns, self._read_task(text) if turns % 2 else None
-        return self._seen[1]
+                self._seen = turns, self._read_task(text)
+        return self._seen
 
     @property
     def turns(self) -> int:
@@ -204,6 +236,26 @@ class Board(_Mapping):
         if self._header[_READER] != self._reader:
             self._header[_READER] = self._reader
             self._taken = self._header[_TAKEN]
+            self.release()  # who forbade it may be gone
+
+    def hold(self) -> bool:
+        """Forbid the worker to begin a task; false if somebody else reads this board.
+
+        What it has begun, `last_begun` tells, when a moment has passed.
+        """
+        if self._header[_READER] != self._reader:
+            return False
+        self._header[_HOLDS] |= 1
+        return True
+
+    def holds(self) -> bool:
+        """Whether it is forbidden, and nobody else has come to read this board since."""
+        return bool(self._header[_HOLDS] % 2) and self._header[_READER] == self._reader
+
+    def release(self) -> None:
+        """The worker may begin tasks again; first it receives what was sent."""
+        if (holds := self._header[_HOLDS]) % 2:
+            self._header[_HOLDS] = holds + 1
 
     def has_news(self) -> bool:
         """Whether anything was posted since it was read."""

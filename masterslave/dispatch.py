@@ -7,7 +7,7 @@
 A worker gets its next task when it has finished the last one; only of tiny tasks does it hold
 some in advance. A worker that dies is blamed for the first task of its line, the others were not
 begun. A task that holds up its line for long gives the rest of the slave's work back, so that
-other slaves can run it.
+other slaves can run it; what the worker has begun meanwhile, being late only, stays.
 
 A task that went to a worker by the `shortcut` is first in its line while it is seen to run.
 
@@ -51,6 +51,10 @@ NEXT_S = HORIZON_S
 #: holds in advance. Larger: held-back tasks wait longer. Smaller: work travels to and fro.
 STALL_S = 2.5 * HORIZON_S
 
+
+#: So soon it is asked again what a worker has begun, when that was not sure. Larger: what stands
+#: behind a long task is held back longer. Smaller: one asks in vain.
+_SURE_S = 0.001
 
 #: Parameters of at least this size are the worker's alone while it runs the task. Smaller: time is
 #: lost on counting what is not worth it.
@@ -103,7 +107,7 @@ class _Blame(NamedTuple):
 
 
 class _Worker:
-    __slots__ = ("beside", "blame", "busy_since", "line", "ready", "refill_at", "unread")
+    __slots__ = ("beside", "blame", "busy_since", "ended", "line", "ready", "refill_at", "unread")
 
     def __init__(self) -> None:
         self.beside: tuple[str, int] | None = None  # first in line, came by the shortcut
@@ -111,6 +115,7 @@ class _Worker:
         self.line: deque[Assignment] = deque()
         self.busy_since = 0.0  # when the first of the line began, as far as can be told from here
         self.refill_at = 1  # length of the line at which it gets more in advance
+        self.ended = 0  # of the tasks that it got from here
         self.unread = 0  # Skips that it has not answered: it may be at a task of theirs
         self.blame: _Blame | None = None
 
@@ -121,9 +126,16 @@ class _Worker:
 class Dispatch:
     """The tasks of one slave and who runs them."""
 
-    def __init__(self, ends_at: float | None = None) -> None:
-        """`ends_at`: begin no task that usually takes longer than until then."""
+    def __init__(
+        self, ends_at: float | None = None, begun: Callable[[int], int | None] = lambda _: 0
+    ) -> None:
+        """`ends_at`: begin no task that usually takes longer than until then.
+
+        `begun`: how many of the tasks that it got from here a worker has begun; it begins no more
+        until it is told what to skip. None: that is not sure yet, and to be asked again.
+        """
         self._ends_at = ends_at
+        self._begun = begun
         self.backlog: deque[Assignment] = deque()
         self.completions: list[Completion] = []  # to be handed in; the shell empties it
         self.draining = False  # takes no more tasks, finishes those that run
@@ -158,6 +170,7 @@ class Dispatch:
             state.beside, state.busy_since = was, began
             state.line.appendleft(beside)
             return
+        state.ended += 1
         ends = done.outcome == Outcome.OUT_OF_MEMORY  # the worker does, and begins nothing more
         key = (done.task_id, done.attempt)
         # Else it is of an attempt that was given up here in the meantime.
@@ -190,6 +203,7 @@ class Dispatch:
                 state = self._workers.get(worker)
                 continue
             state.line.popleft()
+            state.ended += 1
             state.busy_since = now
             durations.setdefault(first.tag, []).append(done.duration_s)
             known.pop((first.task_id, first.attempt), None)
@@ -330,7 +344,7 @@ class Dispatch:
                 state.condemn(Outcome.TIMED_OUT, why)
                 actions.append(Kill(number, why))
             if age > STALL_S and len(state.line) > 1:
-                actions.append(self._recall(number, state))
+                actions += self._recall(number, state, now)
         if not self.draining:
             actions += self._feed(now)
         if self.backlog and (self.draining or self.stalled(now)):
@@ -441,6 +455,8 @@ class Dispatch:
                     waits.append(max(0.0, timeout - age) + 0.001)
                 if (self.backlog or len(state.line) > 1) and age <= STALL_S:
                     waits.append(STALL_S - age + 0.001)
+                elif len(state.line) > 1:
+                    waits.append(_SURE_S)
         return min(waits, default=None)
 
     # --- moves ------------------------------------------------------------------------------
@@ -494,15 +510,20 @@ class Dispatch:
                 break
         return batch
 
-    def _recall(self, number: int, state: _Worker) -> Skip:
-        """Take back what stands behind a long task. One that has begun meanwhile runs twice."""
-        first = state.line.popleft()
-        behind = list(state.line)
+    def _recall(self, number: int, state: _Worker, now: float) -> list[Action]:
+        """Take back what stands behind a long task, and has not begun."""
+        begun = self._begun(number)
+        if begun is None:
+            return []
+        kept = begun - state.ended + (state.beside is not None)
+        if kept > 1:  # some have ended, and are told of soon
+            state.busy_since = now
+        behind = list(state.line)[max(1, kept) :]
+        for _ in behind:
+            state.line.pop()
         self.backlog.extendleft(reversed(behind))
-        state.line.clear()
-        state.line.append(first)
-        state.unread += 1
-        return Skip(number, [task.task_id for task in behind])
+        state.unread += bool(behind)
+        return [Skip(number, [task.task_id for task in behind])] if behind else []
 
     def _give_back_backlog(self) -> None:
         while self.backlog:

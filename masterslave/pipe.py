@@ -8,6 +8,8 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 |   share]`                        | share memory; the first                               |
 | `["tasks", [assignment...]]`     | to be run in order                                    |
 | `["skip", [task id...]]`         | tasks in line that are not to be run here after all   |
+| `["skip_beside", [[id, attempt]  | the same of tasks that came by the `shortcut`         |
+|   ...]]`                         |                                                       |
 | `["data", name, frame, error]`   | the data item asked for, or why there is none         |
 | `["forget", [name...]]`          | data items that were deleted                          |
 | `["end"]`                        | leave                                                 |
@@ -42,6 +44,7 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from masterslave import pieces
@@ -59,6 +62,15 @@ _IDLE_S = 1.0
 
 #: Between two attempts to send descriptors when too many of the user's are on their way already.
 _POLL_S = 0.001
+
+#: Between two looks whether tasks may be begun, when that is forbidden for the moment. Larger: a
+#: worker waits. Smaller: it uses up its processor.
+_HELD_S = 0.001
+
+#: After so long it is sure what a worker has begun that was forbidden to begin more; see `board`.
+#: Larger: what is to be taken back is held back longer. Smaller: the processor may not have written
+#: it to memory.
+_SURE_S = 0.0005
 
 #: Of the end of a task by the shortcut that took longer the supervisor is told as well, as it may
 #: have seen that it ran, and have said that there is no room here. Larger than what it waits for
@@ -81,6 +93,8 @@ class SupervisorEnd:
     ) -> None:
         """`share`: have large buffers go by shared memory where the system has it."""
         self._board = board
+        self._held_at: float | None = None  # when the worker was forbidden to begin tasks, if it is
+        self._is_unsure = False  # what it has begun, as was asked for
         self._heard = 0  # messages that came by the pipe
         sock.setblocking(False)
         self._sock = sock
@@ -171,18 +185,31 @@ class SupervisorEnd:
             raise PipeClosed from error
         return merged
 
-    def under_way(self) -> tuple[str, int] | None:
-        """Id and attempt of the task by the shortcut that the worker is running now, or None."""
-        board = self._board  # another thread may be closing it
-        try:
-            return None if board is None else board.under_way()
-        except BoardDamaged:
-            return None  # the messages on it tell of that
+    def begun(self, now: float) -> int | None:
+        """How many tasks of those sent by this pipe the worker has begun.
 
-    @property
-    def turns(self) -> int:
-        """A number that grows with each task by the shortcut, as of the last look at them."""
-        return 0 if self._board is None else self._board.turns
+        It begins no more until `go_on` is called afterwards. None: that is not sure yet, and to be
+        asked again; it goes on if it is not. 0 where there is no board to see it.
+        """
+        if self._board is None:
+            return 0
+        if self._held_at is None:
+            self._board.hold()
+            self._held_at = now
+        self._is_unsure = now - self._held_at <= _SURE_S
+        return None if self._is_unsure else self._board.begun()
+
+    def go_on(self) -> None:
+        """The worker may begin tasks again, unless it is not sure yet which it has begun.
+
+        Nor before all is sent: it would not know yet what it is to skip.
+        """
+        if self._held_at is None or self._unsent:
+            return
+        if not self._is_unsure and self._board is not None:
+            self._board.release()
+            self._held_at = None
+        self._is_unsure = False
 
     def receive_all(self) -> list[list[Any]]:
         """What a worker that has died had still sent."""
@@ -225,7 +252,9 @@ class WorkerEnd:
             self._poll.register(self._shortcut, select.POLLIN)
         self._sock = sock
         self._board = board
+        self._holds = 0 if board is None else board.holds  # as of the last look
         self._sent = 0  # messages
+        self._begun = 0  # tasks that came by the pipe
         self._began = 0.0  # when the last task by the shortcut did
         self._runs_beside = False  # whether it is being run
         self.share = False  # whether large buffers go by shared memory
@@ -289,15 +318,40 @@ class WorkerEnd:
                 raise PipeClosed
         return self._messages.popleft()
 
-    def next_task(self) -> Assignment | None:
-        """The next task that came by the shortcut and is to be run now; None: there is none."""
-        if self._shortcut is None or not self._shortcut.tasks:
-            return None
+    def begin(self) -> bool:
+        """Begin a task that came by this pipe; false: not before `receive_held`."""
+        if self._board is None:
+            return True
+        if self._holds % 2 == 0:
+            if self._board.begins_number(self._begun + 1) == self._holds:
+                self._begun += 1
+                return True
+            self._board.begins_number(self._begun)
+        return False
+
+    def receive_held(self) -> list[list[Any]]:
+        """As `receive_available`, when no task could be begun; waits a little if that is so still.
+
+        The supervisor takes some back in the meantime.
+        """
         assert self._board is not None
-        task = self._shortcut.tasks.popleft()
-        self._board.begins(task.task_id, task.attempt)
-        self._began, self._runs_beside = time.monotonic(), True
-        return task
+        self._holds = self._board.holds
+        if self._holds % 2:
+            self._is_there(_HELD_S)
+        return self.receive_available()
+
+    def next_task(self) -> Assignment | None:
+        """The next task that came by the shortcut and is to be run now; None: not now."""
+        shortcut = self._shortcut
+        while shortcut is not None and shortcut.tasks:
+            task = shortcut.begin()
+            if task is not None:
+                self._began, self._runs_beside = time.monotonic(), True
+                return task
+            if not shortcut.may_begin():  # the task manager takes some back just now
+                return None
+            self._receive_tasks()
+        return None
 
     def has_task(self) -> bool:
         """Whether there is one."""
@@ -306,8 +360,12 @@ class WorkerEnd:
     def receive_or_tasks(self) -> list[Any] | None:
         """As `receive`, or None when tasks have come by the shortcut."""
         while self._poll is not None and not self._messages:
-            ready = self._poll.poll(1000 * _IDLE_S if keeps() else None)
+            is_held_back = self.has_task()
+            wait_s = _HELD_S if is_held_back else _IDLE_S if keeps() else None
+            ready = self._poll.poll(None if wait_s is None else 1000 * wait_s)
             if not ready:
+                if is_held_back:
+                    return None
                 trim()
             elif any(descriptor != self._sock.fileno() for descriptor, _ in ready):
                 self._receive_tasks()
@@ -323,19 +381,24 @@ class WorkerEnd:
             self._shortcut.receive()
         except ShortcutClosed:
             self._poll = None
-        if self._shortcut.has_skipped:
-            self._shortcut.has_skipped = False
-            self._say_what_was_held_back()
+        self._say_what_was_held_back()
         if self._shortcut.forgotten:
             self._messages.append(["forget", self._shortcut.forgotten])
             self._shortcut.forgotten = []
 
+    def skip(self, keys: Iterable[Sequence[Any]]) -> None:
+        """Tasks that came by the shortcut, by id and attempt, are not to be run after all."""
+        if self._shortcut is not None:
+            self._shortcut.skip(keys)
+            self._say_what_was_held_back()
+
     def _say_what_was_held_back(self) -> None:
-        """The last results were not told of, as more tasks were to come: there are none now."""
-        assert self._shortcut is not None and self._board is not None
-        if self._shortcut.tasks or self._runs_beside:
+        """The last results were not told of if tasks were to come that were taken back now."""
+        assert self._shortcut is not None
+        has_skipped, self._shortcut.has_skipped = self._shortcut.has_skipped, False
+        if not has_skipped or self._shortcut.tasks or self._runs_beside:
             return
-        self._board.has_ended()
+        self._shortcut.ends()
         try:
             self._shortcut.tell()
         except OSError as error:
@@ -343,7 +406,7 @@ class WorkerEnd:
 
     def hand_in(self, done: Completion) -> None:
         """Send the end of a task that came by the shortcut. Raises `PipeClosed`."""
-        assert self._shortcut is not None and self._board is not None
+        assert self._shortcut is not None
         self._runs_beside = False
         try:
             is_sent = done.outcome in _GO_BACK and self._shortcut.send(done)
@@ -352,7 +415,7 @@ class WorkerEnd:
         if not is_sent:
             self.send(["beside", done])
         if not self._shortcut.tasks:
-            self._board.has_ended()
+            self._shortcut.ends()
         if time.monotonic() - self._began > _TOLD_S:
             self.send(["look"])
 

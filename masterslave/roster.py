@@ -31,6 +31,7 @@ class Member:
         self.finished = 0  # tasks that it completed
         self.room = max(1, info.workers)  # its workers that are ready for tasks; 0: wants none
         self.stalled = 0  # its workers that run one task for long, so that nothing goes behind it
+        self.behind = 0  # what could not be taken back from behind those
         self.cancelled: list[str] = []  # tasks that it is to stop, told at its next exchange
         self.dropped_data: list[str] = []  # data items that it is to forget
         self.dismissed = False  # it is to be told to leave
@@ -43,7 +44,7 @@ class Member:
         if self.room <= 0:
             return 0
         if self.stalled:
-            return max(0, self.room - sum(held.values()))
+            return max(0, self.room - sum(held.values()) + self.behind)
         return pace.more_to_hold(tag, sum(held.values()), pace.load_s(held), self.room)
 
     def is_idle(self, held: int) -> bool:

@@ -7,7 +7,7 @@ is not woken for it, is still in charge::
 
     task manager --task------------------------> worker      (a pipe)
          ^                                         | |
-         +---result-- (a pipe) --------------------+ +--"begins", "has ended"--> board <- supervisor
+         +---result-- (a pipe, or the board) ------+ +--"begins", "has ended"--> board <- supervisor
 
 | what happens                             | what becomes of a task on the shortcut             |
 |------------------------------------------|----------------------------------------------------|
@@ -25,9 +25,13 @@ is not woken for it, is still in charge::
 | the handler has closed the worker's ends | the worker ends, which is a crash                   |
 | what comes back is no result             | the slave is taken for lost, and registers again    |
 
-Of tiny tasks many go at once. Their results are posted on a second board, which the task manager
-reads every few milliseconds, or when the worker says by the pipe that it is time to; when it lets
-go, the supervisor is the reader.
+Of tiny tasks many go at once. Their results are posted on a board of the shortcut's own, which the
+task manager reads every few milliseconds, or when the worker says by the pipe that it is time to;
+when it lets go, the supervisor is the reader.
+
+Where one of many turns out long, those behind it are taken back: the worker, which may be late
+only, is forbidden on the board to begin another task; when it is sure what it had begun, the task
+manager sends word that nothing else is to be run, and lifts the ban.
 
 A task manager that has not noticed yet that its slave has taken the shortcut back may read from the
 pipe that there is a result, and not find it, as the board is not its own any more. So its
@@ -41,7 +45,7 @@ never more tasks are on their way than the pipe to the worker has room for.
 |----------------------------------|-------------------------------------------------------------|
 | assignment, a list of its fields | to the worker: a task that comes alone                      |
 | list of assignments              | to the worker: to be run in order                           |
-| ``[None, id...]``                | to the worker: not to be run after all, if not begun        |
+| ``[None, id, attempt, ...]``     | to the worker: not to be run after all                      |
 | ``[False, name...]``             | to the worker: data items that were deleted                 |
 | completion, a list of its fields | back: the end of a task that came alone                     |
 | ``None``                         | back: there is something on the board                       |
@@ -56,6 +60,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import itertools
 import mmap
 import os
 import secrets
@@ -64,7 +69,7 @@ import stat
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,27 +212,49 @@ class Shortcut:
             self._board.claim()
             return _results(self._ends[2], self._board)
 
+    def under_way(self) -> tuple[str, int] | None:
+        """Id and attempt of the task that came this way and the worker runs now, or None.
+
+        In any thread; also when the worker has died.
+        """
+        with self._lock:
+            try:
+                return None if self._board is None else self._board.under_way()
+            except BoardDamaged:
+                return None  # the messages on it tell of that
+
+    @property
+    def turns(self) -> int:
+        """A number that grows with each task that comes this way, as of the last look at them."""
+        with self._lock:
+            return 0 if self._board is None else self._board.turns
+
     def has_tasks(self) -> bool:
         """Whether there is a task that the worker has not read."""
         poll = select.poll()
         poll.register(self._ends[0], select.POLLIN)
         return bool(poll.poll(0))
 
-    def take_back(self) -> list[Assignment]:
+    def take_back(self) -> tuple[list[Assignment], list[tuple[str, int]]]:
         """The tasks that the worker has not read: it will not get them.
 
-        Raises `ValueError` for what is none.
+        Also of which others it was to be told that they are not to be run after all. Raises
+        `ValueError` for what is no task.
         """
         tasks: list[Assignment] = []
+        skipped: list[tuple[str, int]] = []
         with self._lock:
             for message in _messages(self._ends[0], _WANTED_BYTES) if self._ends else ():
-                if message[0] is None or message[0] is False:
-                    continue  # the tasks are not here, and of data it is told by its pipe as well
+                if message[0] is None:
+                    skipped += _keys(message)
+                    continue
+                if message[0] is False:  # of data it is told by its pipe as well
+                    continue
                 try:
                     tasks += map(as_assignment, _each(message))
                 except TypeError as error:
                     raise ValueError(f"no task: {error}") from error
-        return tasks
+        return tasks, skipped
 
     def close(self) -> None:
         """Close all ends. Unread results are lost."""
@@ -255,6 +282,7 @@ class WorkerShortcut:
         self.tasks: deque[Assignment] = deque()  # to be run in order
         self._look_at = 0  # length of that at which the task manager may want to send more
         self._alone = False  # whether the last task came alone
+        self._holds = self._poster.holds  # as of the last look
         self.forgotten: list[str] = []  # names of data items that were deleted, for the caller
         self.has_skipped = False  # whether tasks are not to be run after all, for the caller
 
@@ -273,9 +301,7 @@ class WorkerShortcut:
         self._unpacker.feed(self._space[:count])
         for message in self._unpacker:
             if message and message[0] is None:
-                gone = set(message[1:])
-                self.tasks = deque(task for task in self.tasks if task.task_id not in gone)
-                self.has_skipped = True
+                self.skip(_keys(message))
                 continue
             if message and message[0] is False:
                 self.forgotten += message[1:]
@@ -283,6 +309,32 @@ class WorkerShortcut:
             self._alone = not self.tasks and type(message[0]) is str
             self.tasks.extend(map(as_assignment, _each(message)))
             self._look_at = len(self.tasks) // 2
+
+    def skip(self, keys: Iterable[Sequence[Any]]) -> None:
+        """These, by id and attempt, are not to be run after all."""
+        gone = {(task_id, attempt) for task_id, attempt in keys}
+        kept = [task for task in self.tasks if (task.task_id, task.attempt) not in gone]
+        self.tasks = deque(kept)
+        self.has_skipped = True
+
+    def begin(self) -> Assignment | None:
+        """Begin the first task, and have others see that; None: not now, see `may_begin`."""
+        if self._holds % 2:
+            return None
+        task = self.tasks[0]
+        if self._poster.begins(task.task_id, task.attempt) == self._holds:
+            return self.tasks.popleft()
+        self._poster.has_ended()
+        return None
+
+    def may_begin(self) -> bool:
+        """Whether tasks may be begun that could not be, when what was sent has been received."""
+        self._holds = self._poster.holds
+        return self._holds % 2 == 0
+
+    def ends(self) -> None:
+        """No task that came this way is being run any more, and none comes next."""
+        self._poster.has_ended()
 
     def send(self, done: Completion) -> bool:
         """Hand in the end of the task that was first; false when it is too long, or no room is.
@@ -354,6 +406,7 @@ class ManagerShortcut:
             _check_number(back)
             room = fcntl.fcntl(to, _F_GETPIPE_SZ)
             listener.listen(back, heard)
+            undo.callback(self.release)
             self._close = undo.pop_all()
         self._board.claim()
         self._listener, self._to, self._back, self._keeps = listener, to, back, keeps
@@ -367,9 +420,9 @@ class ManagerShortcut:
         alone = len(tasks) == 1 and not self._keeps  # its result comes by the pipe, and is gone
         return _PACKERS.pack(tasks[0] if alone else tasks)
 
-    def pack_skip(self, task_ids: Sequence[str]) -> bytes:
-        """The message that says not to run these."""
-        return _PACKERS.pack([None, *task_ids])
+    def pack_skip(self, keys: Sequence[tuple[str, int]]) -> bytes:
+        """The message that says not to run these, by id and attempt."""
+        return _PACKERS.pack([None, *itertools.chain.from_iterable(keys)])
 
     def pack_forget(self, names: Sequence[str]) -> bytes:
         """The message that says that these data items were deleted."""
@@ -390,6 +443,26 @@ class ManagerShortcut:
     def acknowledge(self) -> None:
         """The results that were read are on record; else the supervisor finds them, too."""
         self._board.acknowledge()
+
+    def hold(self) -> bool:
+        """Have the worker begin no task; false where that cannot be. See `Board.hold`."""
+        return self._board.hold()
+
+    def begun(self) -> tuple[bool, tuple[str, int] | None]:
+        """Whether it is sure that it begins none, and the last that it began.
+
+        Raises `ValueError`.
+        """
+        try:
+            task = self._board.last_begun()
+        except BoardDamaged as error:
+            raise ValueError(str(error)) from error
+        return self._board.holds(), task
+
+    def release(self) -> None:
+        """The worker may begin tasks again."""
+        if self._board.holds():
+            self._board.release()
 
     def look_closely(self, closely: bool) -> None:
         """Have `heard` called every few milliseconds, or only when the worker says something."""
@@ -431,6 +504,11 @@ def _open(pid: int, descriptor: int, inode: int, flags: int) -> int:
 def _each(message: Any) -> Any:
     """The tasks of a message."""
     return [message] if type(message[0]) is str else message
+
+
+def _keys(message: list[Any]) -> list[tuple[str, int]]:
+    """Ids and attempts of the tasks that a message says are not to be run."""
+    return list(zip(message[1::2], message[2::2], strict=False))
 
 
 def _results(descriptor: int, posts: Board) -> list[Completion]:

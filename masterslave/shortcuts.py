@@ -7,7 +7,8 @@ would be else; a call that waits goes on waiting. What is on a shortcut is lease
 any task.
 
 A worker that says nothing for long while tasks stand behind the one that it runs gives those up:
-they are taken back, and it is told not to run them.
+it is forbidden to begin another one, and when it is sure what it has begun, the rest is taken back
+(see `board`). So one that was late only, as others had the processor, runs none that is taken back.
 
 All methods are called with the task manager's lock held, so results are read by one thread at a
 time.
@@ -41,6 +42,15 @@ _TINY_S = 0.0005
 #: held back. Smaller: on a busy machine, tasks are taken back for nothing.
 _STALL_S = 2.5 * HORIZON_S
 
+#: After so long it is sure what a worker has begun that was forbidden to begin more; see `board`.
+#: Larger: what is to be taken back is held back longer. Smaller: the processor may not have written
+#: it to memory.
+_SURE_S = 0.001
+
+#: Of the room for messages to a worker tasks take up to so much. Larger: of those that are to be
+#: taken back only the last ones can be named. Smaller: fewer tasks at once.
+_PART_FOR_TASKS = 0.75
+
 #: Slaves try again to hand in results when so much time has passed since the journal could not be
 #: written. Larger: what stands behind a long task is held back then. Smaller: it is run twice.
 _AFTER_S = 2.0
@@ -62,8 +72,8 @@ class End(Protocol):
     def pack(self, tasks: Sequence[Assignment]) -> bytes:
         """The message for tasks."""
 
-    def pack_skip(self, task_ids: Sequence[str]) -> bytes:
-        """The message that says not to run these."""
+    def pack_skip(self, keys: Sequence[tuple[str, int]]) -> bytes:
+        """The message that says not to run these, by id and attempt."""
 
     def pack_forget(self, names: Sequence[str]) -> bytes:
         """The message that says that these data items were deleted."""
@@ -76,6 +86,18 @@ class End(Protocol):
 
     def acknowledge(self) -> None:
         """The results that were read are safe."""
+
+    def hold(self) -> bool:
+        """Have the worker begin no task; false where that cannot be."""
+
+    def begun(self) -> tuple[bool, tuple[str, int] | None]:
+        """Whether it is sure that it begins none, and the last that it began.
+
+        Sure it is when a moment has passed since `hold`, see `board`. Raises `ValueError`.
+        """
+
+    def release(self) -> None:
+        """The worker may begin tasks again."""
 
     def look_closely(self, closely: bool) -> None:
         """Whether to be told of results that the worker says nothing of."""
@@ -90,27 +112,42 @@ Opener = Callable[[Sequence[Any], Callable[[], None]], End]
 
 
 class _Shortcut:
-    __slots__ = ("end", "heard_at", "is_shut", "looked_at", "on_way_bytes", "stalls", "tasks")
+    __slots__ = (
+        "end", "ended_number", "heard_at", "held_at", "is_shut", "looked_at", "on_way_bytes",
+        "sent", "stalls", "tasks",
+    )  # fmt: skip
 
     def __init__(self, end: End) -> None:
         self.end = end
-        # Id and attempt of what it has, in order, and the bytes that each took on its way.
-        self.tasks: dict[tuple[str, int], float] = {}
+        # Id and attempt of what it has, in order; of each its number, and its bytes on the way.
+        self.tasks: dict[tuple[str, int], tuple[int, float]] = {}
+        self.sent = 0  # tasks
+        self.ended_number = -1  # the highest number of one that has ended
         self.on_way_bytes = 0.0  # of messages that may not have been read
         self.is_shut = False  # gets no more tasks
         self.heard_at = 0.0  # or when it was given something, being idle
         self.looked_at = 0.0  # whether or not there was something
+        self.held_at: float | None = None  # when it was forbidden to begin tasks, if it is
         self.stalls = False  # it runs one task for long, and what stood behind is taken back
 
     def ended(self, done: Iterable[Completion], now: float) -> None:
         """These are over, if it had them."""
         for one in done:
-            self.on_way_bytes -= self.tasks.pop((one.task_id, one.attempt), 0.0)
+            number, part = self.tasks.pop((one.task_id, one.attempt), (-1, 0.0))
+            self.on_way_bytes -= part
+            self.ended_number = max(self.ended_number, number)  # they need not come in order
         self.heard_at = now
         self.stalls = False
+        self.release()
         if not self.tasks:
             self.on_way_bytes = 0.0
             self.end.look_closely(False)
+
+    def release(self) -> None:
+        """It may begin tasks, if it was forbidden."""
+        if self.held_at is not None:
+            self.held_at = None
+            self.end.release()
 
 
 class Shortcuts:
@@ -168,14 +205,22 @@ class Shortcuts:
         parcels = [
             (one, share, one.end.pack(share)) for one, share in zip(ready, shares, strict=False)
         ]
-        if any(one.on_way_bytes + len(data) > one.end.room_bytes for one, _, data in parcels):
+        if any(
+            one.on_way_bytes + len(data) > _PART_FOR_TASKS * one.end.room_bytes
+            for one, _, data in parcels
+        ):
             return False
         now = self._clock()
         for one, share, data in parcels:
             if not one.tasks:
                 one.heard_at = now
             part = len(data) / len(share)
-            one.tasks.update(((task.task_id, task.attempt), part) for task in share)
+            numbers = range(one.sent, one.sent + len(share))
+            one.sent += len(share)
+            one.tasks.update(
+                ((task.task_id, task.attempt), (number, part))
+                for task, number in zip(share, numbers, strict=True)
+            )
             one.on_way_bytes += len(data)
             one.end.send(data)
             if len(one.tasks) > 1:
@@ -232,29 +277,48 @@ class Shortcuts:
             shortcut.heard_at = max(shortcut.heard_at, now)
         shortcut.looked_at = now
         if len(shortcut.tasks) > 1 and now - shortcut.heard_at > _STALL_S:
-            self._recall(member, shortcut)
-            self._count_stalls(member)
+            if shortcut.held_at is None:
+                if shortcut.end.hold():
+                    shortcut.held_at = now
+            elif now - shortcut.held_at > _SURE_S:
+                self._recall(member, shortcut, now)
+        else:
+            shortcut.release()
         return bool(ended)
 
-    def _recall(self, member: Member, shortcut: _Shortcut) -> None:
-        """Take back what stands behind a long task; one that has begun meanwhile runs twice.
-
-        The worker may have been late only, and tell of no result before it reads this.
-        """
-        first, *behind = shortcut.tasks
-        shortcut.tasks = {first: shortcut.on_way_bytes}
+    def _recall(self, member: Member, shortcut: _Shortcut, now: float) -> None:
+        """Take back what stands behind the task that a worker runs."""
         shortcut.stalls = True
-        skip = shortcut.end.pack_skip([task_id for task_id, _ in behind])
-        if shortcut.on_way_bytes + len(skip) <= shortcut.end.room_bytes:
+        behind = self._not_begun(shortcut)
+        room = shortcut.end.room_bytes - shortcut.on_way_bytes
+        while len(skip := shortcut.end.pack_skip(behind)) > room and behind:
+            del behind[: (len(behind) + 1) // 2]  # these stay
+        if behind:
             shortcut.end.send(skip)
             shortcut.on_way_bytes += len(skip)
-        said = " ".join(task_id for task_id, _ in behind[:_NAMED])
-        log.info("%s takes long; run elsewhere, %d: %s", first[0], len(behind), said)
+            for key in behind:
+                del shortcut.tasks[key]  # it may not have been read: what it took is still taken
+            before, said = list(shortcut.tasks)[-1][0], " ".join(one for one, _ in behind[:_NAMED])
+            log.info("%s takes long; run elsewhere, %d: %s", before, len(behind), said)
+        shortcut.release()
+        shortcut.heard_at = now
+        self._count_stalls(member)
         unrun = [Completion(*key, _RETURNED, [], 0.0, "not begun") for key in reversed(behind)]
-        self._settling.settle_all(member.id, member, unrun, self._clock())
+        self._settling.settle_all(member.id, member, unrun, now)
+
+    def _not_begun(self, shortcut: _Shortcut) -> list[tuple[str, int]]:
+        """What a worker that may begin no task has surely not begun, but for the first task."""
+        is_sure, last = shortcut.end.begun()
+        if not is_sure:
+            return []
+        begun = shortcut.tasks[last][0] if last in shortcut.tasks else shortcut.ended_number
+        behind = list(shortcut.tasks.items())[1:]
+        return [key for key, (number, _) in behind if number > begun]
 
     def _count_stalls(self, member: Member) -> None:
-        member.stalled = sum(one.stalls for one in self._of.get(member.id, {}).values())
+        stalled = [one for one in self._of.get(member.id, {}).values() if one.stalls]
+        member.stalled = len(stalled)
+        member.behind = sum(max(0, len(one.tasks) - 1) for one in stalled)
 
     def is_busy(self, member: Member) -> bool:
         """Whether a slave has tasks that went this way."""

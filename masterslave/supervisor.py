@@ -154,7 +154,9 @@ class Supervisor:
         # Times: of a look at memory; when the task manager should know that no tasks are wanted
         # here; until when cancelled tasks may begin; until when results may lie in shortcuts.
         self._memory_look_at = self._refused_by = self._cancelled_by = self._results_by = 0.0
-        self._dispatch = Dispatch(None if self._lifetime is None else self._lifetime.drain_at)
+        self._dispatch = Dispatch(
+            None if self._lifetime is None else self._lifetime.drain_at, self._begun
+        )
         self._workers: dict[int, WorkerProcess] = {}
         self._writing: set[int] = set()  # workers to whom not all could be sent yet
         self._next_worker = 0
@@ -240,6 +242,8 @@ class Supervisor:
             now = time.monotonic()
             actions = self._dispatch.tick(now)
             self._carry_out(actions)
+            for worker in self._workers.values():
+                worker.pipe.go_on()
             if self._dispatch.completions or not self._are_tiny(actions):
                 self._disturb(now)
                 self._tell(now)
@@ -361,7 +365,7 @@ class Supervisor:
         for worker in self._workers.values():
             if worker.shortcut is None:
                 continue
-            task = worker.pipe.under_way()
+            task = worker.shortcut.under_way()
             is_ours = not worker.shortcut.is_lent  # the uplink's thread may change that now
             if is_ours != worker.shortcut_is_watched:
                 self._watch_shortcut(worker, worker.shortcut, is_ours)
@@ -474,7 +478,7 @@ class Supervisor:
         self._writing.discard(worker.number)
         self._hear(worker, worker.pipe.receive_all())  # what it had still sent
         now = time.monotonic()
-        self._carry_out(self._dispatch.beside(worker.number, worker.pipe.under_way(), now))
+        self._carry_out(self._dispatch.beside(worker.number, worker.beside(), now))
         if worker.shortcut is not None:
             # A result counts more than a death after it.
             self._hear_beside(worker, worker.shortcut, last=True)
@@ -529,6 +533,10 @@ class Supervisor:
                 self._update_mask(worker)
             elif isinstance(action, Kill):
                 worker.kill()
+
+    def _begun(self, number: int) -> int | None:
+        """Called by `tick`, see `Dispatch`."""
+        return self._workers[number].pipe.begun(time.monotonic())
 
     def _disturb(self, now: float) -> None:
         """Have go wrong among the workers what is to go wrong on purpose by now."""
@@ -598,10 +606,8 @@ class Supervisor:
         waiting = [(t.task_id, t.attempt) for news in list(self._inbox) for t in news.tasks]
         self._dispatch.untell()
         for worker in list(self._workers.values()):
-            with contextlib.suppress(ValueError):  # it is being buried
-                task = worker.pipe.under_way()
-                if task is not None:
-                    waiting.append(task)
+            if (task := worker.beside()) is not None:
+                waiting.append(task)
         self._wake()
         if self._disturbance is not None:
             waiting += [(done.task_id, done.attempt) for done in self._disturbance.held_back()]
@@ -640,7 +646,7 @@ class Supervisor:
     def _take_back(self, worker: WorkerProcess, shortcut: Shortcut) -> None:
         """Give back what a worker has not read of its shortcut."""
         try:
-            tasks = shortcut.take_back()
+            tasks, skipped = shortcut.take_back()
         except ValueError as error:
             log.warning("worker %d was sent what is no task: %s", worker.number, error)
             return
@@ -648,6 +654,8 @@ class Supervisor:
             unrun = Outcome.RETURNED.value
             done = Completion(task.task_id, task.attempt, unrun, [], 0.0, "not begun")
             self._dispatch.finished_beside(worker.number, done, time.monotonic())
+        if skipped:
+            worker.pipe.send(["skip_beside", skipped])
 
     def _tell(self, now: float, *, everything: bool = False) -> None:
         """Hand in what has ended, and what runs for long enough to be worth telling."""
@@ -758,7 +766,7 @@ class Supervisor:
     def _look_at_idleness(self, now: float) -> None:
         if self._idleness is None or self._dispatch.draining:
             return
-        turns = sum(worker.pipe.turns for worker in self._workers.values())
+        turns = sum(worker.turns for worker in self._workers.values())
         if turns != self._turns:  # tasks have come and gone since the last look
             self._turns = turns
             self._idleness.is_over(True, now)

@@ -158,6 +158,11 @@ class _Worker(Role):
                     return
                 tasks = self._tasks
                 looked_at = time.perf_counter()
+            if beside is None and not pipe.begin():  # some are being taken back
+                if not all(map(self._handle, pipe.receive_held())):
+                    return
+                tasks = self._tasks
+                continue
             task = beside or tasks.popleft()
             done = self._run(task, None if task.tag == CALL_TAG else handlers[task.tag])
             goes_on = True
@@ -213,6 +218,8 @@ class _Worker(Role):
         elif kind == "skip":
             self._tasks = deque(task for task in self._tasks if task.task_id not in message[1])
             self.pipe.send(["skipped"])
+        elif kind == "skip_beside":
+            self.pipe.skip(message[1])
         elif kind == "forget":
             for name in message[1]:
                 self._values.pop(name, None)

@@ -210,6 +210,15 @@ class WorkerProcess:
         if self.exit_descriptor is not None:
             os.close(self.exit_descriptor)
 
+    def beside(self) -> tuple[str, int] | None:
+        """Id and attempt of the task by the shortcut that it runs, or ran when it died, or None."""
+        return None if self.shortcut is None else self.shortcut.under_way()
+
+    @property
+    def turns(self) -> int:
+        """A number that grows with each task by the shortcut, as of the last `beside`."""
+        return 0 if self.shortcut is None else self.shortcut.turns
+
     def was_told_to_end(self) -> bool:
         """Whether it died of a signal that batch systems send to all processes of a job."""
         return self._process.returncode in (-signal.SIGTERM, -signal.SIGUSR2)

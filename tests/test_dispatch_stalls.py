@@ -56,6 +56,68 @@ def test_what_stands_behind_a_long_task_is_taken_back() -> None:
     assert dispatch.tick(2 * STALLED_S) == [], "once is enough"
 
 
+class Begun:
+    """What a worker says that it has begun, or that this is not sure yet."""
+
+    def __init__(self) -> None:
+        self.count: int | None = None
+        self.dispatch = with_full_line()
+        self.before = self.dispatch._workers[1].ended
+        self.dispatch._begun = lambda worker: (
+            None if self.count is None else self.before + self.count
+        )
+
+
+def test_nothing_is_taken_back_before_it_is_sure_what_has_begun() -> None:
+    begun = Begun()
+    assert begun.dispatch.tick(STALLED_S) == []
+    wait_s = begun.dispatch.next_deadline(STALLED_S, LONG_S)
+    assert wait_s is not None
+    assert wait_s < TELL_S, "it asks again soon"
+    begun.count = 1
+    assert begun.dispatch.tick(STALLED_S + wait_s) == [Skip(1, ["B", "C"])]
+
+
+def test_what_a_late_worker_has_begun_stays() -> None:
+    begun = Begun()
+    begun.count = 2
+    assert begun.dispatch.tick(STALLED_S) == [Skip(1, ["C"])]
+    assert waiting(begun.dispatch) == "CD", "it may be at a short one by now"
+    assert begun.dispatch.tick(STALLED_S) == [], "A has ended, as will be told soon"
+    begun.dispatch.finished(1, result(task("A", "tiny"), 0.0), STALLED_S)
+    begun.dispatch.finished(1, result(task("B", "tiny"), 0.0), STALLED_S)
+    assert [done.task_id for done in begun.dispatch.completions if done.outcome == "result"] == [
+        "A",
+        "B",
+    ]
+
+
+def test_a_worker_that_has_begun_all_keeps_them() -> None:
+    begun = Begun()
+    begun.count = 3
+    assert begun.dispatch.tick(STALLED_S) == []
+    assert begun.dispatch.tick(2 * STALLED_S - 0.001) == []
+    begun.dispatch.finished_all(
+        1, [result(task(name, "tiny"), 0.0) for name in "AB"], 2 * STALLED_S
+    )
+    assert begun.dispatch.running(1) == task("C", "tiny")
+
+
+def test_a_task_by_the_shortcut_stands_before_those_that_are_counted() -> None:
+    begun = Begun()
+    begun.dispatch.beside(1, ("X_1", 1), 0.0)
+    begun.count = 1  # A, whose end is not told yet
+    assert begun.dispatch.tick(STALLED_S) == [Skip(1, ["B", "C"])]
+    assert waiting(begun.dispatch) == "BCD"
+
+
+def test_what_ended_here_before_is_not_counted() -> None:
+    begun = Begun()
+    begun.dispatch.finished(1, result(task("A", "tiny"), AHEAD_S / 3), 0.0)
+    begun.count = 2  # A and B
+    assert begun.dispatch.tick(STALLED_S) == [Skip(1, ["C"])]
+
+
 def test_nothing_is_sent_ahead_to_a_worker_with_a_long_task() -> None:
     dispatch = slave(1, 2, knows={"tiny": TINY_S})
     dispatch.arrived(tasks("AB", "tiny"))

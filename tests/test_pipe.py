@@ -235,6 +235,10 @@ class Beside(Pipe):
     def give(self, task: Assignment) -> None:
         os.write(self.shortcut.names.to_descriptor, msgpack.packb(task))
 
+    def skips(self, tasks: list[Assignment]) -> None:
+        keys = [part for task in tasks for part in (task.task_id, task.attempt)]
+        os.write(self.shortcut.names.to_descriptor, msgpack.packb([None, *keys]))
+
     def begins(self) -> Assignment | None:
         """The worker waits, and begins what has come by the shortcut."""
         assert self.worker.receive_or_tasks() is None
@@ -262,12 +266,12 @@ def end(outcome: Outcome, frame: bytes = b"r") -> Completion:
 @shortcuts
 def test_a_task_that_comes_beside_stands_on_the_board_until_its_end(beside: Beside) -> None:
     beside.give(TASK)
-    assert beside.supervisor.under_way() is None
+    assert beside.shortcut.under_way() is None
     assert beside.begins() == TASK
-    assert beside.supervisor.under_way() == ("square_0", 1)
+    assert beside.shortcut.under_way() == ("square_0", 1)
     beside.worker.hand_in(end(Outcome.RESULT))
-    assert beside.supervisor.under_way() is None
-    assert beside.supervisor.turns == 2
+    assert beside.shortcut.under_way() is None
+    assert beside.shortcut.turns == 2
     assert beside.shortcut.read() == [end(Outcome.RESULT)]
 
 
@@ -287,7 +291,7 @@ def test_what_goes_back_by_the_pipe(beside: Beside, done: Completion) -> None:
     beside.worker.hand_in(done)
     (message,) = beside.at_supervisor()
     assert message == ["beside", list(done)]
-    assert beside.supervisor.under_way() is None
+    assert beside.shortcut.under_way() is None
     assert beside.shortcut.read() == []
 
 
@@ -310,7 +314,7 @@ def test_a_task_that_was_taken_back_meanwhile_is_not_waited_for(
 
     def late() -> None:
         if not seen:
-            seen.extend(beside.shortcut.take_back())
+            seen.extend(beside.shortcut.take_back()[0])
             beside.supervisor.send(["end"])
         receive()
 
@@ -318,7 +322,7 @@ def test_a_task_that_was_taken_back_meanwhile_is_not_waited_for(
     beside.give(TASK)
     assert beside.worker.receive_or_tasks() == ["end"]
     assert seen == [TASK]
-    assert beside.supervisor.turns == 0
+    assert beside.shortcut.turns == 0
 
 
 @shortcuts
@@ -337,7 +341,7 @@ def test_ends_that_a_handler_has_closed_are_an_end_of_the_pipe(beside: Beside) -
     os.dup2(beside.theirs.fileno(), beside.worker_shortcut._back)
     with pytest.raises(PipeClosed):
         beside.worker.hand_in(end(Outcome.RESULT))
-    assert beside.supervisor.under_way() == ("square_0", 1), "it is to blame"
+    assert beside.shortcut.under_way() == ("square_0", 1), "it is to blame"
 
 
 @shortcuts
@@ -352,16 +356,16 @@ def test_the_supervisor_is_told_of_the_end_of_a_long_task(
     wakes = bool(select.select([beside.supervisor], [], [], 0)[0])
     assert wakes == (told_s < 0)
     assert beside.supervisor.receive() == []
-    assert beside.supervisor.under_way() is None
+    assert beside.shortcut.under_way() is None
 
 
 @shortcuts
 def test_a_board_that_is_being_closed_shows_nothing(beside: Beside) -> None:
     beside.give(TASK)
     beside.begins()
-    beside.supervisor.close()
-    assert beside.supervisor.under_way() is None
-    assert beside.supervisor.turns == 0
+    beside.shortcut.close()
+    assert beside.shortcut.under_way() is None
+    assert beside.shortcut.turns == 0
 
 
 @shortcuts
@@ -372,9 +376,9 @@ def test_tasks_of_one_message_run_in_order_and_each_is_on_the_board(beside: Besi
     for number, task in enumerate(batch):
         assert beside.worker.has_task()
         assert beside.worker.next_task() == task
-        assert beside.supervisor.under_way() == (task.task_id, 1)
+        assert beside.shortcut.under_way() == (task.task_id, 1)
         beside.worker.hand_in(end(Outcome.RESULT)._replace(task_id=task.task_id))
-        assert (beside.supervisor.under_way() is None) == (number == 2)
+        assert (beside.shortcut.under_way() is None) == (number == 2)
     assert beside.worker.next_task() is None
     assert [done.task_id for done in beside.shortcut.read()] == [one.task_id for one in batch]
 
@@ -397,11 +401,10 @@ def test_a_result_that_waits_for_those_of_tasks_that_are_taken_back_is_told_of(
     beside.begins()
     beside.worker.hand_in(end(Outcome.RESULT))
     assert not select.select([beside.shortcut], [], [], 0)[0], "it is told with those to come"
-    skip = msgpack.packb([None, *(task.task_id for task in batch)])
-    os.write(beside.shortcut.names.to_descriptor, skip)
+    beside.skips(batch)
     beside.worker.receive_available()
     assert select.select([beside.shortcut], [], [], 0)[0]
-    assert beside.supervisor.under_way() is None
+    assert beside.shortcut.under_way() is None
     assert beside.shortcut.read() == [end(Outcome.RESULT)]
     assert beside.worker.next_task() is None
 
@@ -411,11 +414,186 @@ def test_while_a_task_runs_its_end_tells_that_others_were_taken_back(beside: Bes
     batch = [TASK._replace(task_id=f"square_{number}") for number in range(5)]
     os.write(beside.shortcut.names.to_descriptor, msgpack.packb(batch))
     beside.begins()
-    skip = msgpack.packb([None, *(task.task_id for task in batch)])
-    os.write(beside.shortcut.names.to_descriptor, skip)
+    beside.skips(batch)
     beside.worker.receive_available()
-    assert beside.supervisor.under_way() == ("square_0", 1)
+    assert beside.shortcut.under_way() == ("square_0", 1)
     assert not select.select([beside.shortcut], [], [], 0)[0]
     beside.worker.hand_in(end(Outcome.RESULT))
     assert select.select([beside.shortcut], [], [], 0)[0]
-    assert beside.supervisor.under_way() is None
+    assert beside.shortcut.under_way() is None
+
+
+# --- a worker that is forbidden to begin tasks ----------------------------------------------------
+
+
+@pytest.fixture
+def board(beside: Beside) -> Iterator[Board]:
+    """The board of the shortcut, as its reader has it."""
+    board = Board(beside.shortcut.worker_ends[2], 7)
+    board.claim()
+    yield board
+    board.close()
+
+
+def batch(count: int) -> list[Assignment]:
+    return [TASK._replace(task_id=f"square_{number}") for number in range(count)]
+
+
+def gives(beside: Beside, tasks: list[Assignment]) -> None:
+    os.write(beside.shortcut.names.to_descriptor, msgpack.packb(tasks))
+    assert beside.worker.receive_or_tasks() is None
+
+
+@shortcuts
+def test_who_is_forbidden_to_begin_asks_again_until_it_may(beside: Beside, board: Board) -> None:
+    tasks = batch(3)
+    gives(beside, tasks)
+    assert board.hold()
+    for _ in range(3):
+        assert beside.worker.next_task() is None
+        assert board.under_way() is None
+        assert beside.worker.receive_or_tasks() is None, "it does not wait for a message"
+    board.release()
+    assert beside.worker.next_task() == tasks[0]
+    assert board.under_way() == ("square_0", 1)
+
+
+@shortcuts
+def test_meanwhile_it_hears_its_supervisor(beside: Beside, board: Board) -> None:
+    gives(beside, batch(3))
+    board.hold()
+    assert beside.worker.next_task() is None
+    beside.supervisor.send(["forget", ["x"]])
+    assert beside.worker.receive_or_tasks() == ["forget", ["x"]]
+
+
+@shortcuts
+def test_what_is_taken_back_is_not_begun_afterwards(beside: Beside, board: Board) -> None:
+    """Whether it was forbidden while a task ran or while the worker looked."""
+    tasks = batch(4)
+    gives(beside, tasks)
+    assert beside.worker.next_task() == tasks[0]
+    board.hold()
+    assert board.under_way() == ("square_0", 1)
+    beside.skips(tasks[1:3])
+    board.release()
+    beside.worker.hand_in(end(Outcome.RESULT))
+    assert beside.worker.next_task() == tasks[3]
+
+
+@shortcuts
+def test_all_that_is_left_may_be_taken_back(beside: Beside, board: Board) -> None:
+    tasks = batch(4)
+    gives(beside, tasks)
+    beside.worker.next_task()
+    board.hold()
+    beside.skips(tasks[1:])
+    beside.worker.hand_in(end(Outcome.RESULT))
+    assert beside.worker.next_task() is None
+    board.release()
+    assert beside.worker.next_task() is None
+    assert not beside.worker.has_task()
+    assert board.under_way() is None
+    assert select.select([beside.shortcut], [], [], 0)[0], "the result is told of"
+
+
+@shortcuts
+def test_the_same_task_in_a_later_attempt_is_run(beside: Beside, board: Board) -> None:
+    tasks = batch(2)
+    again = tasks[1]._replace(attempt=2)
+    gives(beside, tasks)
+    beside.worker.next_task()
+    beside.skips(tasks[1:])
+    beside.give(again)
+    beside.worker.receive_available()
+    beside.worker.hand_in(end(Outcome.RESULT))
+    assert beside.worker.next_task() == again
+
+
+@shortcuts
+def test_who_reads_the_board_next_lifts_the_ban(beside: Beside, board: Board) -> None:
+    """The task manager that forbade it may be gone."""
+    tasks = batch(2)
+    gives(beside, tasks)
+    board.hold()
+    assert beside.worker.next_task() is None
+    assert beside.shortcut.read() == []
+    assert not board.holds()
+    assert not board.hold(), "it is not its board any more"
+    assert beside.worker.next_task() == tasks[0]
+
+
+@shortcuts
+def test_a_worker_begins_no_task_while_its_supervisor_takes_some_back(beside: Beside) -> None:
+    worker, supervisor = beside.worker, beside.supervisor
+    assert worker.begin()
+    assert supervisor.begun(0.0) is None
+    assert supervisor.begun(1.0) == 1
+    assert not worker.begin()
+    supervisor.send(["skip", ["b"]])
+    assert worker.receive_held() == [["skip", ["b"]]]
+    assert not worker.begin()
+    assert supervisor.begun(1.0) == 1
+    supervisor.go_on()
+    assert not worker.begin(), "it may have more to receive"
+    assert worker.receive_held() == []
+    assert worker.begin()
+    assert supervisor.begun(2.0) is None, "it is forbidden anew"
+    assert supervisor.begun(3.0) == 2
+
+
+@shortcuts
+def test_it_goes_on_when_nobody_asks_any_more(beside: Beside) -> None:
+    assert beside.supervisor.begun(0.0) is None
+    beside.supervisor.go_on()
+    assert not beside.worker.begin()
+    beside.supervisor.go_on()
+    assert beside.worker.receive_held() == []
+    assert beside.worker.begin()
+
+
+@shortcuts
+def test_it_does_not_go_on_before_all_was_sent(beside: Beside) -> None:
+    large = ["skip", ["x" * 1000] * 2000]
+    assert beside.supervisor.begun(0.0) is None
+    assert beside.supervisor.begun(1.0) == 0
+    beside.supervisor.send(large)
+    assert beside.supervisor.wants_to_write
+    beside.supervisor.go_on()
+    assert beside.worker.receive_held() == []
+    assert not beside.worker.begin()
+    got: list[list[Any]] = []
+    while not got:
+        beside.supervisor.flush()
+        beside.supervisor.go_on()
+        got = beside.worker.receive_held()
+    assert got == [large]
+    beside.supervisor.go_on()
+    beside.worker.receive_held()
+    assert beside.worker.begin()
+
+
+def test_without_a_board_all_may_be_begun(pipe: Pipe) -> None:
+    assert pipe.supervisor.begun(0.0) == 0
+    assert pipe.worker.begin()
+    pipe.supervisor.go_on()
+    assert pipe.worker.begin()
+
+
+@shortcuts
+def test_the_supervisor_passes_on_what_it_finds_of_tasks_that_are_not_to_be_run(
+    beside: Beside,
+) -> None:
+    """It takes out what the worker has not read, which a worker at a long task has not."""
+    tasks = batch(4)
+    gives(beside, tasks)
+    beside.worker.next_task()
+    beside.skips(tasks[1:3])
+    beside.give(TASK._replace(task_id="square_9"))
+    taken, skipped = beside.shortcut.take_back()
+    assert [one.task_id for one in taken] == ["square_9"]
+    assert skipped == [("square_1", 1), ("square_2", 1)]
+    beside.worker.skip(skipped)
+    beside.worker.hand_in(end(Outcome.RESULT))
+    assert beside.worker.next_task() == tasks[3]
+    assert beside.worker.next_task() is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -86,14 +85,8 @@ class Scene:
 
     def ends_well(self) -> None:
         assert self.client.finish().endswith("True 0\n")
-        ran = Counter(map(int, (self.world.path / "ran").read_text().split()))
-        assert sorted(ran) == list(range(TASKS + 3)), "each task is run"
-        # A worker that gets no processor for long looks as if it ran something long: what stands
-        # behind that is run elsewhere, and perhaps there as well.
-        back = re.findall(r"takes long; run elsewhere, \d+: (.*)", self.manager.err)
-        again = {int(task_id.rpartition("_")[2]) for task_id in " ".join(back).split()}
-        twice = {number for number, count in ran.items() if count > 1}
-        assert twice <= again, "each other task is run once"
+        ran = sorted(map(int, (self.world.path / "ran").read_text().split()))
+        assert ran == list(range(TASKS + 3)), "each task is run once"
         self.manager.send_signal(signal.SIGTERM)
         self.manager.finish()
         wait_until(lambda: not self.world.processes(), "nothing is left")

@@ -117,11 +117,11 @@ def test_the_supervisor_takes_back_what_the_worker_has_not_read(ends: Ends) -> N
     second = TASK._replace(task_id="square_1")
     third = TASK._replace(task_id="square_2")
     ends.sends(TASK)
-    ends.manager.send(ends.manager.pack_skip(["square_0"]))
+    ends.manager.send(ends.manager.pack_skip([("square_0", 1)]))
     ends.sends(second, third)
     ends.manager.send(ends.manager.pack_forget(["state_0_x"]))
-    assert ends.owner.take_back() == [TASK, second, third]
-    assert ends.owner.take_back() == []
+    assert ends.owner.take_back() == ([TASK, second, third], [("square_0", 1)])
+    assert ends.owner.take_back() == ([], [])
     assert ends.gets() == [], "it does not wait for what is not there any more"
 
 
@@ -179,11 +179,45 @@ def test_some_are_not_to_be_run_after_all(ends: Ends) -> None:
     ends.sends(*many(5))
     ends.worker.receive()
     ends.worker.tasks.popleft()
-    ends.manager.send(ends.manager.pack_skip(["square_0", "square_2", "square_3"]))
+    ends.manager.send(ends.manager.pack_skip([("square_0", 1), ("square_2", 1), ("square_3", 1)]))
     ends.sends(TASK._replace(task_id="square_2", attempt=2))
     ends.worker.receive()
     held = [(task.task_id, task.attempt) for task in ends.worker.tasks]
     assert held == [("square_1", 1), ("square_4", 1), ("square_2", 2)]
+
+
+def test_the_task_manager_forbids_the_worker_to_begin_tasks_for_a_moment(ends: Ends) -> None:
+    ends.sends(*many(3))
+    ends.worker.receive()
+    begun = ends.worker.begin()
+    assert begun is not None
+    assert ends.manager.begun() == (False, ("square_0", 1))
+    assert ends.manager.hold()
+    assert ends.manager.begun() == (True, ("square_0", 1))
+    assert ends.worker.begin() is None
+    assert not ends.worker.may_begin()
+    assert ends.manager.begun() == (True, ("square_1", 1)), "it may have ended, too"
+    ends.manager.release()
+    assert ends.worker.begin() is None, "it does not know yet"
+    assert ends.worker.may_begin()
+    assert [task.task_id for task in ends.worker.tasks] == ["square_1", "square_2"]
+    assert ends.worker.begin() is not None
+
+
+@pytest.mark.parametrize("who", ["supervisor", "task manager"])
+def test_a_ban_ends_with_the_task_managers_end(ends: Ends, who: str) -> None:
+    """Also when the task manager dies, and the supervisor comes to read the board."""
+    ends.sends(*many(3))
+    ends.worker.receive()
+    ends.manager.hold()
+    assert not ends.worker.may_begin()
+    if who == "supervisor":
+        assert ends.owner.read() == []
+        assert ends.manager.begun() == (False, None), "it cannot be sure any more"
+        ends.manager.release()
+    else:
+        ends.manager.close()
+    assert ends.worker.may_begin()
 
 
 def test_data_that_was_deleted_is_told_in_order(ends: Ends) -> None:

@@ -36,13 +36,27 @@ class End:
         self.forgotten: list[str] = []
         self.is_watched = False
         self.acknowledged = 0
+        self.is_held, self.may_hold, self.is_sure = False, True, True
+        self.last: tuple[str, int] | None = None
 
     def pack(self, tasks: Sequence[Assignment]) -> bytes:
         self._next = tasks
         return b"tasks".ljust(10 * len(tasks))
 
-    def pack_skip(self, task_ids: Sequence[str]) -> bytes:
-        return b" ".join([b"skip", *map(str.encode, task_ids)])
+    def pack_skip(self, keys: Sequence[tuple[str, int]]) -> bytes:
+        return b" ".join([b"skip", *(task_id.encode() for task_id, _ in keys)])
+
+    def hold(self) -> bool:
+        assert self.is_open
+        self.is_held = self.may_hold
+        return self.may_hold
+
+    def begun(self) -> tuple[bool, tuple[str, int] | None]:
+        assert self.is_held
+        return self.is_sure, self.last
+
+    def release(self) -> None:
+        self.is_held = False
 
     def pack_forget(self, names: Sequence[str]) -> bytes:
         return b" ".join([b"forget", *map(str.encode, names)])
@@ -685,26 +699,130 @@ def test_garbage_of_a_worker_that_has_ended_costs_its_task_nothing(scene: Scene)
 # --- tiny tasks, many at once -------------------------------------------------------------------
 
 
-def test_what_is_taken_back_from_a_long_task_goes_to_an_idle_worker_at_once(scene: Scene) -> None:
-    scene.manager._scheduler.pace.record("sqrt", 0.0)  # as if many had been run
-    slave = scene.slave(workers=2)
-    batch = scene.manager.addTaskRequests("sqrt", [X] * 6, scene.client)
-    slow, quick = scene.opened
-    assert sorted(ids(slow.tasks) + ids(quick.tasks)) == batch
-    assert slow.is_watched
-    held = ids(slow.tasks)
-    for task in list(quick.tasks):
-        quick.results.append(Completion(task.task_id, 1, "result", [b"r"], 0.0, ""))
-    quick.heard()
-    scene.clock.now += 1.0
-    slow.heard()  # nothing is there, but nobody has looked for long
-    assert slow.skipped == []
-    for _ in range(12):
-        scene.clock.now += 0.005
-        slow.heard()  # it is looked at closely
-    assert slow.skipped == held[1:]
-    assert slow.is_watched, "it may have begun late, and tell of no result before it reads that"
-    again = [(one.task_id, one.attempt) for one in quick.tasks if one.attempt == 2]
-    assert again[:1] == [(held[1], 2)]
-    assert slave.answers == []
-    assert scene.crashes(held[1]) == 0
+class Stall:
+    """Six tiny tasks on two workers, of which one has done its own and the other says nothing."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        scene.manager._scheduler.pace.record("sqrt", 0.0)  # as if many had been run
+        self.slave = scene.slave(workers=2)
+        batch = scene.manager.addTaskRequests("sqrt", [X] * 6, scene.client)
+        self.slow, self.quick = scene.opened
+        assert sorted(ids(self.slow.tasks) + ids(self.quick.tasks)) == batch
+        assert self.slow.is_watched
+        self.held = ids(self.slow.tasks)
+        for task in list(self.quick.tasks):
+            self.quick.results.append(Completion(task.task_id, 1, "result", [b"r"], 0.0, ""))
+        self.quick.heard()
+        scene.clock.now += 1.0
+        self.slow.heard()  # nothing is there, but nobody has looked for long
+        assert not self.slow.is_held
+
+    def looks(self, seconds: float = 0.06) -> None:
+        """It is looked at closely for so long."""
+        for _ in range(round(seconds / 0.005)):
+            self.scene.clock.now += 0.005
+            self.slow.heard()
+
+    def until_held(self) -> None:
+        for _ in range(100):
+            if self.slow.is_held:
+                return
+            self.looks(0.005)
+        pytest.fail("it may begin what it likes")
+
+    def again(self) -> list[tuple[str, int]]:
+        """What the other worker was given afterwards."""
+        return [(one.task_id, one.attempt) for one in self.quick.tasks if one.attempt == 2]
+
+
+@pytest.fixture
+def stall(scene: Scene) -> Stall:
+    return Stall(scene)
+
+
+def test_what_is_taken_back_from_a_long_task_goes_to_an_idle_worker_at_once(stall: Stall) -> None:
+    stall.slow.last = (stall.held[0], 1)
+    stall.looks()
+    assert stall.slow.skipped == stall.held[1:]
+    assert not stall.slow.is_held
+    assert stall.slow.is_watched, "it may tell of no result before it reads that"
+    assert stall.again()[:1] == [(stall.held[1], 2)]
+    assert stall.slave.answers == []
+    assert stall.scene.crashes(stall.held[1]) == 0
+
+
+def test_nothing_is_taken_back_before_it_is_sure_what_has_begun(stall: Stall) -> None:
+    stall.until_held()
+    assert stall.slow.skipped == []
+    stall.slow.heard()  # at the same time
+    assert stall.slow.skipped == []
+    assert stall.slow.is_held
+    stall.looks(0.005)
+    assert stall.slow.skipped == stall.held[1:]
+
+
+def test_what_has_begun_meanwhile_is_not_taken_back(stall: Stall) -> None:
+    """The worker was late only: it has ended the first, and begun the second."""
+    stall.until_held()
+    stall.slow.last = (stall.held[1], 1)
+    stall.looks(0.01)
+    assert stall.slow.skipped == stall.held[2:]
+    assert stall.again()[:1] == [(stall.held[2], 2)]
+
+
+def test_what_has_ended_and_is_to_come_the_long_way_is_not_taken_back(stall: Stall) -> None:
+    """Large results do, one by one, and small ones of later tasks may come before them."""
+    stall.scene.request()
+    stall.until_held()
+    stall.slow.last = (stall.held[2], 1)
+    stall.slow.ends(place=2)
+    stall.slow.heard()
+    stall.until_held()
+    stall.looks(0.01)
+    assert stall.slow.skipped == []
+    assert stall.scene.held(stall.slave)[:2] == stall.held[:2]
+
+
+def test_a_worker_that_is_heard_of_meanwhile_keeps_its_tasks(stall: Stall) -> None:
+    stall.until_held()
+    stall.slow.ends(place=0)
+    stall.slow.heard()
+    assert not stall.slow.is_held
+    stall.looks(0.02)
+    assert stall.slow.skipped == []
+    stall.looks()
+    assert stall.slow.skipped == stall.held[2:], "until it stalls again"
+
+
+def test_a_result_that_comes_the_long_way_lifts_the_ban(stall: Stall) -> None:
+    stall.until_held()
+    done = Completion(stall.held[0], 1, "result", [b"r"], 0.0, "")
+    stall.scene.hand_in(stall.slave, done)
+    assert not stall.slow.is_held
+    assert stall.slow.skipped == []
+
+
+@pytest.mark.parametrize("why", ["may_hold", "is_sure"])
+def test_a_worker_that_another_one_listens_to_keeps_its_tasks(stall: Stall, why: str) -> None:
+    """Its supervisor, which has taken the shortcut back and will say so."""
+    setattr(stall.slow, why, False)
+    stall.looks(0.2)
+    assert stall.slow.skipped == []
+    assert stall.again() == []
+    assert len(stall.scene.held(stall.slave)) == 3
+
+
+def test_what_cannot_be_named_stays(stall: Stall) -> None:
+    """There is not room for all of them in the message."""
+    stall.slow.room_bytes = 30 + len(f"skip {stall.held[2]}")
+    stall.looks()
+    assert stall.slow.skipped == stall.held[2:]
+    assert stall.again() == [(stall.held[2], 2)]
+
+
+def test_a_worker_that_is_closed_meanwhile_gives_all_back(stall: Stall) -> None:
+    stall.until_held()
+    stall.scene.closed(stall.slave, 0)
+    assert not stall.slow.is_open
+    assert {task_id for task_id, _ in stall.again()} == set(stall.held)

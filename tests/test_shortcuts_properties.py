@@ -35,6 +35,9 @@ class Pipe:
         self.line: deque[Key] = deque()  # in its memory; the first may have begun
         self.has_begun = False
         self.results: list[Completion] = []  # that nobody has read
+        self.is_held = False  # it is to begin nothing
+        self.is_told = False  # it has to read what came before it begins anything
+        self.begun: list[Key] = []  # whatever it has begun
 
     def read(self) -> None:
         """The worker takes in all that has come."""
@@ -43,16 +46,27 @@ class Pipe:
             if kind == "tasks":
                 self.line.extend(what)
             elif kind == "skip":
-                first = [self.line.popleft()] if self.has_begun else []
-                self.line = deque([*first, *(key for key in self.line if key[0] not in what)])
+                assert not self.has_begun or self.line[0] not in what, "it has begun that"
+                self.line = deque(key for key in self.line if key not in what)
+        self.is_told = False
 
     def run(self, count: int) -> None:
         """The worker ends so many tasks, and has begun the next one."""
         for _ in range(count):
-            if not self.line:
+            if not self.line or not self.begin():
                 break
             self.results.append(ended(self.line.popleft()))
-        self.has_begun = bool(self.line)
+            self.has_begun = False
+        self.begin()
+
+    def begin(self) -> bool:
+        """The worker begins its first task, if it has not and may."""
+        if not self.has_begun and not self.is_held:
+            if self.is_told:
+                self.read()
+            self.has_begun = bool(self.line)
+            self.begun += [self.line[0]] if self.line else []
+        return self.has_begun
 
     def take(self) -> list[Completion]:
         taken, self.results = self.results, []
@@ -72,9 +86,22 @@ class End:
         self._next: tuple[str, Any] = "tasks", [(task.task_id, task.attempt) for task in tasks]
         return b"x" * 40 * len(tasks)
 
-    def pack_skip(self, task_ids: Sequence[str]) -> bytes:
-        self._next = "skip", set(task_ids)
-        return b"x" * 10 * len(task_ids)
+    def pack_skip(self, keys: Sequence[Key]) -> bytes:
+        self._next = "skip", set(keys)
+        return b"x" * 10 * len(keys)
+
+    def hold(self) -> bool:
+        assert self.is_open
+        self.pipe.is_held = True
+        return True
+
+    def begun(self) -> tuple[bool, Key | None]:
+        assert self.pipe.is_held
+        return True, self.pipe.begun[-1] if self.pipe.begun else None
+
+    def release(self) -> None:
+        self.pipe.is_told = self.pipe.is_told or self.pipe.is_held
+        self.pipe.is_held = False
 
     def pack_forget(self, names: Sequence[str]) -> bytes:
         self._next = "forget", names
@@ -95,6 +122,7 @@ class End:
         self.is_watched = closely
 
     def close(self) -> None:
+        self.release()
         self.is_open = False
 
 
@@ -224,7 +252,8 @@ class World:
             if end.is_open and (end.is_watched or all_of_them):
                 end.heard()
 
-    def step(self) -> None:
+    def step(self, *, calm: bool = False) -> None:
+        """Something happens; `calm`: nothing is lost, cancelled or begun anew."""
         slave = self.chance.choice(self.slaves)
         if slave.is_lost:
             slave.register()
@@ -233,7 +262,7 @@ class World:
         what = self.chance.choices(
             ["request", "read", "run", "look", "told", "work", "call", "dies", "register", "lost",
              "cancel", "stall", "deliver"],
-            [6, 6, 8, 4, 6, 4, 4, 1, 1, 1, 1, 2, 2],
+            [6, 6, 8, 4, 6, 4, 4, *([0] * 4 if calm else [1] * 4), 2, 2],
         )[0]  # fmt: skip
         if what == "request":
             self.request()
@@ -296,3 +325,21 @@ def test_each_task_has_one_result(journal: bool, seed: int) -> None:
         assert world.results == Counter(wanted), f"number {number}"
         direct += world.direct
     assert direct > 100, "tasks go this way"
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("journal", [False, True], ids=["no journal", "journal"])
+def test_what_is_taken_back_from_a_late_worker_is_run_once(journal: bool, seed: int) -> None:
+    taken_back = 0
+    for number in range(15):
+        world = World(random.Random(15 * seed + number), journal=journal)
+        for _ in range(STEPS):
+            world.step(calm=True)
+        world.finish()
+        world.manager.forbidShortcuts()
+        begun = [
+            key for slave in world.slaves for pipe in slave.pipes.values() for key in pipe.begun
+        ]
+        assert max(Counter(task_id for task_id, _ in begun).values(), default=1) == 1
+        taken_back += sum(attempt > 1 for _, attempt in begun)
+    assert taken_back > 20, "tasks are taken back"
