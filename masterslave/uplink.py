@@ -498,7 +498,8 @@ class Uplink:
         return len(self._completions)
 
     def _oldest(self, count: int) -> list[Completion]:
-        return list(islice(self._completions, count))
+        with self._changed:  # a garbage collection between two steps may let others add some
+            return list(islice(self._completions, count))
 
     def _wait_until_due(self) -> None:
         """(Locked.) Wait for something to send, or until it is time to ping."""
@@ -613,7 +614,7 @@ class Uplink:
         holds = self._holds()
         with self._changed:  # after that: what has ended since was under way before
             self._completions.extend(self._offers.read())
-        holds += [(c.task_id, c.attempt) for c in list(self._completions)]
+            holds += [(done.task_id, done.attempt) for done in self._completions]
         process_id, obsolete, generation = link.call(
             "registerProcess", self._period_s, self._current_info(), self.process_id, holds
         )
@@ -627,7 +628,8 @@ class Uplink:
                 link.call("announceTags", process_id, self._tags)
         except UnknownProcess:  # taken for dead since, if this process was stopped for so long
             self._registration_due = True
-        unsent = {(done.task_id, done.attempt) for done in list(self._completions)}
+        with self._changed:
+            unsent = {(done.task_id, done.attempt) for done in self._completions}
         outdated = [(task_id, attempt) for task_id, attempt in obsolete]
         outdated = [one for one in outdated if one not in unsent]
         if outdated:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -589,3 +590,23 @@ def test_an_error_of_the_uplink_itself_ends_the_slave(
     slave.uplink.hand_in([Completion("x", 1, "no such outcome", [], 0.0, "")], [], room=1)
     wait_until(slave.ends)
     assert slave.ends()[0] not in ("", "terminated")
+
+
+def test_results_are_added_by_another_thread_at_no_bad_moment(
+    manager: TaskManager, start: Callable[..., Slave]
+) -> None:
+    """A garbage collection amid a loop over them may let the supervisor's thread add some."""
+    slave = start()
+
+    class Results(deque[Completion]):
+        def __iter__(self) -> Iterator[Completion]:
+            assert slave.uplink._changed._is_owned(), "others may change it"  # type: ignore[attr-defined]
+            return super().__iter__()
+
+    with slave.uplink._changed:
+        slave.uplink._completions = Results(slave.uplink._completions)
+    slave.works = True
+    request(manager, 20)
+    assert sorted(results(manager, 20)) == list(range(20))
+    slave.uplink.register()
+    assert slave.ends() == []
