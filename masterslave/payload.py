@@ -70,6 +70,9 @@ class Memory(Protocol):
     def lend(self, data: Piece) -> Piece | None:
         """A copy of the buffer that can be handed to others as it is; None: it is not to be."""
 
+    def lend_parts(self, data: Piece) -> Sequence[Piece] | None:
+        """The same in parts of `PIECE_BYTES` at most, of a buffer that is larger."""
+
     def take(self, parts: Sequence[Piece], *, owned: bool) -> Piece | None:
         """One writable buffer, nobody else's, of parts that are in such memory, without a copy.
 
@@ -141,9 +144,12 @@ class Codec:
         index = _CUT + struct.pack(f"!{len(lengths)}Q", *lengths)
         frame = [piece for part in frame for piece in pieces.cut(part)]
         for buffer in buffers:
-            lent = self.memory.lend(buffer) if self.memory is not None else None
+            if len(buffer) <= pieces.PIECE_BYTES:
+                frame.append(self._kept(buffer, copy))
+                continue
+            lent = self.memory.lend_parts(buffer) if self.memory is not None else None
             if lent is not None:
-                frame += pieces.cut(lent)
+                frame += lent
             else:
                 frame += map(_own, pieces.cut(buffer)) if copy else pieces.cut(buffer)
         return [index, *frame]

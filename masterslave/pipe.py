@@ -250,7 +250,7 @@ class WorkerEnd:
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN)
             self._poll.register(self._shortcut, select.POLLIN)
-        self._sock = sock
+        self._sock, self._descriptor = sock, sock.fileno()
         self._board = board
         self._holds = 0 if board is None else board.holds  # as of the last look
         self._sent = 0  # messages
@@ -367,7 +367,7 @@ class WorkerEnd:
                 if is_held_back:
                     return None
                 trim()
-            elif any(descriptor != self._sock.fileno() for descriptor, _ in ready):
+            elif any(descriptor != self._descriptor for descriptor, _ in ready):
                 self._receive_tasks()
                 if self.has_task() and not self._messages:
                     return None
@@ -430,19 +430,27 @@ class WorkerEnd:
 
         Takes in what has come by the shortcut, too.
         """
-        if self._poll is not None:
-            self._receive_tasks()
-        count: int | None = None
+        if self._poll is None:
+            self._receive_at_once()
+        else:  # to ask costs less than an exception of each that has nothing
+            for descriptor, _ in self._poll.poll(0):
+                if descriptor == self._descriptor:
+                    self._receive_at_once()
+                else:
+                    self._receive_tasks()
+        messages = list(self._messages)
+        self._messages.clear()
+        return messages
+
+    def _receive_at_once(self) -> None:
         try:
             count = receive(self._sock, self._reader, _NOT_WAITING)
             self._messages.extend(self._reader.got(count))
         except (BlockingIOError, LoanError) as error:
             if isinstance(error, LoanError):
                 raise
+            return
         except OSError as error:
             raise PipeClosed from error
-        if count == 0:
+        if not count:
             raise PipeClosed
-        messages = list(self._messages)
-        self._messages.clear()
-        return messages

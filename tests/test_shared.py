@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import mmap
@@ -368,6 +369,65 @@ def test_an_array_that_was_cut_is_one_again_without_a_copy(monkeypatch: pytest.M
     for array, one in zip(arrays, got, strict=True):
         np.testing.assert_array_equal(one, array)
         assert is_mapped(one)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_is_lent_in_parts_is_one_again_without_a_copy(
+    monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 4 * SIZE)
+    codec = Codec(memory=shared)
+    array = np.random.default_rng(1).random(SIZE + 3)
+    before = len(os.listdir("/proc/self/fd"))
+    frame = codec.encode(array)
+    assert len(frame) == 5, "index, pickle and three parts"
+    there = borrowed(frame, keep)
+    one, other = codec.decode(list(there)), codec.decode(list(there), owned=True)
+    assert is_mapped(one)
+    assert is_mapped(other)
+    one[:] = 0.0
+    np.testing.assert_array_equal(other, array)
+    np.testing.assert_array_equal(Codec().decode(frame), array)
+    del there, frame
+    np.testing.assert_array_equal(other, array)
+    del one, other
+    shared.trim()
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_parts_in_another_order_or_incomplete_are_not_mapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", SIZE)
+    parts = shared.lend_parts(DATA * 2 + b"end")
+    assert parts is not None
+    loans = borrowed([b"", *parts])[1:]
+    assert len(loans) == 3
+    assert shared.take(loans) == DATA * 2 + b"end"
+    assert shared.take([loans[2], loans[0]]) is None, "not in whole pages"
+    assert shared.take([loans[0], loans[1][:-1]]) is None
+    assert shared.take([*loans, DATA]) is None
+    assert shared.take(parts) is None, "they are our own"
+
+
+def test_parts_that_cannot_be_mapped_together_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", SIZE)
+    codec = Codec(memory=shared)
+    there = borrowed(codec.encode(np.arange(SIZE)))
+
+    def no_room(size: int) -> int:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(shared, "_reserve", no_room)
+    np.testing.assert_array_equal(codec.decode(there, owned=True), np.arange(SIZE))
+
+
+def test_parts_are_not_lent_when_one_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", SIZE)
+    answers = iter([memoryview(DATA), None, memoryview(DATA)])
+    monkeypatch.setattr(shared, "lend", lambda data: next(answers))
+    assert shared.lend_parts(DATA * 3) is None
 
 
 def test_a_process_does_not_write_to_what_it_lends() -> None:
