@@ -42,6 +42,10 @@ ENOUGH_S = 0.006
 #: out long. Smaller: the worker waits for its supervisor between tiny tasks.
 AHEAD_S = 0.002
 
+#: Large parameters of those tasks, together. Larger: they wait while other workers could have them.
+#: Smaller: as above.
+_AHEAD_BYTES = 1 << 21
+
 #: Usual duration up to which one further task stands behind the running one, whatever `AHEAD_S`
 #: says, so that the worker need not wait for its supervisor in between. Larger: a task waits behind
 #: another one while other workers may come free. Smaller: workers wait a good part of their time.
@@ -493,7 +497,7 @@ class Dispatch:
         batch: list[Assignment] = []
         running_s = self._pace.estimate_s(state.line[0].tag)
         load_s = sum(self._pace.estimate_s(task.tag) or AHEAD_S for task in state.line)
-        backlog, tag = self.backlog, ""
+        backlog, tag, size = self.backlog, "", 0
         estimate: float | None = None
         while backlog and state.line:
             if backlog[0].tag != tag or estimate is None:
@@ -505,6 +509,10 @@ class Dispatch:
             if load_s + estimate > AHEAD_S and not (is_next and max(load_s, estimate) <= NEXT_S):
                 break
             load_s += estimate
+            if len(backlog[0].frame) > 1:
+                size += frame_bytes(backlog[0].frame)
+                if size > _AHEAD_BYTES and batch:
+                    break
             batch.append(backlog.popleft())
             if len(batch) >= 256:
                 break

@@ -54,6 +54,9 @@ log = logging.getLogger(__name__)
 #: How many requests `requestTasks` pickles before it hands them over. Larger: slaves start later.
 _REQUEST_BATCH = 200
 
+#: The same in bytes of large parameters. Larger: as above. Smaller: more calls.
+_REQUEST_BYTES = 1 << 21
+
 #: Parameters of a task beyond this size bring a warning. Larger: programs that send the same array
 #: with every task are slow and do not learn why. Smaller: a warning where there is nothing to gain.
 _LARGE_PARAMETERS_BYTES = 10_000_000
@@ -324,7 +327,8 @@ class MasterProcess:
                 f"requestTasks: parameter_tuples={parameter_tuples!r} must be an iterable of tuples"
             )
         ids: list[str] = []
-        frames = []
+        frames: list[Frame] = []
+        size = 0
         for parameters in parameter_tuples:
             if type(parameters) is not tuple:
                 if isinstance(parameters, (str, bytes)) or not isinstance(parameters, Iterable):
@@ -335,9 +339,11 @@ class MasterProcess:
                 frames.append(self._encode(tag, tuple(parameters)))
             else:
                 frames.append(self._encode(tag, parameters))
-            if len(frames) >= _REQUEST_BATCH:
+            if len(frames[-1]) > 1:
+                size += frame_bytes(frames[-1])
+            if len(frames) >= _REQUEST_BATCH or size >= _REQUEST_BYTES:
                 ids += self.task_manager.addTaskRequests(tag, frames, self.process_id, options)
-                frames = []
+                frames, size = [], 0
         if frames:
             ids += self.task_manager.addTaskRequests(tag, frames, self.process_id, options)
         return ids

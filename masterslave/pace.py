@@ -27,6 +27,11 @@ MAX_IN_HAND = 2048
 #: tag. Larger: of a few thousand tiny tasks a few slaves of many get all. Smaller: as above.
 FAIR_IN_HAND = 512
 
+#: Bytes of parameters in hand per worker beyond which a slave gets no more than three tasks for
+#: each. The way of a megabyte takes about a millisecond, which no duration tells. Larger: one slave
+#: gets what others could run. Smaller: workers run dry between two exchanges.
+BYTES_IN_HAND = 1 << 24
+
 #: Weight of the newest duration in the average. Larger: one stray task upsets the pace.
 #: Smaller: a program whose tasks get longer is noticed late.
 WEIGHT = 0.2
@@ -71,6 +76,11 @@ class Pace:
             if estimate <= RESERVE_S and left_s + RESERVE_S * workers > 0:
                 by_time = max(by_time, 3 * workers - held)
         return max(0, idle, min(by_time, MAX_IN_HAND * workers - held))
+
+    def more_bytes_to_hold(self, size: int, held_of_tag: int, held: int, workers: int) -> int:
+        """How many more tasks with parameters of so many bytes a slave may get, for their size."""
+        by_size = BYTES_IN_HAND * workers // max(1, size) - held_of_tag
+        return max(by_size, 3 * workers - held)
 
     def load_s(self, held: Mapping[str, int]) -> float:
         """How long so many tasks of each tag will take."""

@@ -428,9 +428,9 @@ class WorkerEnd:
     def receive_available(self) -> list[list[Any]]:
         """The messages that are there already; does not wait. Raises `PipeClosed` at the end.
 
-        Takes in what has come by the shortcut, too.
+        Takes in what has come by the shortcut, too, if there are tasks of it to be run.
         """
-        if self._poll is None:
+        if self._poll is None or not self.has_task():
             self._receive_at_once()
         else:  # to ask costs less than an exception of each that has nothing
             for descriptor, _ in self._poll.poll(0):

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from masterslave.leases import Leases
 from masterslave.pace import FAIR_IN_HAND, Pace
+from masterslave.pieces import LIFT_BYTES
 from masterslave.records import (
     BATCH_BYTES,
     NO_TIME_LEFT,
@@ -53,6 +54,11 @@ class Scheduler:
                 held = load.get(task.tag, 0)
                 quarter = (queue.waiting(task.tag) + held) // 4
                 count = min(count, max(FAIR_IN_HAND * member.room, quarter) - held)
+            if task.size > LIFT_BYTES:
+                held, of_tag = sum(load.values()), load.get(task.tag, 0)
+                count = min(
+                    count, self.pace.more_bytes_to_hold(task.size, of_tag, held, member.room)
+                )
             if count <= 0:
                 break
             size = sum(frame_bytes(assignment.frame) for assignment in tasks)

@@ -19,7 +19,7 @@ from dispatching import (
     with_full_line,
 )
 
-from masterslave.dispatch import AHEAD_S, ENOUGH_S, NEXT_S, Kill, Skip
+from masterslave.dispatch import _AHEAD_BYTES, AHEAD_S, ENOUGH_S, NEXT_S, Kill, Skip
 from masterslave.records import Completion, Outcome
 
 # --- feeding --------------------------------------------------------------------------------
@@ -124,6 +124,17 @@ def test_work_sent_ahead_is_limited_and_refilled_before_the_worker_runs_dry() ->
         got += more
         left += len(more)
     assert got == names
+
+
+def test_large_tasks_are_for_all_workers_however_little_they_take() -> None:
+    dispatch = slave(1, 2, knows={"tiny": 0.0})
+    large = [b"pickle", bytes(_AHEAD_BYTES // 2 - 6)]
+    dispatch.arrived([one._replace(frame=large) for one in tasks("ABCDEFGH", "tiny")])
+    assert sent(dispatch.tick(0.0)) == {1: "ACD", 2: "BEF"}
+    dispatch = slave(1, knows={"tiny": 0.0})
+    huge = [b"pickle", bytes(2 * _AHEAD_BYTES)]
+    dispatch.arrived([one._replace(frame=huge) for one in tasks("ABCD", "tiny")])
+    assert sent(dispatch.tick(0.0)) == {1: "AB"}, "one is there when the first has ended"
 
 
 def test_a_slave_says_whether_its_workers_may_soon_want_more() -> None:

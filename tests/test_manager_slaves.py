@@ -13,7 +13,7 @@ from masterslave.errors import (
     UnknownProcess,
 )
 from masterslave.manager import TaskManager
-from masterslave.pace import FAIR_IN_HAND, MAX_IN_HAND
+from masterslave.pace import BYTES_IN_HAND, FAIR_IN_HAND, MAX_IN_HAND
 from masterslave.records import Outcome, ProcessInfo, TaskOptions
 
 # --- waiting slaves -------------------------------------------------------------------------
@@ -159,6 +159,30 @@ def test_a_few_thousand_tiny_tasks_are_for_all(manager: TaskManager) -> None:
         assert got == max(left // 4, 2 * FAIR_IN_HAND)
         assert take(manager, slave) == []
         left -= got
+
+
+def test_large_tasks_that_take_no_time_are_for_all_slaves(manager: TaskManager) -> None:
+    """Their way does, which nobody has measured."""
+    large = [b"pickle", bytes(BYTES_IN_HAND // 8 - 6)]
+    slaves = [join(manager, workers=2) for _ in range(2)]
+    manager.addTaskRequests("sqrt", [large] * 40)
+    for first in take(manager, slaves[0]):
+        give(manager, slaves[0], first, duration_s=0.0)
+    for slave in slaves:
+        assert len(take(manager, slave)) == 2 * 8
+        assert take(manager, slave) == []
+
+
+def test_of_huge_tasks_there_is_a_reserve(manager: TaskManager) -> None:
+    huge = [b"pickle", bytes(2 * BYTES_IN_HAND)]
+    slave = join(manager, workers=2)
+    manager.addTaskRequests("sqrt", [huge] * 20)
+    for first in take(manager, slave):
+        give(manager, slave, first, duration_s=0.0)
+    held = 0
+    while got := take(manager, slave):
+        held += len(got)
+    assert held == 2 * 3
 
 
 @pytest.mark.parametrize(

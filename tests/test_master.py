@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from conftest import PATIENCE_S, World, wait_until
@@ -23,6 +25,7 @@ from masterslave import (
     WorkerCrashed,
     getMachineInfo,
 )
+from masterslave import master as master_module
 
 # --- results ----------------------------------------------------------------------------------
 
@@ -32,6 +35,22 @@ def test_task_ids_are_tag_and_number(master: MasterProcess) -> None:
     assert master.requestTask("sum", 1, 2) == "sum_1"
     assert master.requestTasks("sqrt", [(2.0,), (3.0,)]) == ["sqrt_2", "sqrt_3"]
     assert master.requestTasks("sqrt", []) == []
+
+
+def test_large_parameters_are_handed_over_as_they_come(
+    master: MasterProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So slaves begin while the next ones are pickled."""
+    monkeypatch.setattr(master_module, "_REQUEST_BYTES", 1 << 18)
+    waiting = []
+
+    def parameters() -> Iterator[tuple[Any, ...]]:
+        for number in range(6):
+            waiting.append(master.task_manager.numberOfTasks()[0].get("sqrt", 0))
+            yield number, np.zeros(1 << 14)
+
+    assert len(master.requestTasks("sqrt", parameters())) == 6
+    assert waiting == [0, 0, 2, 2, 4, 4]
 
 
 def test_many_tasks_come_back_each_once(served: MasterProcess) -> None:
