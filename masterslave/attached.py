@@ -264,7 +264,7 @@ class RemoteManager:
         try:
             done = self._lanes[_REST].once("withdrawTask", note, task_id, waiting_only)
         except UnknownTask:
-            if not self._withdrawn[task_id]:
+            if not self._withdrawn.get(task_id):  # another thread may withdraw it, too
                 raise
         finally:
             with self._changed:

@@ -177,7 +177,8 @@ class Core:
 
             self._initializer = item_name(self.functions.use(bring))
         self._collector.start()
-        _cores.add(self)
+        with _cores_lock:
+            _cores.add(self)
 
     def _surroundings(self) -> Surroundings:
         cwd = self._cwd if self._cwd is not UNSET else os.getcwd()
@@ -456,7 +457,8 @@ class Core:
         for module in self._modules:
             with contextlib.suppress(ValueError):
                 cloudpickle.unregister_pickle_by_value(module)
-        _cores.discard(self)
+        with _cores_lock:
+            _cores.discard(self)
         with self._changed:
             self._ended = True
         for tell in self._at_end:
@@ -479,6 +481,7 @@ def _register_by_value(module: ModuleType) -> bool:
 # --- the end of the interpreter ---------------------------------------------------------------
 
 _cores: weakref.WeakSet[Core] = weakref.WeakSet()
+_cores_lock = threading.Lock()
 _interpreter_ends = False
 
 
@@ -486,7 +489,8 @@ def _at_exit() -> None:
     """What was submitted is finished, as by the standard library's executors."""
     global _interpreter_ends
     _interpreter_ends = True
-    cores = [core for core in list(_cores) if core.pid == os.getpid()]
+    with _cores_lock:
+        cores = [core for core in _cores if core.pid == os.getpid()]
     for core in cores:
         core.close()
     for core in cores:

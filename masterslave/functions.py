@@ -197,7 +197,9 @@ class Functions:
         key = id(function)
         before = self._known.pop(key, None)
         if before is not None:
+            self._take(digest)  # it is not to be dropped for want of room meanwhile
             self._let_go(before.digest)
+            self._let_go(digest)
         known = _Known(around, digest)
         dead = self._dead
         try:

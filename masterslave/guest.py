@@ -171,8 +171,9 @@ class _Guest(worker.Role):
 
     def forget(self, names: Sequence[str]) -> None:
         """These data items are deleted."""
-        for name in names:
-            self._values.pop(name, None)
+        with _lock:
+            for name in names:
+                self._values.pop(name, None)
 
     # --- the code ---------------------------------------------------------------------------
 
@@ -267,10 +268,10 @@ class _Guest(worker.Role):
         try:
             values = self.codec.decode(list(task.frame), owned=True)
             wanted = [value.label for value in values if type(value) is GlobalStateValue]
-            missing = [n for n in wanted if n not in self._values and n not in attached]
-            if missing:
-                return missing
             with _lock:
+                missing = [n for n in wanted if n not in self._values and n not in attached]
+                if missing:
+                    return missing
                 self._attached = attached
                 values = [
                     self._global_value(value.label) if type(value) is GlobalStateValue else value

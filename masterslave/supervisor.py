@@ -611,7 +611,9 @@ class Supervisor:
         self._wake()
         if self._disturbance is not None:
             waiting += [(done.task_id, done.attempt) for done in self._disturbance.held_back()]
-        return self._dispatch.holds() + waiting
+        holds = self._dispatch.holds()
+        holds += [(done.task_id, done.attempt) for done in list(self._dispatch.completions)]
+        return holds + waiting
 
     def _read_inbox(self) -> None:
         while self._inbox:
@@ -659,13 +661,14 @@ class Supervisor:
 
     def _tell(self, now: float, *, everything: bool = False) -> None:
         """Hand in what has ended, and what runs for long enough to be worth telling."""
-        completions, self._dispatch.completions = self._dispatch.completions, []
+        completions = self._dispatch.completions
         if self._disturbance is not None:
             completions = self._disturbance.hold_back(completions, now, none=everything)
         started = self._dispatch.newly_started(now - (0.0 if everything else _TELL_STARTED_S))
         idle = not self._dispatch.busy()
         room, low = self._dispatch.room(now), self._dispatch.runs_low(now)
         self._uplink.hand_in(completions, started, room=room, idle=idle, low=low or everything)
+        self._dispatch.completions = []  # not before: each is known here or there, see `_held`
 
     def _look_at_uplink(self, now: float) -> None:
         """Have the selector tell of the answer to a posted call."""

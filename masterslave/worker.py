@@ -338,7 +338,7 @@ def handlers_in(namespace: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     """The task handlers of a namespace: its callables named ``do_<tag>``, by tag."""
     return {
         name[3:]: value
-        for name, value in namespace.items()
+        for name, value in dict(namespace).items()  # a thread of the script may add to it
         if name.startswith("do_") and len(name) > 3 and callable(value)
     }
 

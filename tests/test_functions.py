@@ -175,6 +175,25 @@ def test_what_calls_need_stays_however_much_it_is(
     assert {item_name(digest) for digest in digests} <= set(kept.items)
 
 
+def test_a_large_function_that_has_changed_is_kept_in_the_place_of_what_it_was(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both together are more than may lie idle."""
+    monkeypatch.setattr(functions, "IDLE_BYTES", 5000)
+    data = [np.zeros(500)]
+
+    def length(x: int) -> int:
+        return x + len(data[0])
+
+    first = kept.use(length)
+    kept.functions.release(first)
+    data[0] = np.zeros(501)
+    second = kept.use(length)
+    assert second != first
+    assert kept.call(second, 1) == 502
+    assert list(kept.items) == [item_name(second)]
+
+
 def test_closing_drops_all(kept: Kept) -> None:
     kept.use(math.sqrt)
     kept.functions.release(kept.use(adder(1)))

@@ -69,6 +69,7 @@ class Clerk:
         self._moved = threading.Event()  # something was taken from the shelf
         self._stopping = threading.Event()
         self._bundles: dict[str, dict[tuple[str, int], Assignment]] = {}
+        self._unwritten: set[str] = set()  # of these, those whose files are being written
         self._owners = Holders()
         self._vanished = Vanished()
         self._slaves = Crew()
@@ -119,6 +120,13 @@ class Clerk:
     # --- laying out -------------------------------------------------------------------------
 
     def _publish(self) -> None:
+        try:
+            self._publish_all()
+        except Exception:
+            log.exception("nothing more can be laid out")
+            self._manager.give_up(f"folder {self._place.path}: nothing more can be laid out")
+
+    def _publish_all(self) -> None:
         while not self._stopping.is_set():
             room = self._open_lines()
             if not room:
@@ -170,6 +178,15 @@ class Clerk:
         bundle = names.bundle_name(first.task_id, first.tag, first.attempt, len(tasks), priority)
         with self._lock:
             self._bundles[bundle] = {(task.task_id, task.attempt): task for task in tasks}
+            self._unwritten.add(bundle)
+        try:
+            self._write(bundle, tasks, priority)
+        finally:
+            with self._lock:
+                self._unwritten.discard(bundle)
+
+    def _write(self, bundle: str, tasks: list[Assignment], priority: int) -> None:
+        first = tasks[0]
         head: dict[str, Any] = {
             "estimate_s": self._pace.estimate_s(first.tag),
             "tasks": [[t.task_id, t.tag, t.attempt, t.timeout] for t in tasks],
@@ -195,7 +212,12 @@ class Clerk:
             lying = [one for one in self._bundles.items() if one[0] not in self._owners]
         for bundle, tasks in lying:
             unwanted = {task_id for task_id, _ in list(tasks)}
-            if unwanted <= self._cancelled and self._shelves.take_back(bundle):
+            try:
+                gone = unwanted <= self._cancelled and self._shelves.take_back(bundle)
+            except OSError as error:  # it is tried again with the next one
+                log.info("%s cannot be taken back: %s", bundle, error.strerror or error)
+                continue
+            if gone:
                 self._cancelled -= unwanted
                 with self._lock:
                     self._bundles.pop(bundle, None)
@@ -264,7 +286,9 @@ class Clerk:
                     news = self._taken(found) or news
         for found in ended:
             self._place.files.remove(self._shelves.at(found.where, found.name))
-        for bundle in self._vanished.look(list(self._bundles), seen, now):
+        with self._lock:  # a large one takes its time
+            written = [bundle for bundle in self._bundles if bundle not in self._unwritten]
+        for bundle in self._vanished.look(written, seen, now):
             self._lost(bundle, "its file was refused by its slave, or removed")
         return news
 
@@ -467,7 +491,8 @@ class Clerk:
                 tasks = self._shelves.tasks_in(lock)
                 if tasks is None:  # it is being written over; its end comes soon
                     continue
-                self._bundles[bundle] = tasks
+                with self._lock:
+                    self._bundles[bundle] = tasks
                 path = self._shelves.at(lock.where, lock.name)
                 self._owners.take(bundle, owner, path, time.monotonic())
             held += tasks
@@ -486,7 +511,8 @@ class Clerk:
     def _give_back(self, bundle: str, holder: int, why: str) -> None:
         """What its holder still has of a bundle goes back in line."""
         self._late.forget(bundle)
-        keys = set(self._bundles.pop(bundle, {}))
+        with self._lock:
+            keys = set(self._bundles.pop(bundle, {}))
         if holder == self._manager.shelf:
             keys = self._manager.on_shelf(keys)
         self._end_as(Outcome.RETURNED, holder, keys, why)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import islice
 
 from masterslave.folder.bundles import (
     bundle_size,
@@ -51,7 +50,8 @@ class Measure:
         at_once = self._slaves.at_once()
         first = [
             (bundle, len(tasks), task.tag)
-            for bundle, tasks in islice(list(bundles.items()), _OLDEST)
+            for bundle in list(bundles)[:_OLDEST]  # at once, as another thread adds some
+            for tasks in (bundles.get(bundle, {}),)
             for task in list(tasks.values())[:1]
         ]
         lying = Counter(tag for bundle, _, tag in first if bundle not in owners)

@@ -303,8 +303,10 @@ class Session:
 
         A lock that is gone was freed by the master: then the results are late, and written anew.
         """
-        done, place = list(bundle.done), self._place
-        if not done and bundle.pending:
+        place = self._place
+        with self._cond:  # what ends from now on goes into the next file
+            done, is_complete = list(bundle.done), not bundle.pending
+        if not done and not is_complete:
             return True
         head = {
             "owner": place.owner,
@@ -312,13 +314,13 @@ class Session:
         }
         frames = [d.frame for d in done]
         try:
-            if bundle.lock and not bundle.pending:
+            if bundle.lock and is_complete:
                 out = f"{bundle.name}.out"
                 try:
                     pieces = place.pack(out, head, frames)
                     end = os.path.join(os.path.dirname(bundle.lock), out)
                     place.files.finish(bundle.lock, end, pieces)
-                    bundle.done = []
+                    del bundle.done[: len(done)]
                     return True
                 except FileNotFoundError:
                     log.info("the lock of %s was taken away, its results are late", bundle.name)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +95,7 @@ class LocalSlaves:
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()  # any thread of the program may ask or launch
         self._launched = 0
 
     def launch(
@@ -118,21 +120,23 @@ class LocalSlaves:
                 )
             )
             self._launched += 1
-        self._processes += started
+        with self._lock:
+            self._processes += started
         return [process.pid for process in started]
 
     def reap(self) -> None:
         """Take note of those that have ended, and say so if it was not in order."""
-        for process in list(self._processes):
-            if process.poll() is not None:
-                self._processes.remove(process)
-                if process.returncode != 0:
-                    log.warning(
-                        "slave PID %d ended with status %d",
-                        process.pid,
-                        process.returncode,
-                        extra={"action": "slave_ended"},
-                    )
+        with self._lock:
+            ended = [process for process in self._processes if process.poll() is not None]
+            self._processes = [process for process in self._processes if process not in ended]
+        for process in ended:
+            if process.returncode != 0:
+                log.warning(
+                    "slave PID %d ended with status %d",
+                    process.pid,
+                    process.returncode,
+                    extra={"action": "slave_ended"},
+                )
 
     def living(self) -> int:
         """How many have not ended."""
@@ -142,13 +146,16 @@ class LocalSlaves:
     def end(self, timeout_s: float) -> None:
         """Wait for all to end, ask those that are late with SIGTERM, kill at last. Blocks."""
         deadline = time.monotonic() + timeout_s
+        with self._lock:
+            ending = list(self._processes)
         for number in (None, signal.SIGTERM, signal.SIGKILL):
-            for process in self._processes:
+            for process in ending:
                 if number is not None and process.poll() is None:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(process.pid, number)
-            for process in self._processes:
+            for process in ending:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - time.monotonic()))
             deadline = time.monotonic() + 2.0
-        self._processes.clear()
+        with self._lock:
+            self._processes = [process for process in self._processes if process not in ending]

@@ -181,9 +181,10 @@ class _Daemon(Pyro5.server.Daemon):  # type: ignore[misc]
 
     def _hear(self, conn: Any) -> None:
         """A large message makes progress: the processes of its connection live."""
-        for process_id, (lifeline, _) in list(self._lifelines.items()):
-            if lifeline is conn:
-                self.on_sign_of_life(process_id)
+        with self._binding:
+            alive = [i for i, (lifeline, _) in self._lifelines.items() if lifeline is conn]
+        for process_id in alive:
+            self.on_sign_of_life(process_id)
 
     def bind_process(self, process_id: int, generation: int) -> None:
         """The process that registers in the current call hangs on the current connection."""
