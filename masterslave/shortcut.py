@@ -53,6 +53,8 @@ never more tasks are on their way than the pipe to the worker has room for.
 The task manager opens pipes and board through ``/proc``, as it does with lent memory (see
 `shared`), and only if they are what the slave has stated over its signed connection, by their inode
 numbers, and if the system is the same one: it has a number that is new each time it is booted.
+
+The module is longer than others as the three ends are here together: each mirrors the others.
 """
 
 from __future__ import annotations

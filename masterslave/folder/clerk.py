@@ -4,6 +4,9 @@
 
     task manager --shelf's exchange--> publisher --> tasks/*.in
     task manager <--a slave's exchange-- collector <-- tasks/*.lock-*, *.part*, *.out, slaves/*
+
+What lies there changes in both threads: `_bundles` and `_unwritten` with the lock only. The module
+is longer than others as nearly all of it is about these.
 """
 
 from __future__ import annotations
