@@ -428,29 +428,21 @@ class WorkerEnd:
     def receive_available(self) -> list[list[Any]]:
         """The messages that are there already; does not wait. Raises `PipeClosed` at the end.
 
-        Takes in what has come by the shortcut, too, if there are tasks of it to be run.
+        Takes in what has come by the shortcut, too.
         """
-        if self._poll is None or not self.has_task():
-            self._receive_at_once()
-        else:  # to ask costs less than an exception of each that has nothing
-            for descriptor, _ in self._poll.poll(0):
-                if descriptor == self._descriptor:
-                    self._receive_at_once()
-                else:
-                    self._receive_tasks()
-        messages = list(self._messages)
-        self._messages.clear()
-        return messages
-
-    def _receive_at_once(self) -> None:
+        if self._poll is not None:
+            self._receive_tasks()
+        count: int | None = None
         try:
             count = receive(self._sock, self._reader, _NOT_WAITING)
             self._messages.extend(self._reader.got(count))
         except (BlockingIOError, LoanError) as error:
             if isinstance(error, LoanError):
                 raise
-            return
         except OSError as error:
             raise PipeClosed from error
-        if not count:
+        if count == 0:
             raise PipeClosed
+        messages = list(self._messages)
+        self._messages.clear()
+        return messages
