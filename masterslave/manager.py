@@ -762,6 +762,7 @@ class TaskManager(ClientDesk):
         for member in self._roster.all_known():
             if member.is_slave:
                 member.dropped_data.append(name)
+                member.dropped_lately.append(name)
                 self._shortcuts.forget(member, name)
                 self._handout.rouse(member)
 

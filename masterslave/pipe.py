@@ -23,6 +23,8 @@ One socket pair; messages are msgpack lists whose first item is their kind:
 | `["skipped"]`                    | a "skip" was read; before, it may be at one of those  |
 | `["beside", completion]`         | the end of a task that came by the `shortcut`         |
 | `["need", name]`                 | asks for a data item                                  |
+| `["need_anew", name]`            | the same, of one that was deleted, as the `shortcut`  |
+|                                  | tells; the supervisor may not know that yet           |
 | `["leaving"]`                    | `terminationTest` was true: the slave is to end       |
 
 Where there is a `board`, the ends of tiny tasks are posted on it instead, as ``[n, *completion]``,
@@ -383,7 +385,7 @@ class WorkerEnd:
             self._poll = None
         self._say_what_was_held_back()
         if self._shortcut.forgotten:
-            self._messages.append(["forget", self._shortcut.forgotten])
+            self._messages.append(["forget_beside", self._shortcut.forgotten])
             self._shortcut.forgotten = []
 
     def skip(self, keys: Iterable[Sequence[Any]]) -> None:

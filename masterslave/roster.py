@@ -6,6 +6,7 @@ the same token it is the same process again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,10 @@ from masterslave.errors import UnknownProcess
 from masterslave.liveness import Liveness
 from masterslave.pace import Pace
 from masterslave.records import ProcessInfo
+
+#: Deleted data items of which a new shortcut is told, as an answer with them may be on its way to
+#: its slave. Larger: memory. Smaller: of more that are deleted at once, a task may find one.
+_DROPPED = 256
 
 #: Lost processes that are remembered. Larger: memory, in a job whose slaves come and go for weeks.
 #: Smaller: of more that were cut off at a time, some come back under another id.
@@ -34,6 +39,7 @@ class Member:
         self.behind = 0  # what could not be taken back from behind those
         self.cancelled: list[str] = []  # tasks that it is to stop, told at its next exchange
         self.dropped_data: list[str] = []  # data items that it is to forget
+        self.dropped_lately: deque[str] = deque(maxlen=_DROPPED)  # those, and what it was told of
         self.dismissed = False  # it is to be told to leave
         self.has_new_code = False  # other code is kept for slaves than when it came
         self.ends_at: float | None = None  # when it takes no more tasks; None: no end known

@@ -180,7 +180,9 @@ class Shortcuts:
         except (OSError, ValueError) as error:
             log.debug("no shortcut to worker %d of %s: %s", worker, member.info.machine, error)
             return False
-        self._of.setdefault(member.id, {})[worker] = _Shortcut(end)
+        shortcut = self._of.setdefault(member.id, {})[worker] = _Shortcut(end)
+        if member.dropped_lately:  # a task would overtake what its slave is told of them
+            self._tell_to_forget(shortcut, list(member.dropped_lately))
         return True
 
     def take(self, member: Member, tasks: Sequence[Assignment]) -> bool:
@@ -246,12 +248,15 @@ class Shortcuts:
     def forget(self, member: Member, name: str) -> None:
         """A data item was deleted, which no task that comes by a shortcut later is to find."""
         for shortcut in self._of.get(member.id, {}).values():
-            data = shortcut.end.pack_forget([name])
-            if shortcut.on_way_bytes + len(data) <= shortcut.end.room_bytes:
-                shortcut.end.send(data)
-                shortcut.on_way_bytes += len(data)
-            else:  # a task would overtake it
-                shortcut.is_shut = True
+            self._tell_to_forget(shortcut, [name])
+
+    def _tell_to_forget(self, shortcut: _Shortcut, names: Sequence[str]) -> None:
+        data = shortcut.end.pack_forget(names)
+        if shortcut.on_way_bytes + len(data) <= shortcut.end.room_bytes:
+            shortcut.end.send(data)
+            shortcut.on_way_bytes += len(data)
+        else:  # a task would overtake it
+            shortcut.is_shut = True
 
     def _is_tiny(self, tag: str) -> bool:
         usual_s = self._pace.estimate_s(tag)

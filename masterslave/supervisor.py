@@ -429,7 +429,9 @@ class Supervisor:
                 self._dispatch.skipped(worker.number)
             elif kind == "ready":
                 self._ready(worker, message[1], message[2])
-            elif kind == "need":
+            elif kind in ("need", "need_anew"):
+                if kind == "need_anew":
+                    self._data.pop(message[1], None)
                 self._need(worker, message[1])
             elif kind == "leaving":
                 log.info("terminationTest is true: the slave ends")

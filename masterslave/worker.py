@@ -125,6 +125,7 @@ class _Worker(Role):
         self.memory = memory  # bytes that this process may have
         self.lift_limit: Callable[[], None] = lambda: None
         self._tasks: deque[Assignment] = deque()
+        self._deleted: set[str] = set()  # data items, as the shortcut tells before the supervisor
         self._tell_at = 0  # length of the line at which the supervisor may want to send more
 
     def prepare(self) -> None:
@@ -220,10 +221,14 @@ class _Worker(Role):
             self.pipe.send(["skipped"])
         elif kind == "skip_beside":
             self.pipe.skip(message[1])
-        elif kind == "forget":
+        elif kind in ("forget", "forget_beside"):
             for name in message[1]:
                 self._values.pop(name, None)
             self.calls.forget(message[1])
+            if kind == "forget":
+                self._deleted.difference_update(message[1])
+            else:
+                self._deleted.update(message[1])
         elif kind == "end":
             return False
         return True
@@ -261,7 +266,7 @@ class _Worker(Role):
 
     def fetch(self, name: str) -> Frame:
         """See `Role.fetch`."""
-        self.pipe.send(["need", name])
+        self.pipe.send(["need_anew" if name in self._deleted else "need", name])
         while True:
             message = self.pipe.receive()
             if message[0] == "data" and message[1] == name:
@@ -271,6 +276,7 @@ class _Worker(Role):
         frame: Frame | None = message[2]
         if frame is None:
             raise DataNotFound(f"global state: {message[3]}")
+        self._deleted.discard(name)
         return frame
 
     def _failed(

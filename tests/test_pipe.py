@@ -387,7 +387,7 @@ def test_tasks_of_one_message_run_in_order_and_each_is_on_the_board(beside: Besi
 def test_data_that_was_deleted_is_told_before_the_tasks_that_come_later(beside: Beside) -> None:
     os.write(beside.shortcut.names.to_descriptor, msgpack.packb([False, "state_0_x"]))
     beside.give(TASK)
-    assert beside.worker.receive_or_tasks() == ["forget", ["state_0_x"]]
+    assert beside.worker.receive_or_tasks() == ["forget_beside", ["state_0_x"]]
     assert beside.worker.next_task() == TASK
 
 

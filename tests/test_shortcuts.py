@@ -696,6 +696,19 @@ def test_garbage_of_a_worker_that_has_ended_costs_its_task_nothing(scene: Scene)
     assert slave.answers == [([task_id], {})]
 
 
+def test_a_shortcut_that_comes_after_data_was_deleted_is_told_before_any_task(scene: Scene) -> None:
+    """The answer that tells its slave may be on its way still."""
+    scene.refuses = True
+    slave = scene.slave()
+    scene.manager.storeData(x=[b"1"], y=[b"2"])
+    scene.manager.deleteData("x")
+    scene.manager.deleteData("y")
+    slave.park(generation=scene.generation)
+    scene.refuses = False
+    assert scene.offer(slave.id, 0)
+    assert scene.opened[0].forgotten == ["x", "y"]
+
+
 # --- tiny tasks, many at once -------------------------------------------------------------------
 
 

@@ -293,6 +293,21 @@ def test_a_global_state_value_that_was_deleted_is_asked_for_again(start: Start) 
     assert seat.outcome("add", 1, 1)[1] == 2
 
 
+def test_what_the_shortcut_says_is_deleted_is_asked_for_anew(start: Start) -> None:
+    """The supervisor may still have it, and be told of that later."""
+    seat = start_ready(start)
+    seat.send("forget_beside", ["state_1_x", "state_1_y"])
+    seat.assign("add", GlobalStateValue(1, "x"), 1)
+    assert seat.next() == ["need_anew", "state_1_x"]
+    seat.send("data", "state_1_x", Codec().encode(1), "")  # it was set again
+    assert Codec().decode(seat.next()[1][3]) == 2
+    seat.send("forget", ["state_1_x", "state_1_y"])
+    seat.assign("add", GlobalStateValue(1, "y"), 1)
+    assert seat.next() == ["need", "state_1_y"], "by now it knows"
+    seat.send("data", "state_1_y", Codec().encode(2), "")
+    assert Codec().decode(seat.next()[1][3]) == 3
+
+
 def test_tasks_that_come_while_a_value_is_awaited_are_run_later(start: Start) -> None:
     seat = start_ready(start)
     seat.assign("add", GlobalStateValue(1, "x"), 1)
