@@ -9,6 +9,8 @@ It is not the object that a program holds, which may be dropped: this ends when 
 | interpreter ends                    |                                                           |
 | the task manager is gone for good,  | calls under way and all further ones fail: `BrokenCluster`|
 | workers cannot start, initializer   |                                                           |
+
+The module is a little longer than others, as all of these ends go through the same few steps.
 """
 
 from __future__ import annotations
