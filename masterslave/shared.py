@@ -348,9 +348,14 @@ def lend_parts(data: Piece) -> list[memoryview] | None:
             lent[place] = lend(parts[place])
 
     other = threading.Thread(target=lend_every_second, args=(1,), daemon=True)
-    other.start()
-    lend_every_second(0)
-    other.join()
+    try:
+        other.start()
+    except RuntimeError:  # this user has too many
+        lend_every_second(1)
+        lend_every_second(0)
+    else:
+        lend_every_second(0)
+        other.join()
     return None if None in lent else lent  # type: ignore[return-value]
 
 

@@ -8,6 +8,7 @@ import gc
 import mmap
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -421,6 +422,19 @@ def test_parts_that_cannot_be_mapped_together_are_joined(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(shared, "_reserve", no_room)
     np.testing.assert_array_equal(codec.decode(there, owned=True), np.arange(SIZE))
+
+
+def test_without_a_thread_more_the_parts_are_lent_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(pieces, "PIECE_BYTES", SIZE)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    parts = shared.lend_parts(DATA * 3)
+    assert parts is not None
+    assert b"".join(parts) == DATA * 3
 
 
 def test_parts_are_not_lent_when_one_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
