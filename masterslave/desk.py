@@ -278,7 +278,8 @@ class ClientDesk:
             if code is not None and not is_new:
                 items = {**items, SLAVE_CODE: kept}
             client.items.update(items)
-        self.storeData(**items)
+            self._store(items)  # before another client may look whose code it is
+        self._sync_stored()
         if is_new:
             with self._lock:
                 self._slaves_load_anew()
@@ -381,8 +382,10 @@ class ClientDesk:
         """See `TaskManager.cancelTask`."""
         raise NotImplementedError
 
-    def storeData(self, **values: Any) -> None:
-        """See `TaskManager.storeData`."""
+    def _store(self, values: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _sync_stored(self) -> None:
         raise NotImplementedError
 
     def _delete_item(self, name: str) -> None:

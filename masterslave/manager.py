@@ -30,7 +30,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from masterslave import ledger
@@ -655,9 +655,11 @@ class TaskManager(ClientDesk):
     def storeData(self, **values: Any) -> None:
         """Keep data items under these names until they are deleted."""
         with self._lock:
-            self._data.update(values)
-            if self._ledger is not None:
-                self._ledger.stored(values)
+            self._store(values)
+        self._sync_stored()
+
+    def _sync_stored(self) -> None:
+        """(Without the lock.) Put on disk what was stored, when it is time to."""
         if self._ledger is not None and self._ledger.is_due():
             self._intake.sync(self._ledger)
 
@@ -754,6 +756,11 @@ class TaskManager(ClientDesk):
             return self._settling.failure_log.rows()
 
     # --- inside (all with the lock held) ----------------------------------------------------
+
+    def _store(self, values: Mapping[str, Any]) -> None:
+        self._data.update(values)
+        if self._ledger is not None:
+            self._ledger.stored(values)
 
     def _delete_item(self, name: str) -> None:
         del self._data[name]

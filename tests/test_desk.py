@@ -16,7 +16,7 @@ from masterslave.entries import Ended, HandedOut, Requested, Setback
 from masterslave.errors import DataNotFound, JournalFull, TaskManagerTermination, UnknownProcess
 from masterslave.journal import Journal
 from masterslave.manager import TaskManager
-from masterslave.records import Outcome, ProcessInfo
+from masterslave.records import SLAVE_CODE, Outcome, ProcessInfo
 from masterslave.settings import Settings
 from masterslave.stores import memory
 from masterslave.stores.memory import MemoryStore
@@ -142,6 +142,27 @@ def test_tasks_are_kept_when_the_task_manager_is_told_so(clock: Clock) -> None:
     clock.now += 1e6
     manager.checkLiveness()
     assert attach(manager, "a", process_id, task_ids, 1)[2] == []
+
+
+def test_two_clients_bring_the_same_code_at_the_same_moment(
+    manager: TaskManager, client: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever the first one lets go of the lock, its code is there for the second to see."""
+    other = tuple(attach(manager, "b")[:2])
+    code = {"kind": "script", "source": "same", "path": "/same.py", "cwd": "/"}
+    lock = type(manager._lock)
+    let_go, comes = lock.__exit__, [True]
+
+    def let_go_and_another_one_comes(self: Any, *args: Any) -> None:
+        let_go(self, *args)
+        if comes:
+            comes.clear()
+            manager.storeItems(*other, {SLAVE_CODE: dict(code)})
+
+    monkeypatch.setattr(lock, "__exit__", let_go_and_another_one_comes)
+    manager.storeItems(*client, {SLAVE_CODE: code})
+    assert not comes
+    assert manager.retrieveData(SLAVE_CODE) == code
 
 
 def test_a_client_that_leaves_takes_only_its_own_tasks_with_it(

@@ -32,8 +32,11 @@ INSERT INTO page (seq, kind, first, last, body, mac) VALUES (?, ?, ?, ?, ?, ?);
 -- Strikes an entry out, where a page may have it.
 -- name: strike
 INSERT INTO struck (kind, number, seq, mac)
-SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (
-    SELECT 1 FROM page WHERE kind = ?1 AND last >= ?2 AND first <= ?2
+SELECT kind, number, seq, mac
+FROM (SELECT ? AS kind, ? AS number, ? AS seq, ? AS mac) AS entry
+WHERE EXISTS (
+    SELECT 1 FROM page
+    WHERE page.kind = entry.kind AND page.last >= entry.number AND page.first <= entry.number
 )
 ON CONFLICT (kind, number) DO UPDATE SET seq = excluded.seq, mac = excluded.mac;
 
@@ -48,7 +51,8 @@ SELECT seq, kind, first, last, body, mac FROM page WHERE seq = ?;
 
 -- The newest first.
 -- name: pages_with
-SELECT seq FROM page WHERE kind = ?1 AND last >= ?2 AND first <= ?2 ORDER BY seq DESC;
+SELECT seq FROM page, (SELECT ? AS wanted, ? AS number) AS entry
+WHERE kind = wanted AND last >= number AND first <= number ORDER BY seq DESC;
 
 -- name: remove_page
 DELETE FROM page WHERE seq = ?;
