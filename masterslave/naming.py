@@ -73,8 +73,12 @@ class Registration:
         except ConnectionFailed as error:  # gone, or replaced by one that we do not trust
             log.debug("%s was not removed from the name server: %s", self._label, error)
         if self._own is not None:
-            self._closing = threading.Thread(target=self._close_own, name="name-server-end")
-            self._closing.start()
+            closing = threading.Thread(target=self._close_own, name="name-server-end")
+            try:
+                closing.start()
+                self._closing = closing
+            except RuntimeError:  # Python 3.12 and later start none when the interpreter ends
+                self._close_own()
 
     def _name_server(self) -> NameServer:
         # A master that listens on this machine only has no use for a name server elsewhere.

@@ -200,8 +200,10 @@ class Service:
     def stop(self) -> None:
         """Free the label and the port, close the journal. Blocks until all threads have ended."""
         self._watchdog.stop()
-        self._close()
-        self._close_journal()
+        try:
+            self._close()
+        finally:  # whatever goes wrong there, what has ended is kept
+            self._close_journal()
 
     def _close_journal(self) -> None:
         if self._journal is not None:

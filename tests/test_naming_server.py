@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -107,6 +108,24 @@ def test_masters_that_start_at_the_same_time_share_one_name_server(world: World)
         assert find(f"m{number}") == f"m{number}"
     for number, program in enumerate(programs):
         end_master(world, program, f"m{number}")
+
+
+def test_the_name_server_is_closed_where_no_thread_can_be_started(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at the end of the interpreter, from Python 3.12 on."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "name-server-end":
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with master("job"):
+        assert find("job") == "job"
+    with pytest.raises(NameServerGone):
+        find("job")
 
 
 def test_who_starts_the_name_server_has_its_label_before_anyone_else(
