@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -36,16 +37,22 @@ class Listener:
             self._heard[descriptor] = heard
 
     def _begin(self) -> select.epoll:
-        epoll = select.epoll()
-        try:
+        thread = threading.Thread(target=self._run, name="shortcuts", daemon=True)
+        with contextlib.ExitStack() as undo:
+            epoll = select.epoll()
+            undo.callback(epoll.close)
+            undo.callback(setattr, self, "_epoll", None)
             self._wake_out, self._wake_in = os.pipe2(os.O_CLOEXEC)
-        except OSError:
-            epoll.close()
-            raise
-        epoll.register(self._wake_out, select.EPOLLIN)
-        self._epoll = epoll
-        self._thread = threading.Thread(target=self._run, name="shortcuts", daemon=True)
-        self._thread.start()
+            undo.callback(os.close, self._wake_out)
+            undo.callback(os.close, self._wake_in)
+            epoll.register(self._wake_out, select.EPOLLIN)
+            self._epoll = epoll
+            try:
+                thread.start()
+            except RuntimeError as error:  # Python 3.12 and later: the interpreter ends
+                raise OSError(str(error)) from error
+            undo.pop_all()
+        self._thread = thread
         return epoll
 
     def watch(self, descriptor: int, closely: bool) -> None:

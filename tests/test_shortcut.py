@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import msgpack
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE_S, wait_until
 
 from masterslave import board, shortcut
 from masterslave.listener import Listener
@@ -441,6 +441,31 @@ def test_pipes_that_are_closed_are_refused(listener: Listener) -> None:
     owner = Shortcut()
     owner.close()
     assert refuses(owner.names, listener)
+
+
+def test_where_no_thread_can_be_started_there_is_no_shortcut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As at the end of the interpreter, from Python 3.12 on."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    listener, ends = Listener(), os.pipe()
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OSError, match="can't create new thread"):
+            listener.listen(ends[0], int)
+    assert descriptors() == before
+    heard = threading.Event()
+    listener.listen(ends[0], heard.set)
+    os.write(ends[1], b"x")
+    assert heard.wait(PATIENCE_S)
+    listener.forget(ends[0])
+    listener.stop()
+    for end in ends:
+        os.close(end)
 
 
 def test_nothing_stays_open_when_nobody_can_listen(ends: Ends) -> None:

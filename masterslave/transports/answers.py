@@ -78,9 +78,13 @@ def _sender(sealed: SealedSocket) -> Callable[[list[Any]], None]:
 
     def answer(reply: list[Any]) -> None:
         if sum(frame_bytes(task.frame) for task in reply[0]) > _AT_ONCE_BYTES:
-            threading.Thread(
+            sender = threading.Thread(
                 target=_send_large, args=(sealed, reply), name="pyro-answer", daemon=True
-            ).start()
+            )
+            try:
+                sender.start()
+            except RuntimeError:  # Python 3.12 and later: the interpreter ends
+                _send_large(sealed, reply)
             return
         try:
             sealed.send_now(pack(reply)[0])
