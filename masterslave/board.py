@@ -13,6 +13,7 @@ name in a file system.
 | 24-31 | who reads it, where that changes: results that come by a `shortcut` are on a board, too |
 | 32-39 | beginnings and ends of times in which the reader forbids to begin a task; odd: it does  |
 | 40-47 | how many tasks were begun that came by the worker's pipe                               |
+| 48-55 | grows when something was sent to the worker by the pipe that the board belongs to      |
 | 64-   | the task that is being run: msgpack of its id and attempt                              |
 | 512-  | messages, msgpack, one after the other; at the end they go on at the beginning         |
 
@@ -57,7 +58,7 @@ SHORT_S = 0.0005
 
 _WORDS_BYTES, _HEADER_BYTES = 64, 512
 #: Places in the header, in words of 8 bytes.
-_POSTED, _TAKEN, _TURNS, _READER, _HOLDS, _BEGUN = range(6)
+_POSTED, _TAKEN, _TURNS, _READER, _HOLDS, _BEGUN, _SENT = range(7)
 
 #: Longest id of a task whose beginning stands on a board, in characters (of up to 4 bytes).
 #: Larger: more memory for each worker. Smaller: tasks of long tags do not take the shortcut.
@@ -168,6 +169,11 @@ class Poster(_Mapping):
         """A number that grows with each `hold` and `release`; odd: no task is to be begun now."""
         return self._header[_HOLDS]
 
+    @property
+    def sent(self) -> int:
+        """A number that grows when something was sent to the worker; see `Board.has_sent`."""
+        return self._header[_SENT]
+
     def has_ended(self) -> None:
         """That task is over, its result is on its way, and none comes next."""
         self._header[_TURNS] = (self._header[_TURNS] | 1) + 1
@@ -217,8 +223,8 @@ class Board(_Mapping):
 
     @property
     def turns(self) -> int:
-        """A number that grows with each beginning and end by the shortcut, as of the last look."""
-        return self._seen[0]
+        """A number that grows with each beginning and end by the shortcut."""
+        return self._header[_TURNS]
 
     def _read_task(self, text: bytes) -> tuple[str, int]:
         unpacker = msgpack.Unpacker(max_buffer_size=0, unicode_errors="surrogatepass")
@@ -256,6 +262,14 @@ class Board(_Mapping):
         """The worker may begin tasks again; first it receives what was sent."""
         if (holds := self._header[_HOLDS]) % 2:
             self._header[_HOLDS] = holds + 1
+
+    def has_sent(self) -> None:
+        """Something is there for the worker, in the pipe that this board belongs to.
+
+        So it sees that there is without a system call. To be called after it was sent. Of two who
+        do so at the same moment one may not be seen, until the worker looks into the pipe.
+        """
+        self._header[_SENT] += 1
 
     def has_news(self) -> bool:
         """Whether anything was posted since it was read."""

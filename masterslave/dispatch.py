@@ -51,6 +51,10 @@ _AHEAD_BYTES = 1 << 21
 #: another one while other workers may come free. Smaller: workers wait a good part of their time.
 NEXT_S = HORIZON_S
 
+#: The same for one more, while there is a next one for each worker besides; so two go in one
+#: message. Larger: as above. Smaller: twice as many messages.
+_NEXT_BUT_ONE_S = 0.6 * HORIZON_S
+
 #: A running task that takes this much longer than the horizon makes the slave give back what it
 #: holds in advance. Larger: held-back tasks wait longer. Smaller: work travels to and fro.
 STALL_S = 2.5 * HORIZON_S
@@ -413,11 +417,6 @@ class Dispatch:
         """Whether a worker has more than the task that it runs."""
         return any(len(worker.line) > 1 for worker in self._workers.values())
 
-    def longest_s(self) -> float:
-        """How long the longest of the tasks usually takes that have others behind them."""
-        lines = (worker.line for worker in self._workers.values() if len(worker.line) > 1)
-        return max((self._estimate_s(line[0]) for line in lines), default=0.0)
-
     def running(self, worker: int) -> Assignment | None:
         """The task that a worker runs."""
         state = self._workers.get(worker)
@@ -485,15 +484,19 @@ class Dispatch:
         for number, state in ready:
             long = now - state.busy_since > STALL_S  # nothing is to wait behind its task
             if self.backlog and not long and len(state.line) <= state.refill_at:
-                batch = self._ahead(state)
+                batch = self._ahead(state, are_many=len(self.backlog) > len(ready))
                 if batch:
                     state.line.extend(batch)
                     state.refill_at = max(1, len(state.line) // 2)
                     actions.append(Send(number, batch))
         return actions
 
-    def _ahead(self, state: _Worker) -> list[Assignment]:
-        """Tiny tasks that a busy worker gets in advance, so that it need not wait for more."""
+    def _ahead(self, state: _Worker, *, are_many: bool) -> list[Assignment]:
+        """Tasks that a busy worker gets in advance, so that it need not wait for more.
+
+        Tiny ones, and one or two of some milliseconds. `are_many`: there are more than one for each
+        worker.
+        """
         batch: list[Assignment] = []
         running_s = self._pace.estimate_s(state.line[0].tag)
         load_s = sum(self._pace.estimate_s(task.tag) or AHEAD_S for task in state.line)
@@ -505,9 +508,13 @@ class Dispatch:
                 estimate = self._pace.estimate_s(tag)
             if estimate is None:
                 break
-            is_next = not batch and len(state.line) == 1 and running_s is not None
-            if load_s + estimate > AHEAD_S and not (is_next and max(load_s, estimate) <= NEXT_S):
-                break
+            if load_s + estimate > AHEAD_S:
+                if len(state.line) > 1 or running_s is None:
+                    break
+                is_next = not batch and max(load_s, estimate) <= NEXT_S
+                is_next_but_one = len(batch) == 1 and are_many and load_s <= 2 * _NEXT_BUT_ONE_S
+                if not is_next and not (is_next_but_one and estimate <= _NEXT_BUT_ONE_S):
+                    break
             load_s += estimate
             if len(backlog[0].frame) > 1:
                 size += frame_bytes(backlog[0].frame)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 #: host and several across a network.
 HORIZON_S = 0.02
 
-#: Usual duration up to which a slave has one more in reserve for each worker, beside the one that
+#: Usual duration up to which a slave has two more in reserve for each worker, beside the one that
 #: runs and the next one, whatever `HORIZON_S` says. Larger: as there. Smaller: on a busy machine
 #: the way to the task manager and back takes as long as one task, and many workers wait for it.
 RESERVE_S = 0.015
@@ -24,8 +24,9 @@ RESERVE_S = 0.015
 MAX_IN_HAND = 2048
 
 #: Tasks in hand per worker beyond which a slave gets no more than a quarter of what there is of a
-#: tag. Larger: of a few thousand tiny tasks a few slaves of many get all. Smaller: as above.
-FAIR_IN_HAND = 512
+#: tag; also beyond what `HORIZON_S` allows. Larger: of a few thousand tiny tasks a few slaves of
+#: many get all. Smaller: as above.
+_FAIR_IN_HAND = 512
 
 #: Bytes of parameters in hand per worker beyond which a slave gets no more than three tasks for
 #: each. The way of a megabyte takes about a millisecond, which no duration tells. Larger: one slave
@@ -73,9 +74,16 @@ class Pace:
             by_time = min(by_time, int(left_s / estimate + 1e-9))
             if estimate <= HORIZON_S and left_s > 0:  # the next one of each worker is here in time
                 by_time = max(by_time, 2 * workers - held)
-            if estimate <= RESERVE_S and left_s + RESERVE_S * workers > 0:
-                by_time = max(by_time, 3 * workers - held)
+            if estimate <= RESERVE_S and left_s + 2 * RESERVE_S * workers > 0:
+                by_time = max(by_time, 4 * workers - held)
         return max(0, idle, min(by_time, MAX_IN_HAND * workers - held))
+
+    def fair_to_hold(self, tag: str, workers: int) -> int:
+        """How many tasks of that tag a slave may hold if that is more than its part of them."""
+        estimate, each = self._mean_s.get(tag) or 0.0, _FAIR_IN_HAND
+        if estimate * _FAIR_IN_HAND > HORIZON_S:
+            each = max(2, int(HORIZON_S / estimate + 1e-9))
+        return each * workers
 
     def more_bytes_to_hold(self, size: int, held_of_tag: int, held: int, workers: int) -> int:
         """How many more tasks with parameters of so many bytes a slave may get, for their size."""

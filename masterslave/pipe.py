@@ -118,6 +118,8 @@ class SupervisorEnd:
             rest = sent_at_once(self._sock, message)
             if rest is not None:
                 self._unsent.append(rest)
+        if self._board is not None:
+            self._board.has_sent()
 
     def flush(self) -> None:
         """Send more of what is kept, without waiting."""
@@ -131,6 +133,8 @@ class SupervisorEnd:
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:  # too many descriptors are on their way
                 self._drop_unsent()  # its death is noticed by other means
+        if self._board is not None:
+            self._board.has_sent()
 
     def _drop_unsent(self) -> None:
         while self._unsent:
@@ -255,6 +259,7 @@ class WorkerEnd:
         self._sock, self._descriptor = sock, sock.fileno()
         self._board = board
         self._holds = 0 if board is None else board.holds  # as of the last look
+        self._seen = -1  # of what was sent, as the board counts it; -1: there may be more
         self._sent = 0  # messages
         self._begun = 0  # tasks that came by the pipe
         self._began = 0.0  # when the last task by the shortcut did
@@ -309,7 +314,9 @@ class WorkerEnd:
             try:
                 if keeps() and not self._is_there(_IDLE_S):
                     trim()
+                sent = self._board.sent if self._board is not None else -1
                 count = receive(self._sock, self._reader)
+                self._seen = sent if self._reader.has_all else -1
                 if count:
                     self._messages.extend(self._reader.got(count))
             except LoanError:
@@ -427,6 +434,16 @@ class WorkerEnd:
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(1000 * timeout_s))
 
+    def receive_news(self) -> list[list[Any]]:
+        """As `receive_available`, without a system call where the boards say that nothing came."""
+        if self._board is None:
+            return self.receive_available()
+        if self._shortcut is not None and self._shortcut.has_news():
+            self._receive_tasks()
+        if self._board.sent != self._seen:
+            self._receive_now()
+        return self._take_messages() if self._messages else []
+
     def receive_available(self) -> list[list[Any]]:
         """The messages that are there already; does not wait. Raises `PipeClosed` at the end.
 
@@ -434,17 +451,27 @@ class WorkerEnd:
         """
         if self._poll is not None:
             self._receive_tasks()
+        self._receive_now()
+        return self._take_messages()
+
+    def _receive_now(self) -> None:
+        """Take in what has come by the pipe. Raises `PipeClosed` at the end."""
         count: int | None = None
+        sent = self._board.sent if self._board is not None else -1
         try:
             count = receive(self._sock, self._reader, _NOT_WAITING)
+            self._seen = sent if self._reader.has_all else -1
             self._messages.extend(self._reader.got(count))
         except (BlockingIOError, LoanError) as error:
             if isinstance(error, LoanError):
                 raise
+            self._seen = sent
         except OSError as error:
             raise PipeClosed from error
         if count == 0:
             raise PipeClosed
+
+    def _take_messages(self) -> list[list[Any]]:
         messages = list(self._messages)
         self._messages.clear()
         return messages

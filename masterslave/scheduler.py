@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from masterslave.leases import Leases
-from masterslave.pace import FAIR_IN_HAND, Pace
+from masterslave.pace import Pace
 from masterslave.pieces import LIFT_BYTES
 from masterslave.records import (
     BATCH_BYTES,
@@ -50,10 +50,10 @@ class Scheduler:
         while (task := leases.peek(tags)) is not None:
             load = self._held.load_of(member.id)
             count = member.may_take(task.tag, load, self.pace)
-            if count > FAIR_IN_HAND * member.room:
-                held = load.get(task.tag, 0)
+            held, fair = load.get(task.tag, 0), self.pace.fair_to_hold(task.tag, member.room)
+            if held + count > fair:
                 quarter = (queue.waiting(task.tag) + held) // 4
-                count = min(count, max(FAIR_IN_HAND * member.room, quarter) - held)
+                count = min(count, max(fair, quarter) - held)
             if task.size > LIFT_BYTES:
                 held, of_tag = sum(load.values()), load.get(task.tag, 0)
                 count = min(

@@ -227,9 +227,11 @@ class Shortcut:
 
     @property
     def turns(self) -> int:
-        """A number that grows with each task that comes this way, as of the last look at them."""
-        with self._lock:
-            return 0 if self._board is None else self._board.turns
+        """A number that grows when a task begins or ends that comes this way.
+
+        Not to be read while another thread may call `close`.
+        """
+        return 0 if self._board is None else self._board.turns
 
     def has_tasks(self) -> bool:
         """Whether there is a task that the worker has not read."""
@@ -285,6 +287,7 @@ class WorkerShortcut:
         self._look_at = 0  # length of that at which the task manager may want to send more
         self._alone = False  # whether the last task came alone
         self._holds = self._poster.holds  # as of the last look
+        self._seen = -1  # of what was sent, as the board counts it
         self.forgotten: list[str] = []  # names of data items that were deleted, for the caller
         self.has_skipped = False  # whether tasks are not to be run after all, for the caller
 
@@ -292,8 +295,13 @@ class WorkerShortcut:
         """Readable when there is a message."""
         return self._to
 
+    def has_news(self) -> bool:
+        """Whether anything was sent since it was received; no system call."""
+        return self._poster.sent != self._seen
+
     def receive(self) -> None:
         """Take in the messages that are there; does not wait. Raises `ShortcutClosed`."""
+        self._seen = self._poster.sent  # what comes later counts once more
         try:
             count = os.readv(self._to, [self._space])
         except BlockingIOError:
@@ -437,6 +445,7 @@ class ManagerShortcut:
         """
         with contextlib.suppress(OSError):
             os.write(self._to, data)
+        self._board.has_sent()
 
     def read(self) -> list[Completion]:
         """The results that are there, without waiting. Raises `ValueError` for what is none."""

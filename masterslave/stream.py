@@ -158,6 +158,7 @@ class Reader:
     def __init__(self, *, keep: bool) -> None:
         self._keep = keep
         self.descriptors: deque[int] = deque()
+        self.has_all = False  # whether nothing more was there when it was received last
         self._borrowed: list[memoryview] = []  # of the current message, in order
         self._chunk = memoryview(bytearray(_CHUNK_BYTES))
         self._unpacker = msgpack.Unpacker(max_buffer_size=0, **_UNPACKING)
@@ -251,9 +252,9 @@ def receive(sock: socket.socket, reader: Reader, flags: int = 0) -> int:
     """Receive into the reader; gives how many bytes. Raises `OSError`."""
     if not _CLOSE_ON_EXEC:  # so nothing is lent
         return sock.recv_into(reader.space(), 0, flags)
-    count, extra, told, _ = sock.recvmsg_into(
-        [reader.space()], _RIGHTS_SPACE, flags | _CLOSE_ON_EXEC
-    )
+    space = reader.space()
+    count, extra, told, _ = sock.recvmsg_into([space], _RIGHTS_SPACE, flags | _CLOSE_ON_EXEC)
+    reader.has_all = count < len(space) and not extra  # the system stops at descriptors
     for _, _, data in extra:  # of one kind only
         reader.descriptors.extend(array.array("i", data))
     if told & _CONTROL_CUT:

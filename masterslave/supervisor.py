@@ -365,8 +365,12 @@ class Supervisor:
         for worker in self._workers.values():
             if worker.shortcut is None:
                 continue
-            task = worker.shortcut.under_way()
             is_ours = not worker.shortcut.is_lent  # the uplink's thread may change that now
+            turns = worker.shortcut.turns
+            if turns == worker.turns and not is_ours and not worker.shortcut_is_watched:
+                continue  # as at the last look
+            worker.turns = turns  # may be an older number than that of the task, never a newer one
+            task = worker.shortcut.under_way()
             if is_ours != worker.shortcut_is_watched:
                 self._watch_shortcut(worker, worker.shortcut, is_ours)
             self._carry_out(self._dispatch.beside(worker.number, task, now))
@@ -715,8 +719,7 @@ class Supervisor:
         if self._inbox:
             waits.append(0.0)
         if self._dispatch.has_lines():
-            few = self._dispatch.longest_s() > LOOKED_AT_S  # end between two looks
-            waits.append(LOOKED_AT_S / 2 if few else LOOKED_AT_S)
+            waits.append(LOOKED_AT_S)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _wake(self) -> None:

@@ -148,7 +148,7 @@ class _Worker(Role):
             now = time.perf_counter()
             if (tasks or pipe.has_task()) and now - looked_at > _LOOK_S:
                 looked_at = now  # some may be others' by now
-                for message in pipe.receive_available():
+                for message in pipe.receive_news():
                     if not self._handle(message):
                         return
                 tasks = self._tasks
@@ -168,7 +168,7 @@ class _Worker(Role):
             done = self._run(task, None if task.tag == CALL_TAG else handlers[task.tag])
             goes_on = True
             if done.duration_s > _LOOK_S and not self._tasks:  # perhaps there is a next one by now
-                goes_on = all(map(self._handle, self.pipe.receive_available()))
+                goes_on = all(map(self._handle, pipe.receive_news()))
                 looked_at = time.perf_counter()
             if beside is None:
                 self._hand_in(done)
@@ -201,13 +201,13 @@ class _Worker(Role):
     def _hand_in(self, done: Completion) -> None:
         """Have the supervisor get the end of a task, before the next one begins.
 
-        It is told at once when the line is empty, or will be before it looks by itself. Else it
-        finds the end on the board.
+        It is told at once when the line is empty, or will be before it looks by itself, and of tiny
+        ones when half of the line has been run. Else it finds the end on the board.
         """
         left, duration_s = len(self._tasks), done.duration_s
         if not left or done.outcome != _RESULT or not self.pipe.post(done):
             self.pipe.send(["done", done])
-        elif left == self._tell_at or SHORT_S < duration_s < LOOKED_AT_S / left:
+        elif left * duration_s < LOOKED_AT_S if duration_s > SHORT_S else left == self._tell_at:
             self.pipe.send(["look"])
 
     def _handle(self, message: list[Any]) -> bool:

@@ -89,6 +89,7 @@ class WorkerProcess:
         self.stderr_ended = False
         self.shortcut: Shortcut | None = None
         self.shortcut_is_watched = False  # whether the selector tells of results there
+        self.turns = 0  # by the shortcut, at the supervisor's last look
         with theirs, contextlib.ExitStack() as stack:
             board = None
             if share and can_have_boards():
@@ -213,11 +214,6 @@ class WorkerProcess:
     def beside(self) -> tuple[str, int] | None:
         """Id and attempt of the task by the shortcut that it runs, or ran when it died, or None."""
         return None if self.shortcut is None else self.shortcut.under_way()
-
-    @property
-    def turns(self) -> int:
-        """A number that grows with each task by the shortcut, as of the last `beside`."""
-        return 0 if self.shortcut is None else self.shortcut.turns
 
     def was_told_to_end(self) -> bool:
         """Whether it died of a signal that batch systems send to all processes of a job."""

@@ -94,6 +94,17 @@ def test_of_tasks_of_some_milliseconds_the_next_one_is_sent_ahead_and_no_more() 
     assert sent(dispatch.tick(0.0)) == {2: "E"}
 
 
+def test_of_shorter_ones_two_are_sent_ahead_while_there_are_many() -> None:
+    dispatch = slave(1, 2, knows={"short": 0.5 * NEXT_S})
+    dispatch.arrived(tasks("ABCDEFGH", "short"))
+    assert sent(dispatch.tick(0.0)) == {1: "ACD", 2: "BEF"}
+    assert waiting(dispatch) == "GH"
+    dispatch.finished(2, result(task("B", "short"), 0.5 * NEXT_S), 0.0)
+    assert sent(dispatch.tick(0.0)) == {}, "it has one more"
+    dispatch.finished(2, result(task("E", "short"), 0.5 * NEXT_S), 0.0)
+    assert sent(dispatch.tick(0.0)) == {2: "G"}, "there is one for each worker only"
+
+
 def test_a_long_task_is_not_sent_ahead() -> None:
     dispatch = slave(1, knows={"tiny": TINY_S, "long": LONG_S})
     dispatch.arrived([*tasks("A", "tiny"), *tasks("B", "long")])
@@ -444,17 +455,6 @@ def test_how_long_tasks_usually_take_together() -> None:
     dispatch = slave(1, knows={"short": 0.5, "none": 0.0})
     assert dispatch.usual_s(tasks("ab", "short") + tasks("c", "none")) == 1.0
     assert dispatch.usual_s(tasks("a", "short") + tasks("b", "new")) == math.inf
-
-
-def test_the_longest_task_that_has_others_behind_it() -> None:
-    dispatch = slave(1, 2, knows={"tiny": TINY_S, "short": 10 * TINY_S})
-    assert dispatch.longest_s() == 0.0
-    dispatch.arrived([*tasks("a", "short"), *tasks("bc", "tiny")])
-    dispatch.tick(0.0)
-    assert dispatch.longest_s() == pytest.approx(10 * TINY_S)  # c stands behind one of them
-    dispatch.finished(1, result(task("a", "short"), 10 * TINY_S), 0.0)
-    dispatch.finished(2, result(task("b", "tiny"), TINY_S), 0.0)
-    assert dispatch.longest_s() == 0.0
 
 
 # --- tasks that come by the shortcut --------------------------------------------------------

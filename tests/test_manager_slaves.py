@@ -13,7 +13,7 @@ from masterslave.errors import (
     UnknownProcess,
 )
 from masterslave.manager import TaskManager
-from masterslave.pace import BYTES_IN_HAND, FAIR_IN_HAND, MAX_IN_HAND
+from masterslave.pace import BYTES_IN_HAND, HORIZON_S, MAX_IN_HAND
 from masterslave.records import Outcome, ProcessInfo, TaskOptions
 
 # --- waiting slaves -------------------------------------------------------------------------
@@ -156,9 +156,17 @@ def test_a_few_thousand_tiny_tasks_are_for_all(manager: TaskManager) -> None:
     left = 6000 - 2
     for slave in slaves:
         got = len(take(manager, slave))
-        assert got == max(left // 4, 2 * FAIR_IN_HAND)
+        assert got == max(left // 4, 2 * 512)
         assert take(manager, slave) == []
         left -= got
+
+
+def test_the_last_tasks_of_some_milliseconds_are_for_all(manager: TaskManager) -> None:
+    slaves = [join(manager, workers=8) for _ in range(2)]
+    manager.addTaskRequests("sqrt", [X] * 36)
+    for first in take(manager, slaves[0]):
+        give(manager, slaves[0], first, duration_s=HORIZON_S / 2)
+    assert [len(take(manager, slave)) for slave in slaves] == [16, 12]
 
 
 def test_large_tasks_that_take_no_time_are_for_all_slaves(manager: TaskManager) -> None:

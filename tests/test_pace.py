@@ -64,12 +64,19 @@ def test_of_tasks_of_some_milliseconds_each_worker_may_have_the_next_one() -> No
     assert pace.more_to_hold("long", 64, 64 * 1.01 * HORIZON_S, 64) == 0
 
 
-def test_of_somewhat_shorter_ones_the_slave_has_one_more_in_reserve() -> None:
+def test_of_somewhat_shorter_ones_the_slave_has_two_more_in_reserve() -> None:
     pace = pace_of(short=0.9 * RESERVE_S, long=1.01 * RESERVE_S)
-    for held, more in ((0, 192), (64, 128), (128, 64), (192, 0)):
+    for held, more in ((0, 256), (64, 192), (128, 128), (192, 64), (256, 0)):
         assert pace.more_to_hold("short", held, held * 0.9 * RESERVE_S, 64) == more
     assert pace.more_to_hold("long", 64, 64 * 1.01 * RESERVE_S, 64) == 64
     assert pace.more_to_hold("short", 1, 10.0, 1) == 0, "behind a long one"
+
+
+def test_what_a_slave_may_hold_beyond_its_part_is_what_it_needs() -> None:
+    pace = pace_of(tiny=0.0, short=HORIZON_S / 20, longer=0.9 * HORIZON_S, long=60.0)
+    assert pace.fair_to_hold("tiny", 3) == pace.fair_to_hold("new", 3) == 3 * 512
+    assert pace.fair_to_hold("short", 3) == 3 * 20
+    assert pace.fair_to_hold("longer", 3) == pace.fair_to_hold("long", 3) == 3 * 2
 
 
 def test_tasks_that_take_no_time_at_all_are_limited_in_number() -> None:

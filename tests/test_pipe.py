@@ -14,11 +14,13 @@ import pytest
 from conftest import PATIENCE_S, wait_until
 
 from masterslave import pipe as pipe_module
+from masterslave import shared
 from masterslave.board import LONGEST_BYTES as LONGEST_POST
 from masterslave.board import Board, Poster, create
+from masterslave.listener import Listener
 from masterslave.pipe import PipeClosed, SupervisorEnd, WorkerEnd
 from masterslave.records import Assignment, Completion, Outcome, as_assignment
-from masterslave.shortcut import Shortcut, WorkerShortcut, can_have_shortcuts
+from masterslave.shortcut import ManagerShortcut, Shortcut, WorkerShortcut, can_have_shortcuts
 from masterslave.stream import pack
 
 LARGE = bytes(range(256)) * 20_000  # more than any socket's buffer
@@ -389,6 +391,73 @@ def test_data_that_was_deleted_is_told_before_the_tasks_that_come_later(beside: 
     beside.give(TASK)
     assert beside.worker.receive_or_tasks() == ["forget_beside", ["state_0_x"]]
     assert beside.worker.next_task() == TASK
+
+
+@shortcuts
+def test_a_worker_that_was_sent_nothing_makes_no_system_call(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    receive, readv = pipe_module.receive, os.readv
+
+    def counted_receive(*arguments: Any) -> int:
+        calls.append("pipe")
+        return receive(*arguments)
+
+    def counted_readv(*arguments: Any) -> int:
+        calls.append("shortcut")
+        return readv(*arguments)
+
+    def news() -> tuple[list[list[Any]], list[str]]:
+        calls.clear()
+        return beside.worker.receive_news(), list(calls)
+
+    monkeypatch.setattr(pipe_module, "receive", counted_receive)
+    monkeypatch.setattr(os, "readv", counted_readv)
+    assert news() == ([], ["shortcut", "pipe"]), "something may have come before"
+    assert news() == ([], [])
+    beside.supervisor.send(["skip", ["a_1"]])
+    assert news() == ([["skip", ["a_1"]]], ["pipe"])
+    assert news() == ([], [])
+    beside.supervisor.send(["tasks", []])
+    beside.supervisor.send(["skip", ["a_2"]])
+    assert beside.worker.receive() == ["tasks", []]
+    assert news() == ([["skip", ["a_2"]]], []), "it came with the other one"
+    listener = Listener()
+    manager = ManagerShortcut(beside.shortcut.names, listener, lambda: None)
+    try:
+        manager.send(manager.pack([TASK]))
+        assert news() == ([], ["shortcut"])
+        assert beside.worker.next_task() == TASK
+        assert news() == ([], [])
+    finally:
+        manager.close()
+        listener.stop()
+
+
+@shortcuts
+@pytest.mark.parametrize("share", [False, True])
+def test_all_of_what_was_sent_is_received_however_large(beside: Beside, share: bool) -> None:
+    """Also what the system gives in several parts, as descriptors come with some."""
+    beside.supervisor._share = beside.worker.share = share
+    messages: list[list[Any]] = []
+    for number in range(12):
+        frame = [b"head", bytes([number]) * (1 << 20)] if number % 3 else [b"small"]
+        messages.append(["tasks", [[f"a_{number}", "a", 1, shared.lend_large(frame), None]]])
+    got: list[list[Any]] = []
+    for message in messages:
+        beside.supervisor.send(message)
+
+    def complete() -> bool:
+        beside.supervisor.flush()
+        got.extend(beside.worker.receive_news())
+        return len(got) == len(messages)
+
+    wait_until(complete, "all messages")
+    for sent, received in zip(messages, got, strict=True):
+        (one,), (other,) = sent[1], received[1]
+        assert [bytes(part) for part in one[3]] == [bytes(part) for part in other[3]]
+    assert beside.worker.receive_news() == []
 
 
 @shortcuts
