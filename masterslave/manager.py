@@ -76,6 +76,14 @@ log = logging.getLogger(__name__)
 #: Longest single wait of a thread that waits for results, so that it can log a stand-still.
 _SLICE_S = 3600.0
 
+#: A client that takes so many results at once is not as quick as its slaves. Larger: they pile up,
+#: and Python's collector visits each of them again and again. Smaller: it is slowed down in vain.
+_MANY = 2048
+
+#: Then the thread that books results by shortcuts leaves the interpreter to the client for so long.
+#: Larger: workers run dry. Smaller: the client does not catch up.
+_CATCH_UP_S = 0.002
+
 
 class TaskManager(ClientDesk):
     """The remote object of a master-slave job; see the module's text.
@@ -116,6 +124,7 @@ class TaskManager(ClientDesk):
         self._embedded: int | None = None  # the client that lives and dies with this process
         self._data: dict[str, Any] = {}
         self._terminated = False
+        self._client_is_behind = False  # with taking results; as seen since that was looked at
         self._told: list[int] = []  # attached clients that were there at the end
         self._ledger: Ledger | None = None
         if journal is not None:
@@ -252,6 +261,9 @@ class TaskManager(ClientDesk):
             self.lostProcess(process_id, f"a shortcut to it is damaged: {error}", generation)
         self._outbox.tell()
         self._lock.step_aside()
+        if self._client_is_behind:
+            self._client_is_behind = False
+            time.sleep(_CATCH_UP_S)
 
     def _more_tiny_tasks(self, books: Ledger, member: Member) -> list[Assignment]:
         """(Locked.) Tasks for a slave that has handed in some; others are for its waiting call."""
@@ -457,6 +469,7 @@ class TaskManager(ClientDesk):
             while True:
                 got = self._queue.deliver_all(process_id, tag, limit, BATCH_BYTES)
                 if got:
+                    self._client_is_behind |= len(got) >= _MANY
                     break
                 if self._terminated:
                     raise TaskManagerTermination("the task manager has ended")

@@ -195,6 +195,28 @@ def test_one_after_the_other_all_go_this_way(scene: Scene) -> None:
     assert ids(scene.opened[0].tasks) == [f"sqrt_{number}" for number in range(5)]
 
 
+def test_the_booking_of_results_waits_for_a_client_that_does_not_keep_up(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("masterslave.manager.time.sleep", pauses.append)
+    monkeypatch.setattr("masterslave.manager._MANY", 3)
+    scene.slave(workers=4)
+    for wanted, pause in ((2, 0), (3, 1), (2, 0)):
+        for _ in range(3):
+            scene.request()
+        for end in scene.opened:
+            if end.tasks:
+                end.works()
+        while scene.manager.getResults(scene.client, None, wanted, 0.0):
+            pass
+        pauses.clear()
+        scene.opened[0].heard()
+        assert len(pauses) == pause
+        scene.opened[0].heard()
+        assert len(pauses) == pause, "once for each time that it took so many"
+
+
 def test_each_worker_gets_one(scene: Scene) -> None:
     slave = scene.slave(workers=2)
     first, second, third = (scene.request() for _ in range(3))
