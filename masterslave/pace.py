@@ -18,6 +18,7 @@ HORIZON_S = 0.02
 #: runs and the next one, whatever `HORIZON_S` says. Larger: as there. Smaller: on a busy machine
 #: the way to the task manager and back takes as long as one task, and many workers wait for it.
 RESERVE_S = 0.015
+_IN_RESERVE = 2
 
 #: Tasks in hand per worker, whatever they take. Larger: more is run again when a slave is lost,
 #: and messages get long. Smaller: tasks below HORIZON_S / MAX_IN_HAND run dry between exchanges.
@@ -74,8 +75,8 @@ class Pace:
             by_time = min(by_time, int(left_s / estimate + 1e-9))
             if estimate <= HORIZON_S and left_s > 0:  # the next one of each worker is here in time
                 by_time = max(by_time, 2 * workers - held)
-            if estimate <= RESERVE_S and left_s + 2 * RESERVE_S * workers > 0:
-                by_time = max(by_time, 4 * workers - held)
+            if estimate <= RESERVE_S and left_s + _IN_RESERVE * RESERVE_S * workers > 0:
+                by_time = max(by_time, (2 + _IN_RESERVE) * workers - held)
         return max(0, idle, min(by_time, MAX_IN_HAND * workers - held))
 
     def fair_to_hold(self, tag: str, workers: int) -> int:
@@ -94,4 +95,5 @@ class Pace:
         """How long so many tasks of each tag will take."""
         mean = self._mean_s.get
         # Enough not to put known work behind what nobody knows the length of.
-        return sum(count * mean(tag, HORIZON_S + RESERVE_S) for tag, count in held.items())
+        unknown_s = HORIZON_S + _IN_RESERVE * RESERVE_S
+        return sum(count * mean(tag, unknown_s) for tag, count in held.items())
