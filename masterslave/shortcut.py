@@ -540,6 +540,10 @@ def _messages(descriptor: int, size: int = _READ_BYTES) -> list[Any]:
         return []
     if not data or data == _LOOK:
         return []
+    with contextlib.suppress(ValueError):  # nearly always one message; an unpacker takes longer
+        message = msgpack.unpackb(data, **_UNPACKING)
+        if isinstance(message, list) and message:
+            return [message]
     unpacker = msgpack.Unpacker(max_buffer_size=size, **_UNPACKING)
     unpacker.feed(data)
     messages, end = [], 0

@@ -190,10 +190,14 @@ class Shortcuts:
         mine = self._of.get(member.id)
         if not mine or not tasks or member.has_notices():
             return False
+        held = len(self._held.of(member.id))
+        if held == 1 and not any(one.tasks for one in mine.values()):  # what is waited for most
+            idle = next((one for one in mine.values() if not one.is_shut), None)
+            return idle is not None and _is_light(tasks[0]) and self._send([(idle, tasks)])
         busy = sum(len(shortcut.tasks) for shortcut in mine.values())
         open_ones = [one for one in mine.values() if not one.is_shut]
         ready = [one for one in open_ones if not one.tasks]
-        has_others = len(self._held.of(member.id)) != busy + len(tasks)
+        has_others = held != busy + len(tasks)
         if has_others or len(tasks) > len(ready):
             load = self._held.load_of(member.id)
             if not all(self._is_tiny(tag) for tag, count in load.items() if count):
@@ -204,9 +208,11 @@ class Shortcuts:
             return False
         each = -(-len(tasks) // len(ready))
         shares = [tasks[start : start + each] for start in range(0, len(tasks), each)]
-        parcels = [
-            (one, share, one.end.pack(share)) for one, share in zip(ready, shares, strict=False)
-        ]
+        return self._send(list(zip(ready, shares, strict=False)))
+
+    def _send(self, shares: Sequence[tuple[_Shortcut, Sequence[Assignment]]]) -> bool:
+        """Send tasks to these workers; false, and nothing is sent, if there is no room for all."""
+        parcels = [(one, share, one.end.pack(share)) for one, share in shares]
         if any(
             one.on_way_bytes + len(data) > _PART_FOR_TASKS * one.end.room_bytes
             for one, _, data in parcels

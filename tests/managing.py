@@ -121,7 +121,9 @@ def wait_for_line(manager: TaskManager, length: int) -> None:
 
 
 def wait_for_clients(manager: TaskManager, number: int) -> None:
-    wait_until(lambda: manager._results.calls.total() == number, f"{number} clients wait")
+    wait_until(
+        lambda: sum(map(len, manager._results.calls.values())) == number, f"{number} clients wait"
+    )
 
 
 @contextmanager
