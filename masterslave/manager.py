@@ -76,8 +76,9 @@ log = logging.getLogger(__name__)
 #: Longest single wait of a thread that waits for results, so that it can log a stand-still.
 _SLICE_S = 3600.0
 
-#: A client that takes so many results at once is not as quick as its slaves. Larger: they pile up,
-#: and Python's collector visits each of them again and again. Smaller: it is slowed down in vain.
+#: A client that takes so many results at once is not as quick as its slaves; more than a master
+#: takes (`arrivals`) it must not be. Larger: they pile up, and Python's collector visits each of
+#: them again and again. Smaller: slaves are slowed down in vain.
 _MANY = 2048
 
 #: Then the thread that books results by shortcuts leaves the interpreter to the client for so long.

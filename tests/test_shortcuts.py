@@ -12,6 +12,8 @@ from conftest import wait_until
 from managing import Clock, X, ids
 from test_manager_parked import Slave
 
+from masterslave import arrivals
+from masterslave import manager as manager_module
 from masterslave.errors import JournalError
 from masterslave.journal import Journal
 from masterslave.manager import TaskManager
@@ -193,6 +195,10 @@ def test_one_after_the_other_all_go_this_way(scene: Scene) -> None:
         assert scene.results() == [(task_id, "result")]
     assert slave.answers == []
     assert ids(scene.opened[0].tasks) == [f"sqrt_{number}" for number in range(5)]
+
+
+def test_a_master_that_does_not_keep_up_takes_enough_at_once_to_be_seen() -> None:
+    assert manager_module._MANY <= arrivals._LARGEST_BATCH
 
 
 def test_the_booking_of_results_waits_for_a_client_that_does_not_keep_up(
