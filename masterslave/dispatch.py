@@ -6,8 +6,9 @@
 
 A worker gets its next task when it has finished the last one; only of tiny tasks does it hold
 some in advance, and one or two of some milliseconds. A worker that dies is blamed for the first
-task of its line, the others were not begun. A task that holds up its line for long gives the rest of the slave's work back, so that
-other slaves can run it; what the worker has begun meanwhile, being late only, stays.
+task of its line, the others were not begun. A task that holds up its line for long gives the rest
+of the slave's work back, so that other slaves can run it; what the worker has begun meanwhile,
+being late only, stays.
 
 A task that went to a worker by the `shortcut` is first in its line while it is seen to run.
 
