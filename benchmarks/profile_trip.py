@@ -45,9 +45,9 @@ WAY: tuple[tuple[str, bool, str], ...] = (
     ("ManagerShortcut.send", False, "client: pickled, in the queue, handed out, packed"),
     ("WorkerShortcut.receive", True, "to the worker: sent; it wakes; unpacked"),
     ("WorkerShortcut.send", False, "worker: unpickled, run, pickled"),
-    ("hear", False, "to the manager: packed, sent; its thread wakes"),
-    ("hear", True, "manager: unpacked, checked, booked; client called"),
-    ("getResults", True, "to the client: its thread wakes"),
+    ("hear", False, "to the client: packed, sent; its thread wakes"),
+    ("hear", True, "manager, in that thread: unpacked, checked, booked"),
+    ("getResults", True, "client: looks for results, finds it"),
     ("retrieveResult", True, "client: unpickled"),
 )
 

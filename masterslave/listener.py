@@ -1,4 +1,8 @@
-"""One thread that waits for what comes by the shortcuts of a task manager."""
+"""One thread that waits for what comes by the shortcuts of a task manager.
+
+And an `Ear`: a thread that waits for a result listens itself to the shortcut by which that comes,
+so one thread is woken for it, not two one after the other.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ import time
 from collections.abc import Callable
 
 from masterslave.board import LOOKED_AT_S
+
+#: Longest single wait, as the system counts it in milliseconds.
+_LONGEST_S = 1e6
 
 
 class Listener:
@@ -23,6 +30,7 @@ class Listener:
         self._thread: threading.Thread | None = None
         self._wake_out, self._wake_in = -1, -1
         self._stopped = False
+        self._bells: list[_Bell] = []  # that nobody uses
 
     def listen(self, descriptor: int, heard: Callable[[], None]) -> None:
         """Have `heard` called whenever something can be read there. It must not block.
@@ -73,10 +81,31 @@ class Listener:
             if self._heard.pop(descriptor, None) is not None and self._epoll is not None:
                 self._epoll.unregister(descriptor)
 
+    def ear(self, descriptor: int, heard: Callable[[], None]) -> Ear:
+        """For a thread that waits itself for what comes there. Raises `OSError`."""
+        return Ear(self, descriptor, heard, self._bells.pop() if self._bells else _Bell())
+
+    def lend(self, descriptor: int) -> bool:
+        """Somebody else listens there until `give_back`; false if there is nothing to hear."""
+        with self._lock:
+            if descriptor not in self._heard or self._epoll is None:
+                return False
+            self._epoll.modify(descriptor, 0)
+            return True
+
+    def give_back(self, descriptor: int, bell: _Bell) -> None:
+        """Nobody else listens there any more."""
+        with self._lock:
+            if descriptor in self._heard and self._epoll is not None:
+                self._epoll.modify(descriptor, select.EPOLLIN)
+            if not self._stopped:
+                self._bells.append(bell)
+
     def stop(self) -> None:
         """End the thread. Blocks until it has ended."""
         with self._lock:
             self._stopped = True
+            self._bells.clear()
             if self._thread is None:
                 return
             os.write(self._wake_in, b"\0")
@@ -120,3 +149,69 @@ class Listener:
                 del self._heard[descriptor]
                 self._close.discard(descriptor)
                 self._epoll.unregister(descriptor)
+
+
+class _Bell:
+    """A descriptor that can be read when it was rung; open as long as anybody knows of it."""
+
+    def __init__(self) -> None:
+        """Raises `OSError`."""
+        self._descriptor = -1
+        self._descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def ring(self) -> None:
+        os.eventfd_write(self._descriptor, 1)
+
+    def silence(self) -> None:
+        os.eventfd_read(self._descriptor)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
+class Ear:
+    """Listens to one shortcut in the thread that waits; used like a lock that is held.
+
+    Whoever waits has to look afterwards whether there is what it waits for, and may have waited for
+    nothing.
+    """
+
+    def __init__(
+        self, listener: Listener, descriptor: int, heard: Callable[[], None], bell: _Bell
+    ) -> None:
+        self._listener = listener
+        self._descriptor = descriptor
+        self._heard = heard
+        self._bell = bell
+        self._is_deaf = False  # to the bell
+        self._is_over = False
+
+    def acquire(self, timeout: float) -> None:
+        """Block until `release` or until something was heard, for `timeout` seconds at most."""
+        bell, descriptor = self._bell, self._descriptor
+        poll = select.poll()
+        poll.register(bell, select.POLLIN)
+        try:
+            if self._listener.lend(descriptor):
+                poll.register(descriptor, select.POLLIN)
+            if self._is_over:
+                return
+            events = dict(poll.poll(min(timeout, _LONGEST_S) * 1000))
+            self._is_deaf = True  # before it is heard, which ends the wait in most cases
+            if bell.fileno() in events:
+                bell.silence()
+            if descriptor in events:
+                self._heard()
+        finally:
+            self._is_deaf = True
+            self._listener.give_back(descriptor, bell)
+
+    def release(self) -> None:
+        """End the wait. Called by any thread."""
+        self._is_over = True
+        if not self._is_deaf:  # else it waits no more
+            self._bell.ring()

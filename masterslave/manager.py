@@ -479,7 +479,10 @@ class TaskManager(ClientDesk):
                 wait_s = _SLICE_S if deadline is None else deadline - self._clock()
                 if wait_s <= 0:
                     return []
-                self._results.wait(process_id, wait_s)
+                ear = None
+                if self._ledger is None and process_id not in self._results.calls:
+                    ear = self._shortcuts.ear()
+                self._results.wait(process_id, wait_s, ear)
         return got if self._ledger is None else [self._ledger.delivered(one) for one in got]
 
     def getAnyResult(self, process_id: int = 0, timeout: float | None = None) -> Delivery | None:

@@ -79,7 +79,7 @@ import msgpack
 
 from masterslave import board
 from masterslave.board import LOOKED_AT_S, Board, BoardDamaged, Poster
-from masterslave.listener import Listener
+from masterslave.listener import Ear, Listener
 from masterslave.packing import Packers
 from masterslave.records import (
     Assignment,
@@ -139,6 +139,7 @@ def can_have_shortcuts() -> bool:
     """Whether this system has what shortcuts need."""
     return (
         hasattr(os, "pipe2")
+        and hasattr(os, "eventfd")
         and hasattr(select, "epoll")
         and os.path.isdir("/proc/self/fd")
         and _system() != 0
@@ -420,6 +421,7 @@ class ManagerShortcut:
             self._close = undo.pop_all()
         self._board.claim()
         self._listener, self._to, self._back, self._keeps = listener, to, back, keeps
+        self._heard = heard
         #: Bytes of messages to the worker that surely fit into the pipe: of one that is half empty
         #: no page is less than half full.
         self.room_bytes = room // 2 - 2 * mmap.PAGESIZE
@@ -480,6 +482,13 @@ class ManagerShortcut:
         if closely != self._is_close:
             self._is_close = closely
             self._listener.watch(self._back, closely)
+
+    def ear(self) -> Ear | None:
+        """For a thread that waits itself for a result from here; None where that cannot be."""
+        try:
+            return self._listener.ear(self._back, self._heard)
+        except OSError:  # too many open files
+            return None
 
     def close(self) -> None:
         """Let go of all. Nothing else is to be called afterwards."""

@@ -25,6 +25,7 @@ from masterslave.pace import HORIZON_S, Pace
 from masterslave.records import Assignment, Completion, Outcome, frame_bytes
 from masterslave.roster import Member
 from masterslave.settling import Settling
+from masterslave.waiters import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,9 @@ class End(Protocol):
     def look_closely(self, closely: bool) -> None:
         """Whether to be told of results that the worker says nothing of."""
 
+    def ear(self) -> Waiting | None:
+        """For a thread that waits itself for a result from here; None where that cannot be."""
+
     def close(self) -> None:
         """Let go of it."""
 
@@ -162,6 +166,7 @@ class Shortcuts:
         self._settling = settling
         self._of: dict[int, dict[int, _Shortcut]] = {}  # process id -> number of the worker
         self.opener: Opener | None = None  # None: there are no shortcuts here
+        self._last: _Shortcut | None = None  # that was given something
         #: Whether slaves keep results as they cannot be put on record.
         self.is_held_up: Callable[[], bool] = lambda: False
 
@@ -233,7 +238,16 @@ class Shortcuts:
             one.end.send(data)
             if len(one.tasks) > 1:
                 one.end.look_closely(True)
+        self._last = shares[-1][0]
         return True
+
+    def ear(self) -> Waiting | None:
+        """For a thread that waits for a result: it listens itself where the next may come from.
+
+        None where no task came alone and runs.
+        """
+        last = self._last
+        return last.end.ear() if last is not None and len(last.tasks) == 1 else None
 
     def wants(self, member: Member, tag: str) -> bool:
         """Whether a slave has nothing but tiny tasks, and could have more of that tag this way."""
@@ -374,6 +388,8 @@ class Shortcuts:
         self._count_stalls(member)
 
     def _last_words(self, shortcut: _Shortcut) -> list[Completion]:
+        if shortcut is self._last:
+            self._last = None
         ended: list[Completion] = []
         try:
             ended += shortcut.end.read()

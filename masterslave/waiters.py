@@ -18,7 +18,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 #: How long a thread that takes the lock again and again steps aside. Larger: it does nothing
 #: meanwhile. Smaller: a thread that was kept waiting has not woken by then.
@@ -188,19 +188,33 @@ class Waiters:
         return len({waiter for line in self._by_tag.values() for waiter in line})
 
 
+class Waiting(Protocol):
+    """What a client's call waits with: a lock that is held, or a `listener.Ear`."""
+
+    def acquire(self, *, timeout: float) -> object:
+        """Block until `release`, for `timeout` seconds at most, or less."""
+
+    def release(self) -> None:
+        """End the wait."""
+
+
 class ResultWaiters:
     """Clients' calls that wait for results."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
-        #: Process id -> locks that are held, one for each of its calls that wait. Not conditions:
-        #: making one and waiting in it takes 5 us more.
-        self.calls: dict[int, list[threading.Lock]] = {}
+        #: Process id -> what each of its calls that wait waits with. Not conditions: making one and
+        #: waiting in it takes 5 us more.
+        self.calls: dict[int, list[Waiting]] = {}
 
-    def wait(self, process_id: int, timeout_s: float) -> None:
-        """Block, the lock released meanwhile, until notified or for `timeout_s` seconds."""
-        waiting = threading.Lock()
-        waiting.acquire()
+    def wait(self, process_id: int, timeout_s: float, waiting: Waiting | None = None) -> None:
+        """Block, the lock released meanwhile, until notified or for `timeout_s` seconds.
+
+        `waiting`: what to wait with, a new lock by default. Whoever waits looks again afterwards.
+        """
+        if waiting is None:
+            waiting = threading.Lock()
+            waiting.acquire()
         self.calls.setdefault(process_id, []).append(waiting)
         self._monitor.release()
         try:

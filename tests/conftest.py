@@ -27,7 +27,7 @@ import pytest
 # Modules with fixtures and helpers, and the check of what is left behind.
 pytest_plugins = [
     "leftovers", "attacks", "channels", "command", "dispatching", "failing_job", "labels",
-    "managing", "mastering", "scripts", "disks", "distribution", "clusters.systems",
+    "managing", "mastering", "shortcutting", "scripts", "disks", "distribution", "clusters.systems",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = 4000  # characters of what a program printed, where a test fails

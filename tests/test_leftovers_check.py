@@ -156,7 +156,9 @@ def test_what_is_about_to_end_is_waited_for(world: World) -> None:
 def test_what_a_world_starts_carries_the_mark(world: World) -> None:
     mark = os.environ[MARK].split(",")[-1]
     program = world.script("import time; time.sleep(600)")
-    assert program.pid in [process.pid for process in marked_processes(mark)]
+    wait_until(  # for a moment after its start nobody can see its environment
+        lambda: program.pid in [process.pid for process in marked_processes(mark)], "it is found"
+    )
 
 
 def test_a_world_ends_orphans(world: World) -> None:
