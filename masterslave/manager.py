@@ -479,7 +479,7 @@ class TaskManager(ClientDesk):
                 wait_s = _SLICE_S if deadline is None else deadline - self._clock()
                 if wait_s <= 0:
                     return []
-                ear = None
+                self._client_is_behind, ear = False, None
                 if self._ledger is None and process_id not in self._results.calls:
                     ear = self._shortcuts.ear()
                 self._results.wait(process_id, wait_s, ear)

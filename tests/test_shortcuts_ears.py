@@ -50,6 +50,23 @@ def test_who_waits_for_the_result_of_a_shortcut_listens_itself(scene: Scene) -> 
     assert ear.is_released, "what it has heard ends its own wait"
 
 
+def test_who_waits_has_taken_all_there_was_and_need_not_be_waited_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("masterslave.manager.time.sleep", pauses.append)
+    monkeypatch.setattr("masterslave.manager._MANY", 1)
+    scene.slave()
+    scene.request()
+    (end,) = scene.opened
+    end.works()
+    assert len(results(scene)) == 1
+    scene.request()
+    listens(end, end.works)
+    assert len(results(scene)) == 1
+    assert not pauses
+
+
 def test_it_waits_again_when_what_it_has_heard_was_nothing(scene: Scene) -> None:
     scene.slave()
     task_id = scene.request()
