@@ -17,6 +17,7 @@ from masterslave.errors import (
     TaskTimedOut,
     WorkerCrashed,
 )
+from masterslave.interrupts import uninterrupted
 from masterslave.payload import Codec
 from masterslave.records import LOST, Delivery, Outcome
 
@@ -38,6 +39,7 @@ _FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut | TaskL
 _RESULT_BATCH, _LARGEST_BATCH = 64, 2048
 
 
+@uninterrupted
 class Arrivals:
     """The finished tasks of one client, for any number of its threads.
 

@@ -32,6 +32,7 @@ from masterslave.errors import (
     UnknownProcess,
     UnknownTask,
 )
+from masterslave.interrupts import interruptible
 from masterslave.lanes import RETRY_FROM_S, RETRY_TO_S, Lane
 from masterslave.lines import FinishedLine
 from masterslave.payload import own_versions
@@ -77,6 +78,7 @@ class _Arrival:
         self.taken = False
 
 
+@interruptible
 class RemoteManager:
     """A served task manager. All methods may be called from any thread.
 

@@ -28,6 +28,7 @@ from masterslave.errors import (
 )
 from masterslave.handout import HandOut
 from masterslave.intake import Intake
+from masterslave.interrupts import uninterrupted
 from masterslave.ledger import Ledger
 from masterslave.outbox import Outbox
 from masterslave.overview import Overview
@@ -55,6 +56,7 @@ log = logging.getLogger(__name__)
 _ROOM_S = 2.0
 
 
+@uninterrupted
 class ClientDesk:
     """Where attached clients are served. What is declared here is made by `TaskManager`."""
 

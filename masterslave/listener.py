@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 from masterslave.board import LOOKED_AT_S
+from masterslave.interrupts import interruptible, uninterrupted
 
 #: Longest single wait, as the system counts it in milliseconds.
 _LONGEST_S = 1e6
@@ -173,6 +174,11 @@ class _Bell:
             os.close(self._descriptor)
 
 
+@interruptible
+def _poll(poll: select.poll, timeout_s: float) -> dict[int, int]:
+    return dict(poll.poll(timeout_s * 1000))
+
+
 class Ear:
     """Listens to one shortcut in the thread that waits; used like a lock that is held.
 
@@ -190,6 +196,7 @@ class Ear:
         self._is_deaf = False  # to the bell
         self._is_over = False
 
+    @uninterrupted
     def acquire(self, timeout: float) -> None:
         """Block until `release` or until something was heard, for `timeout` seconds at most."""
         bell, descriptor = self._bell, self._descriptor
@@ -200,7 +207,7 @@ class Ear:
                 poll.register(descriptor, select.POLLIN)
             if self._is_over:
                 return
-            events = dict(poll.poll(min(timeout, _LONGEST_S) * 1000))
+            events = _poll(poll, min(timeout, _LONGEST_S))
             self._is_deaf = True  # before it is heard, which ends the wait in most cases
             if bell.fileno() in events:
                 bell.silence()

@@ -42,6 +42,7 @@ from masterslave.errors import DataNotFound, JournalError, TaskManagerTerminatio
 from masterslave.handout import HandOut
 from masterslave.hooks import Observer
 from masterslave.intake import Intake
+from masterslave.interrupts import uninterrupted
 from masterslave.journal import Journal
 from masterslave.leases import Leases
 from masterslave.ledger import Ledger
@@ -86,6 +87,7 @@ _MANY = 2048
 _CATCH_UP_S = 0.002
 
 
+@uninterrupted
 class TaskManager(ClientDesk):
     """The remote object of a master-slave job; see the module's text.
 

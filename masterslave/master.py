@@ -13,14 +13,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from masterslave import globalstate, payload, shared, slavecode, ways
+from masterslave import globalstate, interrupts, payload, shared, slavecode, ways
 from masterslave.arrivals import Arrivals
 from masterslave.chaos import Chaos
 from masterslave.errors import (
@@ -60,24 +59,6 @@ _REQUEST_BYTES = 1 << 21
 #: Parameters of a task beyond this size bring a warning. Larger: programs that send the same array
 #: with every task are slow and do not learn why. Smaller: a warning where there is nothing to gain.
 _LARGE_PARAMETERS_BYTES = 10_000_000
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Within it, SIGTERM raises SystemExit in the main thread, so that slaves are told to leave."""
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class MasterProcess:
@@ -167,6 +148,8 @@ class MasterProcess:
         self._lock = threading.Lock()
         self._slaves = LocalSlaves()
         self._down = False
+        if self.task_manager.is_here:
+            interrupts.begin()
 
     # --- the program ------------------------------------------------------------------------
 
@@ -180,7 +163,7 @@ class MasterProcess:
         SIGTERM ends the program in order, too, unless the program handles it itself.
         """
         try:
-            with _sigterm_raises():
+            with interrupts.sigterm_raises():
                 self.run()
         finally:
             self.shutdown()
@@ -196,6 +179,8 @@ class MasterProcess:
         self._service.end_job(self.settings.shutdown_s)
         self._slaves.end(2.0 if self._service.ends_slaves else 0.0)
         self._service.stop()
+        if self.task_manager.is_here:
+            interrupts.end()
 
     def launchSlaveJobs(
         self,
@@ -264,6 +249,7 @@ class MasterProcess:
 
     # --- tasks ------------------------------------------------------------------------------
 
+    @interrupts.uninterrupted
     def requestTask(
         self,
         tag: str,
@@ -348,6 +334,7 @@ class MasterProcess:
             ids += self.task_manager.addTaskRequests(tag, frames, self.process_id, options)
         return ids
 
+    @interrupts.uninterrupted
     def retrieveResult(
         self, tag: str | None = None, timeout: float | None = None
     ) -> tuple[str, str, Any] | tuple[None, None, None]:

@@ -20,11 +20,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from masterslave.interrupts import interruptible, uninterrupted
+
 #: How long a thread that takes the lock again and again steps aside. Larger: it does nothing
 #: meanwhile. Smaller: a thread that was kept waiting has not woken by then.
 _ASIDE_S = 2e-5
 
 
+@uninterrupted
 class Monitor:
     """A lock, and what is still to be done for parked calls when it is let go of.
 
@@ -198,6 +201,11 @@ class Waiting(Protocol):
         """End the wait."""
 
 
+@interruptible
+def _block(waiting: Waiting, timeout_s: float) -> None:
+    waiting.acquire(timeout=timeout_s)
+
+
 class ResultWaiters:
     """Clients' calls that wait for results."""
 
@@ -218,7 +226,7 @@ class ResultWaiters:
         self.calls.setdefault(process_id, []).append(waiting)
         self._monitor.release()
         try:
-            waiting.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX))
+            _block(waiting, min(timeout_s, threading.TIMEOUT_MAX))
         finally:
             self._monitor.acquire()
             others = self.calls.get(process_id, [])

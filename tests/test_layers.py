@@ -19,7 +19,7 @@ LAYERS = {
     "unpicklable proofs diagnosis dispatch disturbance lifetime flights roster stragglers "
     "scheduler attempts clients versions sharing pairing scaling",
     2: "manager attendance intake handout settling shortcuts overview desk room outbox waiters "
-    "watchdog journal ledger stores.*",
+    "interrupts watchdog journal ledger stores.*",
     3: "engines folder.* transports.* launchers.* naming keyfile pipe slavecode tables memory "
     "shared lending globalstate functions connectionfile board calls identities runfolder "
     "packing claim shortcut listener stream offers",
