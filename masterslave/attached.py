@@ -1,8 +1,6 @@
 """A task manager that runs elsewhere, as one of its clients sees it.
 
-`RemoteManager` has the methods of `TaskManager` that a master needs, over two connections:
-
-::
+`RemoteManager` has the methods of `TaskManager` that a master needs, over two connections::
 
     any thread --lane 0: submitTasks--+                        consumers wait for what is here
     any thread --lane 1: all else-----+--> task manager              ^
@@ -260,7 +258,7 @@ class RemoteManager:
             if tag is not None:
                 self._outstanding[tag] -= 1
 
-        done, lost = False, False
+        done = lost = False
         with self._changed:
             self._withdrawn[task_id] = False
         try:

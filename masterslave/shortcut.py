@@ -395,7 +395,8 @@ class ManagerShortcut:
         *,
         keeps: bool = False,
     ) -> None:
-        """Open them; `heard` is called from `listener`'s thread when there may be a result.
+        """Open them; `heard` is called when there may be a result, in `listener`'s thread or an
+        ear's.
 
         `keeps`: results stay where the supervisor finds them until `acknowledge` is called.
         Raises `OSError` when they are not there, or others.

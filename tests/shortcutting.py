@@ -11,6 +11,7 @@ from managing import Clock, X
 from test_manager_parked import Slave
 
 from masterslave.journal import Journal
+from masterslave.listener import Listener
 from masterslave.manager import TaskManager
 from masterslave.records import Assignment, Completion, Outcome, ProcessInfo
 from masterslave.settings import Settings
@@ -157,6 +158,13 @@ class Scene:
 
     def hand_in(self, slave: Slave, *done: Completion, room: int | None = None) -> list[Any]:
         return self.manager.exchange(slave.id, done, (), room, 0.0, self.generation)
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    listener = Listener()
+    yield listener
+    listener.stop()
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from conftest import PATIENCE_S, wait_until
+from managing import LONG_S, Call
 
 from masterslave import listener as listener_module
 from masterslave.listener import Ear, Listener
@@ -64,20 +65,15 @@ class Pipe:
 
 
 @pytest.fixture
-def listener() -> Iterator[Listener]:
-    listener = Listener()
-    yield listener
-    listener.stop()
-
-
-@pytest.fixture
 def pipe(listener: Listener) -> Iterator[Pipe]:
     pipe = Pipe(listener)
     yield pipe
     pipe.close()
 
 
-def waiting(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Thread, list[str]]:
+def waiting(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch, timeout_s: float = LONG_S
+) -> tuple[threading.Thread, list[str]]:
     """A thread that waits, and has begun to; in the list is said when it has ended."""
     begun, said = threading.Event(), list[str]()
 
@@ -91,7 +87,7 @@ def waiting(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Thread
             return self._poll.poll(timeout)
 
     def wait() -> None:
-        ear.acquire(timeout=PATIENCE_S)
+        ear.acquire(timeout=timeout_s)
         said.append("over")
 
     poll = listener_module.select.poll
@@ -141,7 +137,7 @@ def test_a_wait_ends_when_somebody_says_so(pipe: Pipe, monkeypatch: pytest.Monke
 def test_it_does_not_begin_when_somebody_has_said_so_before(pipe: Pipe) -> None:
     ear = pipe.ear()
     ear.release()
-    ear.acquire(timeout=PATIENCE_S)
+    Call(ear.acquire, timeout=LONG_S).outcome()
     assert pipe.heard_by == []
     assert pipe.is_heard_by_the_listener()
 
@@ -152,9 +148,9 @@ def test_a_bell_that_was_rung_too_late_disturbs_once(
     """The next ear has it."""
     late = pipe.ear()
     late.release()
-    late.acquire(timeout=PATIENCE_S)
+    Call(late.acquire, timeout=LONG_S).outcome()
     late.release()
-    pipe.ear().acquire(timeout=PATIENCE_S)  # returns at once, or would not for long
+    Call(pipe.ear().acquire, timeout=LONG_S).outcome()
     thread, said = waiting(pipe.ear(), monkeypatch)
     assert said == []
     pipe.says()
@@ -169,34 +165,24 @@ def test_a_wait_ends_when_its_time_is_over(pipe: Pipe) -> None:
 
 
 def test_the_longest_time_is_one_that_the_system_can_count(
-    pipe: Pipe,
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ear = pipe.ear()
-    begun: list[BaseException] = []
-    thread = threading.Thread(target=lambda: _noted(begun, lambda: ear.acquire(timeout=1e300)))
-    thread.start()
+    thread, said = waiting(ear, monkeypatch, timeout_s=1e300)
     ear.release()
     thread.join(PATIENCE_S)
-    assert begun == []
-
-
-def _noted(problems: list[BaseException], call: Callable[[], object]) -> None:
-    try:
-        call()
-    except BaseException as error:
-        problems.append(error)
+    assert said == ["over"]
 
 
 def test_an_interrupted_wait_leaves_the_listener_where_it_was(pipe: Pipe) -> None:
     """Ctrl-C comes at whatever point."""
     ear = pipe.ear()
     pipe.problem = KeyboardInterrupt()
-    problems: list[BaseException] = []
     lent = pipe._listener.lend(pipe.out)  # so that the listener does not hear it
     assert lent
     pipe.says()
-    _noted(problems, lambda: ear.acquire(timeout=PATIENCE_S))
-    assert [type(one) for one in problems] == [KeyboardInterrupt]
+    with pytest.raises(KeyboardInterrupt):
+        ear.acquire(timeout=PATIENCE_S)
     pipe.problem = None
     assert pipe.is_heard_by_the_listener()
 

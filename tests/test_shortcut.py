@@ -62,13 +62,6 @@ class Ends:
 
 
 @pytest.fixture
-def listener() -> Iterator[Listener]:
-    listener = Listener()
-    yield listener
-    listener.stop()
-
-
-@pytest.fixture
 def ends(listener: Listener) -> Iterator[Ends]:
     ends = Ends(listener)
     yield ends
