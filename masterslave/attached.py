@@ -65,17 +65,6 @@ _REQUESTS, _REST = 0, 1  # lanes
 _GONE = "the task manager was started again or gave this client up, and has no record of the task"
 
 
-class _Arrival:
-    """A result that has come and waits for a thread to take it."""
-
-    __slots__ = ("delivery", "tag", "taken")
-
-    def __init__(self, delivery: Delivery) -> None:
-        self.delivery = delivery
-        self.tag = delivery.tag
-        self.taken = False
-
-
 @interruptible
 class RemoteManager:
     """A served task manager. All methods may be called from any thread.
@@ -120,7 +109,7 @@ class RemoteManager:
         self._early: dict[str, Delivery] = {}  # results of their tasks, whose ids are not known yet
         self._outstanding: Counter[str] = Counter()  # by tag: not yet taken by our caller
         self._withdrawn: dict[str, bool] = {}  # tasks that are being taken back: whether lost there
-        self._arrived = FinishedLine[_Arrival](lambda arrival: arrival.taken)
+        self._arrived = FinishedLine[Delivery]()
         self._waiting = 0  # threads that wait for a result
         self._parcel = 0  # number of the last parcel of results
         self._items: dict[str, Any] = {}  # data items of ours, for a task manager that starts anew
@@ -192,7 +181,7 @@ class RemoteManager:
                 if delivery is None:
                     self._tags[task_id] = tag
                 else:
-                    self._arrived.add(_Arrival(delivery))
+                    self._arrived.add(delivery)
 
         with self._changed:
             self._submitting += 1
@@ -220,10 +209,9 @@ class RemoteManager:
         with self._changed:
             while True:
                 got: list[Delivery] = []
-                while len(got) < limit and (arrival := self._arrived.take(tag)) is not None:
-                    arrival.taken = True
-                    self._outstanding[arrival.tag] -= 1
-                    got.append(arrival.delivery)
+                while len(got) < limit and (run := self._arrived.take_run(tag, limit - len(got))):
+                    self._outstanding[run[0].tag] -= len(run)
+                    got += run
                 if got:
                     self._changed.notify_all()  # others may wait while any is outstanding
                     return got
@@ -434,7 +422,7 @@ class RemoteManager:
             for item in contents:
                 delivery = Delivery(*item)
                 if self._tags.pop(delivery.task_id, None) is not None:
-                    self._arrived.add(_Arrival(delivery))
+                    self._arrived.add(delivery)
                 elif self._submitting:  # the answer that names the task is still on its way
                     self._early[delivery.task_id] = delivery
             self._changed.notify_all()
@@ -462,7 +450,7 @@ class RemoteManager:
                     self._outstanding[tag] -= 1
                     self._withdrawn[task_id] = True
                 elif tag is not None:
-                    self._arrived.add(_Arrival(Delivery(task_id, tag, LOST, [], _GONE)))
+                    self._arrived.add(Delivery(task_id, tag, LOST, [], _GONE))
             self._generation = generation
             self._changed.notify_all()
 

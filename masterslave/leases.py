@@ -239,48 +239,50 @@ class Leases:
         find, tasks, clients = dict.get, self._tasks, self._clients
         held = self.held.get(process)
         freed: dict[str, int] = {}  # by tag
-        finished: list[Task] = []  # of one client, not in its line yet
-        client = NOBODY
-        result = State.RESULT
+        finished: list[Task] = []  # of one client and tag, not in its line yet
+        client, tag = NOBODY, ""
+        running, result = State.RUNNING, State.RESULT
         lighter = heavier = 0  # parameters and results, in bytes
+
+        def line_up() -> None:
+            """These wait for their client: results come in the order of the batch."""
+            if finished:
+                clients[client].finished.add_all(tag, finished)
+                freed[tag] = freed.get(tag, 0) + len(finished)
+                finished.clear()
+
         for done in batch:
-            task = find(tasks, done.task_id)  # what is only noted was not handed out
+            task_id, attempt, outcome, frame, _, detail = done
+            task = find(tasks, task_id)  # what is only noted was not handed out
             if (
-                done.outcome != _RESULT
+                outcome != _RESULT
                 or task is None
-                or task.state is not State.RUNNING
+                or task.state is not running
                 or task.holder != process
-                or task.attempt != done.attempt
+                or task.attempt != attempt
                 or task.former is not None
                 or held is None
             ):
-                if finished:  # results come in this order
-                    clients[client].finished.add_all(finished)
-                    finished = []
+                line_up()
                 others.append((self.complete(process, done, now), done))
                 held = self.held.get(process)
                 continue
-            if task.client != client:
-                if finished:
-                    clients[client].finished.add_all(finished)
-                    finished = []
-                client = task.client
-            del held.tasks[task.id]
+            if task.tag != tag or task.client != client:
+                line_up()
+                client, tag = task.client, task.tag
+            del held.tasks[task_id]
             task.holder = None
             if task.frame is not AT_REST:
                 lighter += task.size
-            task.frame = frame = done.frame
+            task.frame = frame
             task.size = size = len(frame[0]) if len(frame) == 1 else frame_bytes(frame)
             heavier += size
-            task.detail = done.detail
+            task.detail = detail
             task.state = result
             task.outcome = _RESULT
-            tag = task.tag
-            freed[tag] = freed.get(tag, 0) + 1
             finished.append(task)
             plain.append((task, done))
-        if finished:
-            clients[client].finished.add_all(finished)
+        line_up()
         self.queue.parameter_bytes -= lighter
         self.queue.result_bytes += heavier
         for tag, count in freed.items():

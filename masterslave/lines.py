@@ -9,7 +9,8 @@ in a deque and no object of its own, which the garbage collector would have to v
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Sequence
+from itertools import chain, islice
 from typing import Any, Generic, Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -155,91 +156,82 @@ class WaitingLines(Generic[Item]):
 class Tagged(Protocol):
     """What can wait for its client."""
 
-    tag: str
+    @property
+    def tag(self) -> str:
+        """The name of its handler."""
 
 
 Result = TypeVar("Result", bound=Tagged)
 
 
-class _Fifo(Generic[Result]):
-    """Items in order of arrival, of which some may have been taken elsewhere."""
-
-    __slots__ = ("_is_taken", "_items", "_taken")
-
-    def __init__(self, items: Iterable[Result], is_taken: Callable[[Result], bool]) -> None:
-        self._items = deque(items)
-        self._is_taken = is_taken
-        self._taken = 0  # about so many were taken elsewhere
-
-    def __len__(self) -> int:
-        return len(self._items) - self._taken
-
-    def add(self, item: Result) -> None:
-        self._items.append(item)
-
-    def add_all(self, items: Iterable[Result]) -> None:
-        self._items.extend(items)
-
-    def take(self) -> Result | None:
-        items, is_taken = self._items, self._is_taken
-        if not self._taken:  # nearly always
-            return items.popleft() if items else None
-        while items:
-            item = items.popleft()
-            if not is_taken(item):
-                return item
-            self._taken -= 1
-        return None
-
-    def left(self) -> list[Result]:
-        return [item for item in self._items if not self._is_taken(item)]
-
-    def took_one_elsewhere(self) -> None:
-        """Keeps what was taken from piling up, at a cost of O(1) on average."""
-        self._taken += 1
-        if self._taken > 100 and self._taken > len(self._items) // 2:
-            self._items = deque(self.left())
-            self._taken = 0
-
-
 class FinishedLine(Generic[Result]):
-    """Items that their client takes in order of arrival, those of one tag or of any."""
+    """Items that their client takes in order of arrival, those of one tag or of any.
 
-    def __init__(self, is_taken: Callable[[Result], bool]) -> None:
-        """`is_taken`: must be true of what `take` has given, from then on."""
-        self._is_taken = is_taken
-        self._all = _Fifo[Result]((), is_taken)
-        self._by_tag: dict[str, _Fifo[Result]] = {}  # of the tags that were asked for
+    Each tag has a line of its own, so none is looked at twice. To take those of any tag costs
+    O(tags that have items), for as many as one after the other are of the same.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[str, deque[Any]] = {}  # rank, item, rank, item, ... of tags with items
+        self._arrived = 0  # so many in all; the newest one's rank
+        self._taken = 0  # so many in all
 
     def __len__(self) -> int:
-        return len(self._all)
+        return self._arrived - self._taken
 
     def add(self, item: Result) -> None:
         """An item arrives."""
-        self._all.add(item)
-        if self._by_tag and item.tag in self._by_tag:
-            self._by_tag[item.tag].add(item)
+        self._arrived += 1
+        self._line(item.tag).extend((self._arrived, item))
 
-    def add_all(self, items: Collection[Result]) -> None:
-        """Items arrive, in this order."""
-        if self._by_tag:
-            for item in items:
-                self.add(item)
-        else:
-            self._all.add_all(items)
+    def add_all(self, tag: str, items: Sequence[Result]) -> None:
+        """Items arrive, in this order, all of that tag."""
+        ranks = range(self._arrived + 1, self._arrived + len(items) + 1)
+        self._line(tag).extend(chain.from_iterable(zip(ranks, items, strict=True)))
+        self._arrived += len(items)
 
     def take(self, tag: str | None) -> Result | None:
         """The oldest item, of that tag if given; None when there is none."""
+        run = self.take_run(tag, 1)
+        return run[0] if run else None
+
+    def take_run(self, tag: str | None, limit: int) -> list[Result]:
+        """The oldest items, of that tag if given, else all of one: that of the oldest one of all.
+
+        So many at most, of at least one, and none that is behind one of another tag, unless a tag
+        is given. An empty list when there is none.
+        """
+        until = None
         if tag is None:
-            item = self._all.take()
-            if self._by_tag and item is not None and item.tag in self._by_tag:
-                self._by_tag[item.tag].took_one_elsewhere()
-            return item
-        line = self._by_tag.get(tag)
+            if not self._lines:
+                return []
+            tag, until = self._oldest()
+        line = self._lines.get(tag)
         if line is None:
-            mine = (item for item in self._all.left() if item.tag == tag)
-            line = self._by_tag[tag] = _Fifo(mine, self._is_taken)
-        item = line.take()
-        if item is not None:
-            self._all.took_one_elsewhere()
-        return item
+            return []
+        if until is None and len(line) <= 2 * limit:
+            run = list(islice(line, 1, None, 2))
+            line.clear()
+        else:
+            run, pop = [], line.popleft
+            while line and len(run) < limit and (until is None or line[0] < until):
+                pop()
+                run.append(pop())
+        if not line:
+            del self._lines[tag]
+        self._taken += len(run)
+        return run
+
+    def _oldest(self) -> tuple[str, int | None]:
+        """The tag of the oldest item of all, and the rank of the oldest of another tag, if any."""
+        if len(self._lines) == 1:
+            (tag,) = self._lines
+            return tag, None
+        (_, tag), (until, _) = sorted([(line[0], tag) for tag, line in self._lines.items()])[:2]
+        return tag, until
+
+    def _line(self, tag: str) -> deque[Any]:
+        line = self._lines.get(tag)
+        if line is None:
+            line = self._lines[tag] = deque()
+        return line

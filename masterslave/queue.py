@@ -36,17 +36,13 @@ from masterslave.states import (
 )
 
 
-def _is_delivered(task: Task) -> bool:
-    return task.state is State.DELIVERED
-
-
 class _Client:
     """What a client has in the queue."""
 
     __slots__ = ("finished", "outstanding")
 
     def __init__(self) -> None:
-        self.finished = FinishedLine[Task](_is_delivered)
+        self.finished = FinishedLine[Task]()
         self.outstanding: Counter[str] = Counter()  # tag -> requested, not yet delivered
 
 
@@ -222,24 +218,26 @@ class TaskQueue:
         mine = self.clients.get(client)
         if mine is None:
             return got
-        take, tasks = mine.finished.take, self.tasks
-        given: dict[tuple[State, str], int] = {}  # by state and tag
+        tasks, delivered = self.tasks, State.DELIVERED
         size = 0
-        while (task := take(tag)) is not None:
-            what = task.state, task.tag
-            given[what] = given.get(what, 0) + 1
-            task.state = TRANSITIONS[task.state, Event.DELIVER]
-            task_id, frame = task.id, task.frame
-            del tasks[task_id]
-            if frame is not AT_REST:
-                size += task.size
-                task.frame = AT_REST  # who still has the task, to let it rest, finds that done
-            got.append(new_delivery((task_id, what[1], task.outcome, frame, task.detail)))
-            if len(got) >= limit or size >= limit_bytes > 0:
+        all_at_once = not limit_bytes or self.result_bytes <= limit_bytes
+        while len(got) < limit and (not limit_bytes or size < limit_bytes):
+            run = mine.finished.take_run(tag, limit - len(got) if all_at_once else 1)
+            if not run:
                 break
-        for (state, of_tag), count in given.items():  # forgotten: they are counted nowhere
-            self.tally[state][of_tag] -= count
-            mine.outstanding[of_tag] -= count
+            of_tag = run[0].tag
+            for state, count in Counter([task.state for task in run]).items():
+                assert TRANSITIONS[state, Event.DELIVER] is delivered
+                self.tally[state][of_tag] -= count  # they are counted nowhere from now on
+            mine.outstanding[of_tag] -= len(run)
+            for task in run:
+                task.state = delivered
+                task_id, frame = task.id, task.frame
+                del tasks[task_id]
+                if frame is not AT_REST:
+                    size += task.size
+                    task.frame = AT_REST  # who still has the task, to let it rest, finds that done
+                got.append(new_delivery((task_id, of_tag, task.outcome, frame, task.detail)))
         self.result_bytes -= size
         self.delivered += len(got)
         return got

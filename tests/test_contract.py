@@ -194,6 +194,13 @@ def test_results_by_tag(master: MasterProcess) -> None:
     assert master.retrieveResult("square", timeout=ENOUGH_S)[1:] == ("square", 9)
 
 
+def test_results_by_tag_and_then_of_any(master: MasterProcess) -> None:
+    ids = master.requestTasks("square", [(i,) for i in range(300)])
+    got = [master.retrieveResult("square", timeout=ENOUGH_S)[0] for _ in range(160)]
+    got += [task_id for task_id, _, _ in master.results(timeout=ENOUGH_S)]
+    assert sorted(map(str, got)) == sorted(ids)
+
+
 def test_large_arrays_are_writable_there_and_here(master: MasterProcess) -> None:
     master.requestTask("reverse", np.arange(500_000))
     back = value(master)

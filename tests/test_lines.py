@@ -1,14 +1,14 @@
-"""Waiting lines: against the simplest model that can be right."""
+"""Lines of tasks that wait, and of finished ones: against the simplest models that can be right."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masterslave.lines import Several, WaitingLines, head_of, pass_on
+from masterslave.lines import FinishedLine, Several, WaitingLines, head_of, pass_on
 
 TAGS = ("a", "b", "c")
 
@@ -154,3 +154,41 @@ def test_any_sequence_of_events_agrees_with_a_plain_list(
             if expected is not None:
                 lines.leave(expected[1])
                 model.items.remove(expected)
+
+
+class Item(NamedTuple):
+    number: int
+    tag: str
+
+
+arrivals = st.tuples(st.just("add"), st.sampled_from(TAGS), st.integers(1, 400))
+departures = st.tuples(st.just("take"), st.sampled_from((*TAGS, None)), st.integers(1, 400))
+
+
+@settings(deadline=None, database=None)
+@given(st.lists(arrivals | departures, max_size=30))
+def test_what_has_finished_is_taken_in_order_by_tag_and_of_any(
+    events: list[tuple[str, Any, int]],
+) -> None:
+    line, model, number = FinishedLine[Item](), list[Item](), 0
+    for kind, tag, count in events:
+        if kind == "add":
+            items = [Item(number + i, tag) for i in range(count)]
+            number += count
+            if count % 2:
+                line.add_all(tag, items)
+            else:
+                for item in items:
+                    line.add(item)
+            model += items
+        else:
+            wanted = [item for item in model if tag in (None, item.tag)]
+            other = (i for i, item in enumerate(wanted) if item.tag != wanted[0].tag)
+            expected = wanted[: min(count, next(other, count))]
+            assert line.take_run(tag, count) == expected
+            model = [item for item in model if item not in set(expected)]
+            first = next((item for item in model if tag in (None, item.tag)), None)
+            assert line.take(tag) == first
+            if first is not None:
+                model.remove(first)
+        assert len(line) == len(model)

@@ -87,6 +87,29 @@ def test_results_can_be_asked_for_by_tag() -> None:
     assert delivered(queue, tag="b").task_id == "b_3"
 
 
+@pytest.mark.parametrize("first", [1, 100, 101, 151, 202, 299])
+def test_results_by_tag_and_then_of_any_come_once_each(first: int) -> None:
+    queue = queue_of(300)
+    ids = take_all(queue)
+    for task_id in ids:
+        end(queue, Assignment(task_id, "a", 1, [], None))
+    got = [delivered(queue, tag="a").task_id for _ in range(first)]
+    got += [one.task_id for one in queue.deliver_all(CLIENT, None, 1000)]
+    assert got == ids
+    check_books(queue)
+
+
+def test_results_are_delivered_until_they_make_up_a_message() -> None:
+    queue = queue_of(5)
+    for task_id in take_all(queue):
+        done = Completion(task_id, 1, Outcome.RESULT.value, [bytes(100)], 0.1, "")
+        queue.leases.complete(SLAVE, done)
+    assert len(queue.deliver_all(CLIENT, None, 10, 150)) == 2  # not before there are 150 bytes
+    assert len(queue.deliver_all(CLIENT, "a", 1, 150)) == 1
+    assert len(queue.deliver_all(CLIENT, None, 10, 1000)) == 2
+    check_books(queue)
+
+
 def test_many_clients_get_their_own_results_each() -> None:
     queue = Queue()
     clients = range(100, 110)
