@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # every slave's program imports the master, and needs none of
     from masterslave.attached import RemoteManager
     from masterslave.manager import TaskManager
 
+_RESULT = Outcome.RESULT.value
+
 #: What stands for the failure of a task that has no exception object of its own.
 _FAILURES: dict[str, type[WorkerCrashed | TaskOutOfMemory | TaskTimedOut | TaskLost]] = {
     LOST: TaskLost,
@@ -98,11 +100,17 @@ class Arrivals:
 
     def each(self, tag: str | None, timeout: float | None) -> Iterator[tuple[str, str, Any]]:
         """Task id, tag and value of each, until none is outstanding; raises as `results`."""
+        kept, taking = self._taken, self._taking
         while True:
-            try:
-                delivery = self.next(tag, timeout, while_outstanding=True)
-            except TaskManagerTermination:
-                return
+            delivery: Delivery | None = None
+            with taking:  # as `next` does, which takes twice as long
+                if kept and (tag is None or kept[0].tag == tag):
+                    delivery = kept.popleft()
+            if delivery is None:
+                try:
+                    delivery = self.next(tag, timeout, while_outstanding=True)
+                except TaskManagerTermination:
+                    return
             if delivery is None:
                 if self._manager.outstandingTasks(self._process_id, tag):
                     raise ResultTimeout(f"no result within {timeout:g} s")
@@ -111,7 +119,7 @@ class Arrivals:
 
     def value(self, delivery: Delivery) -> Any:
         """The result of a finished task; raises `TaskRaisedException` with what it raised."""
-        if delivery.outcome == Outcome.RESULT:
+        if delivery.outcome == _RESULT:
             try:
                 return self.codec.decode(delivery.frame, owned=self._owned)
             except PayloadError as error:

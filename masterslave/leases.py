@@ -20,7 +20,8 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from masterslave.holdings import Held
-from masterslave.lines import head_of, pass_on
+from masterslave.lines import head_of, pass_on, take_several
+from masterslave.notes import TINY_BYTES
 from masterslave.queue import TaskQueue
 from masterslave.records import (
     AT_REST,
@@ -121,6 +122,18 @@ class Leases:
             run.append(
                 new_assignment((task_id, tag, task.attempt, task.frame, task.options.timeout))
             )
+            if alone and len(run) < count:  # tiny ones in a row, where nothing is to be looked at
+                room = min(count - len(run), (limit_bytes - size) // TINY_BYTES)
+                several = take_several(alone, room) if room > 0 else []
+                timeout = several[0].options.timeout if several else None
+                for task in several:
+                    task.state = running
+                    task.attempt = 1
+                    task.holder = process
+                    task_id = task.id
+                    holds[task_id] = task
+                    run.append(new_assignment((task_id, tag, 1, task.frame, timeout)))
+                    size += task.size
             if len(run) >= count:
                 break
             following = self.peek(tags) if alone is None else self._first_waiting(alone)
@@ -243,14 +256,6 @@ class Leases:
         client, tag = NOBODY, ""
         running, result = State.RUNNING, State.RESULT
         lighter = heavier = 0  # parameters and results, in bytes
-
-        def line_up() -> None:
-            """These wait for their client: results come in the order of the batch."""
-            if finished:
-                clients[client].finished.add_all(tag, finished)
-                freed[tag] = freed.get(tag, 0) + len(finished)
-                finished.clear()
-
         for done in batch:
             task_id, attempt, outcome, frame, _, detail = done
             task = find(tasks, task_id)  # what is only noted was not handed out
@@ -263,13 +268,18 @@ class Leases:
                 or task.former is not None
                 or held is None
             ):
-                line_up()
+                if finished:  # results come in this order
+                    clients[client].finished.add_all(tag, finished)
+                    finished = []
                 others.append((self.complete(process, done, now), done))
                 held = self.held.get(process)
                 continue
             if task.tag != tag or task.client != client:
-                line_up()
+                if finished:
+                    clients[client].finished.add_all(tag, finished)
+                    finished = []
                 client, tag = task.client, task.tag
+                freed[tag] = freed.get(tag, 0)
             del held.tasks[task_id]
             task.holder = None
             if task.frame is not AT_REST:
@@ -280,9 +290,11 @@ class Leases:
             task.detail = detail
             task.state = result
             task.outcome = _RESULT
+            freed[tag] += 1
             finished.append(task)
             plain.append((task, done))
-        line_up()
+        if finished:
+            clients[client].finished.add_all(tag, finished)
         self.queue.parameter_bytes -= lighter
         self.queue.result_bytes += heavier
         for tag, count in freed.items():

@@ -29,6 +29,13 @@ class Several(Generic[Item]):
         """That one stands in line no more; true if it was the last."""
         raise NotImplementedError
 
+    def take(self, limit: int) -> tuple[list[Item], bool]:
+        """So many at most, whose turn it is, stand in line no more; and whether the last is gone.
+
+        Perhaps none, where they must be taken one by one.
+        """
+        raise NotImplementedError
+
 
 def head_of(queue: deque[Any]) -> Any:
     """The item whose turn it is, in a line that is not empty."""
@@ -42,6 +49,17 @@ def pass_on(queue: deque[Any]) -> None:
     if not isinstance(head, Several) or head.pass_on():
         queue.popleft()
         queue.popleft()
+
+
+def take_several(queue: deque[Any], limit: int) -> list[Any]:
+    """So many items at most, whose turn it is, stand there no more; see `Several.take`."""
+    if not queue or not isinstance(queue[1], Several):
+        return []
+    items, is_last = queue[1].take(limit)
+    if is_last:
+        queue.popleft()
+        queue.popleft()
+    return items
 
 
 class _Line(Generic[Item]):
@@ -181,14 +199,20 @@ class FinishedLine(Generic[Result]):
 
     def add(self, item: Result) -> None:
         """An item arrives."""
-        self._arrived += 1
-        self._line(item.tag).extend((self._arrived, item))
+        self.add_all(item.tag, (item,))
 
     def add_all(self, tag: str, items: Sequence[Result]) -> None:
         """Items arrive, in this order, all of that tag."""
-        ranks = range(self._arrived + 1, self._arrived + len(items) + 1)
-        self._line(tag).extend(chain.from_iterable(zip(ranks, items, strict=True)))
-        self._arrived += len(items)
+        first, self._arrived = self._arrived + 1, self._arrived + len(items)
+        line = self._lines.get(tag)
+        if line is None:
+            line = self._lines[tag] = deque()
+        if len(items) == 1:
+            line.append(first)
+            line.append(items[0])
+        else:
+            ranks = range(first, self._arrived + 1)
+            line.extend(chain.from_iterable(zip(ranks, items, strict=True)))
 
     def take(self, tag: str | None) -> Result | None:
         """The oldest item, of that tag if given; None when there is none."""
@@ -210,15 +234,15 @@ class FinishedLine(Generic[Result]):
         if line is None:
             return []
         if until is None and len(line) <= 2 * limit:
-            run = list(islice(line, 1, None, 2))
-            line.clear()
+            del self._lines[tag]
+            run = [line[1]] if len(line) == 2 else list(islice(line, 1, None, 2))
         else:
             run, pop = [], line.popleft
             while line and len(run) < limit and (until is None or line[0] < until):
                 pop()
                 run.append(pop())
-        if not line:
-            del self._lines[tag]
+            if not line:
+                del self._lines[tag]
         self._taken += len(run)
         return run
 
@@ -229,9 +253,3 @@ class FinishedLine(Generic[Result]):
             return tag, None
         (_, tag), (until, _) = sorted([(line[0], tag) for tag, line in self._lines.items()])[:2]
         return tag, until
-
-    def _line(self, tag: str) -> deque[Any]:
-        line = self._lines.get(tag)
-        if line is None:
-            line = self._lines[tag] = deque()
-        return line

@@ -312,21 +312,27 @@ class MasterProcess:
             raise SettingsError(
                 f"requestTasks: parameter_tuples={parameter_tuples!r} must be an iterable of tuples"
             )
+        plain = payload.plain_frame  # called for each
         ids: list[str] = []
         frames: list[Frame] = []
         size = 0
         for parameters in parameter_tuples:
-            if type(parameters) is not tuple:
-                if isinstance(parameters, (str, bytes)) or not isinstance(parameters, Iterable):
-                    raise SettingsError(
-                        f"requestTasks: each item must be a tuple of parameters, not "
-                        f"{payload.describe(parameters)}; for one parameter write (x,)"
-                    )
-                frames.append(self._encode(tag, tuple(parameters)))
+            if type(parameters) is tuple:
+                together = parameters
+            elif isinstance(parameters, (str, bytes)) or not isinstance(parameters, Iterable):
+                raise SettingsError(
+                    f"requestTasks: each item must be a tuple of parameters, not "
+                    f"{payload.describe(parameters)}; for one parameter write (x,)"
+                )
             else:
-                frames.append(self._encode(tag, parameters))
-            if len(frames[-1]) > 1:
-                size += frame_bytes(frames[-1])
+                together = tuple(parameters)
+            frame = plain(together)
+            if frame is None:
+                frame = self._encode(tag, together)
+                size += frame_bytes(frame)
+            else:
+                size += len(frame[0])
+            frames.append(frame)
             if len(frames) >= _REQUEST_BATCH or size >= _REQUEST_BYTES:
                 ids += self.task_manager.addTaskRequests(tag, frames, self.process_id, options)
                 frames, size = [], 0

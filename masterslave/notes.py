@@ -76,6 +76,24 @@ class Block(Several[T]):
         self.tasks.retire(self)
         return True
 
+    def take(self, limit: int) -> tuple[list[T], bool]:
+        """So many tasks at most whose turn it is, if all that are left are no objects yet."""
+        if self.taken:
+            return [], False
+        tag, client, options = self.tag, self.client, self.options
+        tasks, make = self.tasks, self.tasks.make
+        place, first = self.place, self.first
+        self.place = min(place + limit, len(self.data))
+        taken = []
+        for number, data in enumerate(self.data[place : self.place], first + place):
+            task_id = f"{tag}_{number}"
+            task = tasks[task_id] = make(task_id, number, client, tag, [data], options)
+            taken.append(task)
+        is_last = self.place >= len(self.data)
+        if is_last:
+            tasks.retire(self)
+        return taken, is_last
+
     def task(self, place: int) -> T:
         """Make an object of one that is none yet."""
         number, tag = self.first + place, self.tag

@@ -62,6 +62,8 @@ _PROTO = b"\x80"
 _NUMBERS = frozenset((int, float, bool, complex, type(None)))
 _TEXTS = frozenset((str, bytes))
 _SHORT = 4096
+#: And tuples of so many of them. Larger: the frame may be so large that somebody is to be told.
+_FEW = 500
 
 
 class Memory(Protocol):
@@ -109,8 +111,9 @@ class Codec:
         `name`: what the path to that begins with. `copy`: False where the frame is used up before
         anything can change the value's arrays; the frame refers to their memory then.
         """
-        if _is_plain(value):  # nothing to be taken out of it, nothing of a script
-            return [pickle.dumps(value, 5)]
+        plain = plain_frame(value)
+        if plain is not None:
+            return plain
         buffers: list[Piece] = []
 
         def keep_inside(buffer: pickle.PickleBuffer) -> bool:
@@ -235,16 +238,21 @@ class Codec:
         return value if isinstance(value, BaseException) else RemoteException(repr(value), "")
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether it is a number, a short text or the like, or a tuple of such."""
+def plain_frame(value: Any) -> Frame | None:
+    """The frame of a number, a short text or the like, or a short tuple of such, whose codec does
+    not matter: nothing is to be taken out of it, and nothing is of a script. None: it is no such.
+    """
     kind = type(value)
     if kind is tuple:
+        if len(value) > _FEW:
+            return None
         for item in value:
             kind = type(item)
             if kind not in _NUMBERS and (kind not in _TEXTS or len(item) > _SHORT):
-                return False
-        return True
-    return kind in _NUMBERS or (kind in _TEXTS and len(value) <= _SHORT)
+                return None
+    elif kind not in _NUMBERS and (kind not in _TEXTS or len(value) > _SHORT):
+        return None
+    return [pickle.dumps(value, 5)]
 
 
 class _Sink:

@@ -218,7 +218,7 @@ class TaskQueue:
         mine = self.clients.get(client)
         if mine is None:
             return got
-        tasks, delivered = self.tasks, State.DELIVERED
+        tasks, tally, result, delivered = self.tasks, self.tally, State.RESULT, State.DELIVERED
         size = 0
         all_at_once = not limit_bytes or self.result_bytes <= limit_bytes
         while len(got) < limit and (not limit_bytes or size < limit_bytes):
@@ -226,11 +226,12 @@ class TaskQueue:
             if not run:
                 break
             of_tag = run[0].tag
-            for state, count in Counter([task.state for task in run]).items():
-                assert TRANSITIONS[state, Event.DELIVER] is delivered
-                self.tally[state][of_tag] -= count  # they are counted nowhere from now on
-            mine.outstanding[of_tag] -= len(run)
-            for task in run:
+            mine.outstanding[of_tag] -= len(run)  # they are counted nowhere from now on
+            tally[result][of_tag] -= len(run)
+            for task in run:  # all have finished, which `TRANSITIONS` lets be delivered
+                if task.state is not result:
+                    tally[result][of_tag] += 1
+                    tally[task.state][of_tag] -= 1
                 task.state = delivered
                 task_id, frame = task.id, task.frame
                 del tasks[task_id]

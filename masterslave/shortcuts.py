@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from operator import itemgetter
 from typing import Any, Protocol
 
 from masterslave.leases import Leases
@@ -60,6 +62,9 @@ _AFTER_S = 2.0
 _NAMED = 10
 
 _RETURNED = Outcome.RETURNED.value
+
+#: Of an assignment its id and attempt; and number and bytes of one that is not known.
+_KEY, _UNKNOWN = itemgetter(0, 2), (-1, 0.0)
 
 #: Outcomes with which the worker has ended, or is about to.
 _DEATHS = (Outcome.CRASHED.value, Outcome.OUT_OF_MEMORY.value, Outcome.TIMED_OUT.value)
@@ -136,10 +141,12 @@ class _Shortcut:
 
     def ended(self, done: Iterable[Completion], now: float) -> None:
         """These are over, if it had them."""
-        for one in done:
-            number, part = self.tasks.pop((one.task_id, one.attempt), (-1, 0.0))
+        pop, last = self.tasks.pop, self.ended_number
+        for task_id, attempt, _, _, _, _ in done:
+            number, part = pop((task_id, attempt), _UNKNOWN)
             self.on_way_bytes -= part
-            self.ended_number = max(self.ended_number, number)  # they need not come in order
+            last = last if last > number else number  # they need not come in order
+        self.ended_number = last
         self.heard_at = now
         self.stalls = False
         self.release()
@@ -198,7 +205,7 @@ class Shortcuts:
         held = len(self._held.of(member.id))
         if held == 1 and not any(one.tasks for one in mine.values()):  # what is waited for most
             idle = next((one for one in mine.values() if not one.is_shut), None)
-            return idle is not None and _is_light(tasks[0]) and self._send([(idle, tasks)])
+            return idle is not None and _are_light(tasks) and self._send([(idle, tasks)])
         busy = sum(len(shortcut.tasks) for shortcut in mine.values())
         open_ones = [one for one in mine.values() if not one.is_shut]
         ready = [one for one in open_ones if not one.tasks]
@@ -209,7 +216,7 @@ class Shortcuts:
                 return False  # its supervisor is to decide who runs them, and when
             ready = sorted(open_ones, key=lambda one: len(one.tasks))
             ready = [one for one in ready if not one.stalls]
-        if not ready or not all(map(_is_light, tasks)):
+        if not ready or not _are_light(tasks):
             return False
         each = -(-len(tasks) // len(ready))
         shares = [tasks[start : start + each] for start in range(0, len(tasks), each)]
@@ -230,10 +237,7 @@ class Shortcuts:
             part = len(data) / len(share)
             numbers = range(one.sent, one.sent + len(share))
             one.sent += len(share)
-            one.tasks.update(
-                ((task.task_id, task.attempt), (number, part))
-                for task, number in zip(share, numbers, strict=True)
-            )
+            one.tasks.update(zip(map(_KEY, share), zip(numbers, repeat(part)), strict=True))
             one.on_way_bytes += len(data)
             one.end.send(data)
             if len(one.tasks) > 1:
@@ -399,9 +403,10 @@ class Shortcuts:
         return ended
 
 
-def _is_light(task: Assignment) -> bool:
-    return (
-        task.timeout is None  # else its supervisor is to look at the clock
-        and len(task.task_id) <= _LONGEST_ID
-        and frame_bytes(task.frame) <= _LARGEST_FRAME
-    )
+def _are_light(tasks: Iterable[Assignment]) -> bool:
+    for task_id, _, _, frame, timeout in tasks:
+        if timeout is not None:  # its supervisor is to look at the clock
+            return False
+        if len(task_id) > _LONGEST_ID or frame_bytes(frame) > _LARGEST_FRAME:
+            return False
+    return True

@@ -141,10 +141,8 @@ class Job:
             if parameter not in self.asked and not (self.disk.full and self.books.trouble):
                 yield f"the client requests {parameter}", lambda p=parameter: self.ask(p)
                 break  # it would block while nothing can be written
-        if (
-            self.queue.clients.get(self.client)
-            and self.queue.clients[self.client].finished._all.left()
-        ):
+        mine = self.queue.clients.get(self.client)
+        if mine is not None and len(mine.finished):
             yield "the client takes a result", self.retrieve
         for name, slave in self.slaves.items():
             if slave.cut:
@@ -466,7 +464,7 @@ class Job:
             tuple(
                 task.id
                 for mine in queue.clients.values()
-                for task in mine.finished._all.left()
+                for task in by_rank(mine.finished._lines)
             ),
             queue._next_id,
             tuple(
@@ -526,6 +524,12 @@ def entries_key(entries: Sequence[Entry] | deque[Entry], name: dict[int, str]) -
                 what = name.get(getattr(entry, "process", -1), "?")
             found.setdefault(what, []).append(type(entry).__name__)
     return tuple(sorted((str(key), tuple(parts)) for key, parts in found.items()))
+
+
+def by_rank(lines: dict[str, Any]) -> list[Task]:
+    """The tasks of lines in which a rank stands before each."""
+    pairs = [(line[at], line[at + 1]) for line in lines.values() for at in range(0, len(line), 2)]
+    return [task for _, task in sorted(pairs)]
 
 
 def line(manager: TaskManager) -> list[Task]:

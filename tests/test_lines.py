@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masterslave.lines import FinishedLine, Several, WaitingLines, head_of, pass_on
+from masterslave.lines import FinishedLine, Several, WaitingLines, head_of, pass_on, take_several
 
 TAGS = ("a", "b", "c")
 
@@ -95,6 +95,10 @@ class Row(Several[int]):
         del self.items[0]
         return not self.items
 
+    def take(self, limit: int) -> tuple[list[int], bool]:
+        taken, self.items = self.items[:limit], self.items[limit:]
+        return taken, not self.items
+
 
 def test_several_stand_in_line_in_their_order() -> None:
     lines = WaitingLines[int]()
@@ -129,6 +133,21 @@ def test_a_line_of_its_own_can_be_emptied_from_outside() -> None:
     assert not left
     lines.emptied("a")
     assert not lines
+
+
+def test_several_leave_a_line_at_once() -> None:
+    lines = WaitingLines[int]()
+    lines.join_several(Row(1, 2, 3), "a", 0)
+    lines.join(4, "a", 0)
+    line = lines.only_line("a")
+    assert line is not None
+    assert take_several(line, 2) == [1, 2]
+    assert head_of(line) == 3
+    assert take_several(line, 2) == [3]
+    assert take_several(line, 2) == []  # one that stands there by itself
+    assert head_of(line) == 4
+    pass_on(line)
+    assert take_several(line, 2) == []
 
 
 joins = st.tuples(st.sampled_from(["join", "head"]), st.sampled_from(TAGS), st.integers(-2, 2))

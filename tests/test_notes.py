@@ -72,6 +72,27 @@ def test_their_turn_comes_one_after_the_other() -> None:
     assert "a_0" not in tasks
 
 
+def test_many_whose_turn_it_is_leave_at_once() -> None:
+    tasks, (block,) = noted(*[b"%d" % n for n in range(5)], first=7)
+    got, is_last = block.take(2)
+    assert not is_last
+    assert [(one.id, one.ticket, one.frame) for one in got] == [
+        ("a_7", 7, [b"0"]),
+        ("a_8", 8, [b"1"]),
+    ]
+    assert got == [tasks["a_7"], tasks["a_8"]]
+    assert len(tasks) == 5
+    assert block.head() is tasks["a_9"]  # an object from now on, so they go one by one
+    assert block.take(9) == ([], False)
+    assert not block.pass_on()
+    got, is_last = block.take(9)
+    assert is_last
+    assert got == [tasks["a_10"], tasks["a_11"]]
+    assert list(tasks) == ["a_7", "a_8", "a_9", "a_10", "a_11"]
+    (other,) = tasks.note(1, "a", OPTIONS, 12, [b"5"])
+    assert other.take(1) == ([tasks["a_12"]], True)
+
+
 def test_single_requests_that_follow_each_other_share_a_block() -> None:
     tasks, (block,) = noted(b"x")
     assert tasks.note(1, "a", TaskOptions(priority=1), 1, [b"y"]) == []  # equal is enough

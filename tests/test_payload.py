@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masterslave.errors import PayloadError, RemoteException
-from masterslave.payload import OUT_OF_BAND_BYTES, Codec, clean, describe, script_id
+from masterslave.payload import OUT_OF_BAND_BYTES, Codec, clean, describe, plain_frame, script_id
 
 CODECS = [Codec(), Codec("script"), Codec("script", shared_main=True)]
 
@@ -44,6 +44,25 @@ plain = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
     max_leaves=10,
 )
+
+
+@pytest.mark.parametrize("value", [1, 1.5, True, None, 2j, "x" * 4096, b"x", (), (1, "x", None)])
+def test_plain_values_need_no_codec(value: Any) -> None:
+    frame = plain_frame(value)
+    assert frame is not None
+    assert frame == Codec().encode(value)
+    assert Codec().decode(frame) == value
+
+
+class Number(int):
+    """Of this script: another one would not find it."""
+
+
+@pytest.mark.parametrize(
+    "value", [Number(1), "x" * 4097, (1, (2,)), [1], (1, "x" * 4097), (1,) * 501, (Number(1),)]
+)
+def test_what_is_large_or_made_of_parts_needs_a_codec(value: Any) -> None:
+    assert plain_frame(value) is None
 
 
 @settings(deadline=None, database=None)

@@ -374,9 +374,11 @@ def test_large_parameters_are_remarked_on_once_per_tag(
     assert (remark.levelno, remark.name) == (logging.WARNING, "masterslave.master")
     for words in ("'large'", "10 MB", "setGlobalState", "GlobalStateValue"):
         assert words in remark.getMessage()
-    job.requestTasks("small", [(large,)] * 2)
-    (remark,) = remarks(caplog)
-    assert "'small'" in remark.getMessage()
+    texts = tuple(f"{number:04096d}" for number in range(3000))
+    for tag, many in (("small", (large,)), ("texts", texts)):
+        job.requestTasks(tag, [many] * 2)
+        (remark,) = remarks(caplog)
+        assert repr(tag) in remark.getMessage()
 
 
 def test_a_large_global_state_is_the_remedy_and_brings_no_warning(

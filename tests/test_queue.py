@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from queueing import (
     CLIENT,
     OTHER_CLIENT,
     SLAVE,
+    TAGS,
     Queue,
     ask,
     check_books,
@@ -19,6 +22,7 @@ from queueing import (
 )
 
 from masterslave.errors import UnknownTask
+from masterslave.notes import TINY_BYTES
 from masterslave.records import (
     Assignment,
     Completion,
@@ -96,17 +100,6 @@ def test_results_by_tag_and_then_of_any_come_once_each(first: int) -> None:
     got = [delivered(queue, tag="a").task_id for _ in range(first)]
     got += [one.task_id for one in queue.deliver_all(CLIENT, None, 1000)]
     assert got == ids
-    check_books(queue)
-
-
-def test_results_are_delivered_until_they_make_up_a_message() -> None:
-    queue = queue_of(5)
-    for task_id in take_all(queue):
-        done = Completion(task_id, 1, Outcome.RESULT.value, [bytes(100)], 0.1, "")
-        queue.leases.complete(SLAVE, done)
-    assert len(queue.deliver_all(CLIENT, None, 10, 150)) == 2  # not before there are 150 bytes
-    assert len(queue.deliver_all(CLIENT, "a", 1, 150)) == 1
-    assert len(queue.deliver_all(CLIENT, None, 10, 1000)) == 2
     check_books(queue)
 
 
@@ -295,6 +288,36 @@ def test_requests_in_one_pass_are_as_requests_one_by_one() -> None:
         assert queue.counts() == ({"a": 4}, {}, {})
     assert [take(many) for _ in ids] == [take(one_by_one) for _ in ids]
     assert [task.options for task in many.tasks.values()] == [options] * 4
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hand_outs_in_one_pass_are_as_hand_outs_one_by_one(seed: int) -> None:
+    chance = random.Random(seed)
+    queues = one_by_one, many = Queue(), Queue()
+    ids: list[str] = []
+    for _ in range(chance.randrange(1, 6)):
+        options = TaskOptions(chance.choice((0, 0, 0, 1)), timeout=chance.choice((None, 1.0, 2.0)))
+        size = chance.choice((1, 10, TINY_BYTES, TINY_BYTES + 1))
+        frames: list[Frame] = [[bytes(size)] for _ in range(chance.choice((1, 3, 300)))]
+        tag = chance.choice("aaab")
+        ids += one_by_one.request_all(CLIENT, tag, frames, options)
+        many.request_all(CLIENT, tag, frames, options)
+    for task_id in chance.sample(ids, min(len(ids), chance.choice((0, 1, 20)))):
+        for queue in queues:
+            queue.tasks[task_id]  # it is an object from now on
+            if task_id.endswith("7"):
+                queue.cancel(task_id)
+    while (first := many.leases.peek(TAGS)) is not None:
+        count, room = chance.randrange(1, 400), chance.choice((0, 5000, 1 << 20, 1 << 26))
+        run = many.leases.hand_out_run(SLAVE, first, TAGS, count, room)
+        size = len(first.frame[0])
+        assert 1 <= len(run) <= count
+        assert sum(len(task.frame[0]) for task in run[1:]) <= max(0, room - size)
+        assert run == [take(one_by_one) for _ in run]
+        assert many.counts() == one_by_one.counts()
+    assert one_by_one.leases.peek(TAGS) is None
+    assert list(many.held.of(SLAVE)) == [many.tasks[task.id] for task in one_by_one.held.of(SLAVE)]
+    check_books(many)
 
 
 def test_what_was_only_noted_is_a_task_to_whoever_looks() -> None:
