@@ -161,19 +161,17 @@ class Layers:
         from masterslave.records import Completion, TaskOptions
 
         tags, options, queue = frozenset(("nothing",)), TaskOptions(), TaskQueue()
-        leases = Leases(queue)
+        leases, frames = Leases(queue), [self.parameters] * self.batch
 
         def run() -> None:
-            for _ in range(self.batch):
-                queue.request(0, "nothing", self.parameters, options)
+            queue.request_all(0, "nothing", frames, options)
             first = leases.peek(tags)
             assert first is not None
             run = leases.hand_out_run(1, first, tags, self.batch, 1 << 20)
             ended = [Completion(task.task_id, 1, "result", self.result, 1e-6, "") for task in run]
             plain, _ = leases.complete_all(1, ended)
             assert len(plain) == self.batch
-            for _ in range(self.batch):
-                queue.deliver(0)
+            assert len(queue.deliver_all(0, None, self.batch)) == self.batch
 
         return per_call_us(run, self.batch)
 

@@ -499,9 +499,11 @@ def test_an_event_costs_the_same_however_long_the_queue_is() -> None:
 
 
 def test_no_event_copies_the_queue() -> None:
-    queue = long_queue(20_000)  # a copy of its pointers alone takes 160 kB
-    assert memory(lambda: list(queue.tasks)) > 100_000, "the measure itself does not work"
-    assert {n: m for n, event in events(queue).items() if (m := memory(event)) > 20_000} == {}
+    queues = [long_queue(20_000) for _ in range(3)]  # a copy of its pointers takes 160 kB
+    assert memory(lambda: list(queues[0].tasks)) > 100_000, "the measure itself does not work"
+    took = [{name: memory(event) for name, event in events(queue).items()} for queue in queues]
+    least = {name: min(one[name] for one in took) for name in took[0]}  # other threads take some
+    assert {name: size for name, size in least.items() if size > 20_000} == {}
 
 
 def test_tasks_in_line_are_nothing_to_the_garbage_collector() -> None:
