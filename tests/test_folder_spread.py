@@ -14,6 +14,7 @@ from masterslave import initializeMasterProcess
 from masterslave.folder import names
 from masterslave.folder.finder import Finder
 from masterslave.folder.place import Place
+from masterslave.folder.shelves import Shelves
 from masterslave.folder.spread import Spread
 from masterslave.master import MasterProcess
 
@@ -37,10 +38,17 @@ def put(spread: Spread, *bundles: str, priority: int = 0) -> list[str]:
     """Where these bundles go, once they are written."""
     places = []
     for bundle in bundles:
-        where, _ = spread.place(bundle, priority)
+        where, is_missing = spread.place(bundle, priority)
+        if is_missing:
+            spread.made(where)
         spread.written(where)
         places.append(where)
     return places
+
+
+def see(spread: Spread, where: str, files: int) -> bool:
+    """A look at a directory while nothing is being written."""
+    return spread.seen(where, files, spread.before_look(where))
 
 
 def test_names_of_directories_are_read_again() -> None:
@@ -65,31 +73,57 @@ def test_few_bundles_need_no_directory_and_each_one_has_no_more_than_the_bound()
 def test_a_directory_that_has_served_is_removed_and_never_used_again() -> None:
     spread = Spread(2, Counter({"": 0}))
     put(spread, "a", "b", "c", "d", "e")
-    assert not spread.seen("0001", 1)
-    assert spread.seen("0001", 0)
+    assert not see(spread, "0001", 1)
+    assert see(spread, "0001", 0)
     spread.removed("0001")
     assert spread.where("c") == ""
-    assert not spread.seen("0002", 0)  # there is room in it, and none elsewhere
-    assert not spread.seen("", 0)
-    assert spread.seen("0002", 0)  # now there is
+    assert not see(spread, "0002", 0)  # there is room in it, and none elsewhere
+    assert not see(spread, "", 0)
+    assert see(spread, "0002", 0)  # now there is
     spread.removed("0002")
     assert put(spread, "g", "h", "i") == ["", "", "0003"]
 
 
 def test_a_directory_into_which_something_is_being_written_stays() -> None:
     spread = Spread(1, Counter({"": 1}))
-    where, is_new = spread.place("a", 0)
-    assert is_new
-    spread.seen("", 0)
-    assert not spread.seen(where, 0)
+    where, is_missing = spread.place("a", 0)
+    assert is_missing
+    assert spread.directories() == []  # who looked for it now would not find it
+    spread.made(where)
+    assert spread.directories() == [where]
+    see(spread, "", 0)
+    assert not see(spread, where, 0)
+    before = spread.before_look(where)
     spread.written(where)
-    assert spread.seen(where, 0)
+    assert not spread.seen(where, 0, before)  # it came just after the look
+    assert see(spread, where, 0)
+
+
+def test_what_comes_while_a_directory_is_listed_counts() -> None:
+    spread = Spread(2, Counter({"": 0}))
+    assert put(spread, "a") == [""]
+    before = spread.before_look("")
+    assert put(spread, "b") == [""]
+    assert not spread.seen("", 1, before)
+    assert put(spread, "c") == ["0001"]
+    assert not see(spread, "", 1)  # one was taken and has ended
+    assert put(spread, "d") == [""]
+
+
+def test_a_directory_that_could_not_be_made_is_made_the_next_time() -> None:
+    spread = Spread(1, Counter({"": 1}))
+    for _ in range(2):
+        where, is_missing = spread.place("a", 0)
+        assert is_missing
+        spread.written(where)
+    spread.made(where)
+    assert spread.directories() == [where]
 
 
 def test_what_an_earlier_master_has_left_is_not_filled_again() -> None:
     spread = Spread(2, Counter({"": 2, "0004": 1}))
     assert put(spread, "a") == ["0005"]
-    assert spread.seen("0004", 0)
+    assert see(spread, "0004", 0)
 
 
 @pytest.fixture
@@ -158,6 +192,25 @@ def test_a_directory_that_has_served_costs_no_more_looks_and_one_may_vanish(plac
     assert claim.bundle == "a_3.1"
 
 
+def test_a_look_while_a_directory_is_made_forgets_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("masterslave.folder.shelves.DIRECTORY_MOST", 1)
+    shelves = Shelves(place)
+
+    def look(kind: str, path: str) -> None:
+        if kind == "mkdir":
+            shelves.collect(0.0)
+
+    place.files.before = look
+    bundles = [f"a_{number}.1" for number in range(3)]
+    for bundle in bundles:
+        shelves.write(bundle, 0, {}, [])
+    found = {found.entry.bundle: found.where for found in shelves.collect(1.0)}
+    assert found == {"a_0.1": "", "a_1.1": "0001", "a_2.1": "0002"}
+    assert all(map(shelves.take_back, bundles))
+
+
 # --- jobs -----------------------------------------------------------------------------------
 
 
@@ -221,7 +274,8 @@ def test_what_is_cancelled_in_a_directory_is_taken_away(
     world: World, master: MasterProcess
 ) -> None:
     ids = master.requestTasks("gate", [(x, "never") for x in range(7)])
-    wait_until(lambda: len(laid_out(world).get("0002", ())) == 1, "all lie there")
+    wait_until(lambda: sum(map(len, laid_out(world).values())) == 7, "all lie there")
+    assert {len(files) for files in laid_out(world).values()} <= {1, 2, 3}
     for task_id in ids:
         assert master.cancelTask(task_id)
     wait_until(lambda: os.listdir(world.path / "shared" / "tasks") == [], "nothing is left")

@@ -58,10 +58,11 @@ class Shelves:
     def write(self, bundle: str, priority: int, head: Any, frames: Iterable[Frame]) -> None:
         """Lay out an input. Raises `OSError`."""
         with self._writing:
-            where, is_new = self._spread.place(bundle, priority)
+            where, is_missing = self._spread.place(bundle, priority)
             try:
-                if is_new:
+                if is_missing:
                     self._place.files.make_directory(self._place.at("tasks", where))
+                    self._spread.made(where)
                 self._place.write(head, "tasks", where, f"{bundle}.in", frames=frames)
             finally:
                 self._spread.written(where)
@@ -88,6 +89,7 @@ class Shelves:
         """All that lies there, outputs last. Removes directories that have served."""
         found = []
         for where in ["", *self._spread.directories()]:
+            before = self._spread.before_look(where)
             try:
                 listing = self._place.files.list(self._place.at("tasks", where))
             except FileNotFoundError:
@@ -104,7 +106,7 @@ class Shelves:
                     found.append(Found(where, name, entry))
                 elif where or names.parse_directory(name) is None:
                     self._place.refuse("has no name of ours", "tasks", where, name)
-            if self._spread.seen(where, files):
+            if self._spread.seen(where, files, before):
                 with contextlib.suppress(OSError):  # something has just come into it
                     self._place.files.remove_directory(self._place.at("tasks", where))
                     self._removed(where)

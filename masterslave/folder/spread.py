@@ -25,48 +25,61 @@ class Spread:
         self._most = most
         self._lock = threading.Lock()
         self._files = Counter(there)  # as last seen, and what came since
-        self._put: Counter[str] = Counter()  # sub-directory -> bundles that were put into it so far
+        self._made = {name for name in there if name}  # sub-directories that are there
+        self._put: Counter[str] = Counter()  # directory -> bundles that were put into it so far
+        self._written: Counter[str] = Counter()  # of these, those whose writing is over
         self._open: dict[int, str] = {}  # priority -> the sub-directory that is being filled
-        self._coming: Counter[str] = Counter()  # bundles that are being written
         self._where: dict[str, str] = {}  # bundle -> sub-directory
         numbers = [found.number for found in map(names.parse_directory, there) if found]
         self._next = 1 + max(numbers, default=0)
 
     def directories(self) -> list[str]:
-        """All sub-directories."""
+        """All sub-directories that are there."""
         with self._lock:
-            return [name for name in self._files if name]
+            return [name for name in self._files if name in self._made]
 
     def place(self, bundle: str, priority: int) -> tuple[str, bool]:
         """Where a bundle is to be written, and whether that directory is to be made first."""
         with self._lock:
-            where, is_new = "", False
+            where = ""
             if self._files[""] >= self._most:
                 where = self._open.get(priority, "")
-                is_new = not where or self._put[where] >= self._most
-                if is_new:
+                if not where or self._put[where] >= self._most:
                     where = names.directory_name(self._next, priority)
                     self._next += 1
                     self._open[priority] = where
-                self._put[where] += 1
                 self._where[bundle] = where
             self._files[where] += 1
-            self._coming[where] += 1
-            return where, is_new
+            self._put[where] += 1
+            return where, bool(where) and where not in self._made
+
+    def made(self, where: str) -> None:
+        """A sub-directory is there from now on."""
+        with self._lock:
+            self._made.add(where)
 
     def written(self, where: str) -> None:
-        """A bundle is there now."""
+        """A bundle is there now, or could not be written."""
         with self._lock:
-            self._coming[where] -= 1
+            self._written[where] += 1
+
+    def before_look(self, where: str) -> int:
+        """To be asked for before a directory is listed, and given to `seen` then."""
+        with self._lock:
+            return self._written[where]
 
     def where(self, bundle: str) -> str:
         """Where a bundle was put."""
         return self._where.get(bundle, "")
 
-    def seen(self, where: str, files: int) -> bool:
-        """So many files lie in a directory; true: it has served, and is to be removed."""
+    def seen(self, where: str, files: int, before: int) -> bool:
+        """So many files lie in a directory; true: it has served, and is to be removed.
+
+        What was not written `before_look` is not among them, or is counted twice until the next
+        look: a directory may get less than it has room for, and not more.
+        """
         with self._lock:
-            self._files[where] = files + self._coming[where]
+            self._files[where] = files + self._put[where] - before
             if not where or self._files[where]:
                 return False
             for priority, name in list(self._open.items()):
@@ -79,7 +92,8 @@ class Spread:
     def removed(self, where: str) -> None:
         """A sub-directory has gone."""
         with self._lock:
-            for counts in (self._files, self._put, self._coming):
+            self._made.discard(where)
+            for counts in (self._files, self._put, self._written):
                 counts.pop(where, None)
             for bundle in [one for one, place in self._where.items() if place == where]:
                 del self._where[bundle]
