@@ -30,7 +30,7 @@ from masterslave.errors import (
     UnknownProcess,
     UnknownTask,
 )
-from masterslave.interrupts import interruptible
+from masterslave.interrupts import interruptible, uninterrupted
 from masterslave.lanes import RETRY_FROM_S, RETRY_TO_S, Lane
 from masterslave.lines import FinishedLine
 from masterslave.payload import own_versions
@@ -173,6 +173,7 @@ class RemoteManager:
         """See `TaskManager.addTaskRequests`. Answers when the requests are on record there."""
         checked = TaskOptions(*options).checked()
 
+        @uninterrupted
         def note(serial: int, ids: list[str]) -> None:
             self._answered = serial
             self._outstanding[tag] += len(ids)
@@ -196,6 +197,7 @@ class RemoteManager:
                     self._early.clear()  # of tasks that were taken back meanwhile
         return ids
 
+    @uninterrupted
     def getResults(
         self,
         process_id: int = 0,
@@ -226,8 +228,10 @@ class RemoteManager:
                     return []
                 self._waiting += 1
                 self._changed.notify_all()  # the receiver
-                self._changed.wait(wait_s)
-                self._waiting -= 1
+                try:
+                    self._changed.wait(wait_s)
+                finally:
+                    self._waiting -= 1
 
     def outstandingTasks(self, process_id: int = 0, tag: str | None = None) -> int:
         """See `TaskManager.outstandingTasks`."""
@@ -241,6 +245,7 @@ class RemoteManager:
     def cancelTask(self, task_id: str, waiting_only: bool = False) -> bool:
         """See `TaskManager.cancelTask`."""
 
+        @uninterrupted
         def note(serial: int, done: bool) -> None:
             tag = self._tags.pop(task_id, None) if done else None
             if tag is not None:

@@ -42,8 +42,11 @@ _UNINTERRUPTED: set[CodeType] = set()
 
 
 def interruptible(thing: _Thing) -> _Thing:
-    """Decorates a function, or a class with all its methods, in which signals raise at once."""
-    _INTERRUPTIBLE.update(_codes(thing))
+    """Decorates a function, or a class with all its methods, in which signals raise at once.
+
+    But for methods that are `uninterrupted` themselves.
+    """
+    _INTERRUPTIBLE.update(code for code in _codes(thing) if code not in _UNINTERRUPTED)
     return thing
 
 

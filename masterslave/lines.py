@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
+from heapq import heapify, heappop, heappush
 from itertools import chain, islice
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -149,8 +150,8 @@ class WaitingLines(Generic[Item]):
     def only_line(self, tag: str) -> deque[Any] | None:
         """The items of highest priority, a rank before each, if none is of another tag.
 
-        Who takes items from it himself, by `head_of` and `pass_on`, says so by `emptied` when none
-        is left.
+        Who takes items from it himself, by `head_of`, `pass_on` and `take_several`, says so by
+        `emptied` when none is left.
         """
         if len(self._lines) > 1:
             return None
@@ -171,6 +172,11 @@ class WaitingLines(Generic[Item]):
         return line
 
 
+#: So many entries of the past may stand in the order of tags. Larger: memory. Smaller: the order is
+#: made anew more often, where results are taken by their tags.
+_PAST = 16
+
+
 class Tagged(Protocol):
     """What can wait for its client."""
 
@@ -186,11 +192,13 @@ class FinishedLine(Generic[Result]):
     """Items that their client takes in order of arrival, those of one tag or of any.
 
     Each tag has a line of its own, so none is looked at twice. To take those of any tag costs
-    O(tags that have items), for as many as one after the other are of the same.
+    O(log tags), for as many as one after the other are of the same.
     """
 
     def __init__(self) -> None:
         self._lines: dict[str, deque[Any]] = {}  # rank, item, rank, item, ... of tags with items
+        # A heap of ranks and tags, of the oldest of each tag and some that were; None: to be made.
+        self._order: list[tuple[int, str]] | None = None
         self._arrived = 0  # so many in all; the newest one's rank
         self._taken = 0  # so many in all
 
@@ -207,17 +215,13 @@ class FinishedLine(Generic[Result]):
         line = self._lines.get(tag)
         if line is None:
             line = self._lines[tag] = deque()
+            self._is_first(first, tag)
         if len(items) == 1:
             line.append(first)
             line.append(items[0])
         else:
             ranks = range(first, self._arrived + 1)
             line.extend(chain.from_iterable(zip(ranks, items, strict=True)))
-
-    def take(self, tag: str | None) -> Result | None:
-        """The oldest item, of that tag if given; None when there is none."""
-        run = self.take_run(tag, 1)
-        return run[0] if run else None
 
     def take_run(self, tag: str | None, limit: int) -> list[Result]:
         """The oldest items, of that tag if given, else all of one: that of the oldest one of all.
@@ -243,13 +247,40 @@ class FinishedLine(Generic[Result]):
                 run.append(pop())
             if not line:
                 del self._lines[tag]
+            else:
+                self._is_first(line[0], tag)
         self._taken += len(run)
         return run
 
     def _oldest(self) -> tuple[str, int | None]:
         """The tag of the oldest item of all, and the rank of the oldest of another tag, if any."""
-        if len(self._lines) == 1:
-            (tag,) = self._lines
+        lines = self._lines
+        if len(lines) == 1:
+            (tag,) = lines
+            self._order = None
             return tag, None
-        (_, tag), (until, _) = sorted([(line[0], tag) for tag, line in self._lines.items()])[:2]
-        return tag, until
+        order = self._order
+        if order is None:
+            order = self._order = [(line[0], tag) for tag, line in lines.items()]
+            heapify(order)
+        _, tag = self._first(order)
+        heappop(order)  # who takes items of it puts it back
+        return tag, self._first(order)[0]
+
+    def _first(self, order: list[tuple[int, str]]) -> tuple[int, str]:
+        """The first that is not of the past; those before it are removed."""
+        while True:
+            rank, tag = order[0]
+            line = self._lines.get(tag)
+            if line is not None and line[0] == rank:
+                return rank, tag
+            heappop(order)
+
+    def _is_first(self, rank: int, tag: str) -> None:
+        """The item of that rank is the oldest of its tag now."""
+        if self._order is None:
+            return
+        if len(self._order) > 2 * len(self._lines) + _PAST:
+            self._order = None
+        else:
+            heappush(self._order, (rank, tag))

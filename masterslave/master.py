@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 #: How many requests `requestTasks` pickles before it hands them over. Larger: slaves start later.
 _REQUEST_BATCH = 200
 
-#: The same in bytes of large parameters. Larger: as above. Smaller: more calls.
+#: The same in bytes. Larger: as above. Smaller: more calls.
 _REQUEST_BYTES = 1 << 21
 
 #: Parameters of a task beyond this size bring a warning. Larger: programs that send the same array
@@ -148,8 +148,7 @@ class MasterProcess:
         self._lock = threading.Lock()
         self._slaves = LocalSlaves()
         self._down = False
-        if self.task_manager.is_here:
-            interrupts.begin()
+        interrupts.begin()
 
     # --- the program ------------------------------------------------------------------------
 
@@ -179,8 +178,7 @@ class MasterProcess:
         self._service.end_job(self.settings.shutdown_s)
         self._slaves.end(2.0 if self._service.ends_slaves else 0.0)
         self._service.stop()
-        if self.task_manager.is_here:
-            interrupts.end()
+        interrupts.end()
 
     def launchSlaveJobs(
         self,
@@ -327,11 +325,9 @@ class MasterProcess:
             else:
                 together = tuple(parameters)
             frame = plain(together)
-            if frame is None:
+            if frame is None or len(frame[0]) > _LARGE_PARAMETERS_BYTES:
                 frame = self._encode(tag, together)
-                size += frame_bytes(frame)
-            else:
-                size += len(frame[0])
+            size += len(frame[0]) if len(frame) == 1 else frame_bytes(frame)
             frames.append(frame)
             if len(frames) >= _REQUEST_BATCH or size >= _REQUEST_BYTES:
                 ids += self.task_manager.addTaskRequests(tag, frames, self.process_id, options)

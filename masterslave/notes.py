@@ -8,7 +8,7 @@ it once. A task becomes an object when its turn comes, or when somebody asks for
 
 ::
 
-    request_all --> Block [data, data, ...] --head, pass_on--> task --> handed out
+    request_all --> Block [data, data, ...] --head, pass_on, take--> task --> handed out
                             ^ Tasks.get(id)        (an object from then on)
 
 Pure: no clock, no lock.

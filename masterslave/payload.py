@@ -62,8 +62,6 @@ _PROTO = b"\x80"
 _NUMBERS = frozenset((int, float, bool, complex, type(None)))
 _TEXTS = frozenset((str, bytes))
 _SHORT = 4096
-#: And tuples of so many of them. Larger: the frame may be so large that somebody is to be told.
-_FEW = 500
 
 
 class Memory(Protocol):
@@ -239,13 +237,11 @@ class Codec:
 
 
 def plain_frame(value: Any) -> Frame | None:
-    """The frame of a number, a short text or the like, or a short tuple of such, whose codec does
-    not matter: nothing is to be taken out of it, and nothing is of a script. None: it is no such.
+    """The frame of a number, a short text or the like, or a tuple of such, whose codec does not
+    matter: nothing is to be taken out of it, and nothing is of a script. None: it is no such.
     """
     kind = type(value)
     if kind is tuple:
-        if len(value) > _FEW:
-            return None
         for item in value:
             kind = type(item)
             if kind not in _NUMBERS and (kind not in _TEXTS or len(item) > _SHORT):

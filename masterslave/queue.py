@@ -4,10 +4,10 @@ Here are all tasks that were requested and not yet delivered, and the events of 
 cancellations, deliveries. Those of slaves are in `leases`, what an earlier run has left in
 `earlier`; both work on the queue that they are given. The states are in `states`, drawn there.
 
-Any event that `TRANSITIONS` does not know raises `IllegalTransition` and changes nothing. There is
-no clock, thread or file here (time is an argument, in seconds of any steady clock), and each event
-costs O(log n) at most in the number of tasks, so the same code serves live events, random tests and
-replay.
+Any event that `TRANSITIONS` does not know raises `IllegalTransition` and changes nothing; what is
+delivered has finished, which it always lets be. There is no clock, thread or file here (time is an
+argument, in seconds of any steady clock), and each event costs O(log n) at most in the number of
+tasks, so the same code serves live events, random tests and replay.
 
 What could be told apart from it is in `lines` (order), `notes` (tiny tasks) and `sharing` (turns).
 """
@@ -228,8 +228,8 @@ class TaskQueue:
             of_tag = run[0].tag
             mine.outstanding[of_tag] -= len(run)  # they are counted nowhere from now on
             tally[result][of_tag] -= len(run)
-            for task in run:  # all have finished, which `TRANSITIONS` lets be delivered
-                if task.state is not result:
+            for task in run:
+                if task.state is not result:  # few fail
                     tally[result][of_tag] += 1
                     tally[task.state][of_tag] -= 1
                 task.state = delivered

@@ -9,7 +9,7 @@ from typing import Any
 from masterslave.earlier import EarlierRuns
 from masterslave.holdings import Holdings
 from masterslave.leases import Leases
-from masterslave.lines import WaitingLines
+from masterslave.lines import FinishedLine, WaitingLines
 from masterslave.queue import TaskQueue
 from masterslave.records import (
     AT_REST,
@@ -123,6 +123,8 @@ def picture(queue: Queue, *others: Task) -> Any:
             return [(key, plain(item)) for key, item in value.items()]
         if isinstance(value, (list, tuple)) or type(value).__name__ == "deque":
             return [plain(item) for item in value]
+        if isinstance(value, FinishedLine):
+            return [plain(value._lines), value._arrived, value._taken]
         if isinstance(value, WaitingLines):
             return [plain(value._lines), value._first, value._last]
         if isinstance(value, SharedLines):
@@ -147,6 +149,9 @@ def check_books(queue: TaskQueue) -> None:
     assert queue.counts() == (parts["waiting"], parts["running"], parts["done"])
     assert sorted(queue.waiting_tags()) == sorted(parts["waiting"])
     assert queue.parked() == parts["parked"].total()
+    for state in FINISHED:
+        there = Counter(task.tag for task in tasks if task.state is state)
+        assert +queue.tally[state] == there, state
     running = [task for task in tasks if task.state in (State.RUNNING, State.PARKED)]
     for slave in {task.holder for task in running} - {None} | {SLAVE, OTHER_SLAVE}:
         assert slave is not None

@@ -14,7 +14,10 @@ class Ready:
 
     def __init__(self, **counts: int) -> None:
         self.left = {
-            tag: [Delivery(f"{tag}_{number}", tag, "result", [], "") for number in range(count)]
+            tag: [
+                Delivery(f"{tag}_{number}", tag, "result", Codec().encode(number), "")
+                for number in range(count)
+            ]
             for tag, count in counts.items()
         }
         self.limits: list[int] = []
@@ -35,6 +38,9 @@ class Ready:
                 got += line[:room]
                 del line[:room]
         return got
+
+    def outstandingTasks(self, process_id: int, tag: str | None) -> int:
+        return 0
 
 
 def arrivals(manager: Ready) -> Arrivals:
@@ -67,3 +73,11 @@ def test_what_was_taken_of_any_tag_is_there_for_who_asks_for_one() -> None:
     assert first is not None and first.task_id == "a_0"
     assert take_all(mine, "b") == [f"b_{number}" for number in range(100)]
     assert take_all(mine, None) == [f"a_{number}" for number in range(1, 100)]
+
+
+def test_who_iterates_over_one_tag_gets_no_other_of_what_was_taken() -> None:
+    mine = arrivals(Ready(a=3, b=3))
+    first = mine.next(None, 0.0)
+    assert first is not None and first.task_id == "a_0"
+    assert list(mine.each("b", 0.0)) == [(f"b_{number}", "b", number) for number in range(3)]
+    assert list(mine.each(None, 0.0)) == [("a_1", "a", 1), ("a_2", "a", 2)]

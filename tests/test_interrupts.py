@@ -7,12 +7,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from conftest import PATIENCE_S, World, wait_until
 
 from masterslave import interrupts
+from masterslave.attached import RemoteManager
 from masterslave.interrupts import interruptible, uninterrupted
+from masterslave.settings import Settings
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -83,6 +86,75 @@ def test_the_users_own_code_is_interrupted_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupt()
         pytest.fail("it went on")
+
+
+class Link:
+    """To a task manager that has run all tasks by the time that somebody asks."""
+
+    address = "elsewhere"
+
+    def __init__(self) -> None:
+        self.parcel = 0
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        if method == "attachClient":
+            return 1, 1, []
+        if method == "submitTasks":
+            return [f"a_{number}" for number in range(len(arguments[5]))]
+        if method == "collectResults":
+            self.parcel += 1
+            return self.parcel, [[f"a_{n}", "a", "result", [b"r"], ""] for n in range(3)]
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("master")
+def test_an_attached_master_has_what_it_was_taking(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = RemoteManager("demo", Link, Settings.from_environment())
+    got = []
+
+    @uninterrupted
+    def take() -> None:
+        got.extend(manager.getResults(limit=2, timeout=PATIENCE_S))
+
+    try:
+        assert len(manager.addTaskRequests("a", [[b"x"]] * 3)) == 3
+        assert len(manager.getResults(timeout=PATIENCE_S)) == 1  # the others have come with it
+        take_run = manager._arrived.take_run
+        monkeypatch.setattr(
+            manager._arrived, "take_run", lambda *args: (interrupt(), take_run(*args))[1]
+        )
+        with pytest.raises(KeyboardInterrupt):
+            take()
+            idle()
+        assert [one.task_id for one in got] == ["a_1", "a_2"]
+        assert manager.outstandingTasks() == 0
+    finally:
+        manager.close()
+
+
+@pytest.mark.usefixtures("master")
+def test_an_attached_master_that_waits_is_interrupted_at_once() -> None:
+    manager = RemoteManager("demo", Link, Settings.from_environment())
+    main = threading.get_ident()
+
+    def strike() -> None:
+        wait_until(lambda: manager._waiting, "it waits")
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=strike)
+    try:
+        manager.addTaskRequests("a", [[b"x"]])
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            manager.getResults(tag="b")
+        assert not manager._waiting, "it waits no more"
+        assert len(manager.getResults(timeout=PATIENCE_S)) == 1
+    finally:
+        thread.join()
+        manager.close()
 
 
 @pytest.mark.usefixtures("master")

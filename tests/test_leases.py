@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from queueing import (
     CLIENT,
+    OTHER_CLIENT,
     OTHER_SLAVE,
     SLAVE,
     Queue,
@@ -18,7 +19,7 @@ from queueing import (
     take_all,
 )
 
-from masterslave.records import Assignment, Delivery, Outcome
+from masterslave.records import Assignment, Completion, Delivery, Outcome
 from masterslave.states import Effect, State
 
 # --- late and doubled -----------------------------------------------------------------------
@@ -33,6 +34,23 @@ def test_a_doubled_result_is_dropped_and_counted() -> None:
     assert end(queue, assignment) == Effect("dropped", None)
     assert queue.leases.dropped == 2
     assert queue.deliver(CLIENT) is None
+    check_books(queue)
+
+
+def test_what_ends_together_is_delivered_in_order_to_each_client() -> None:
+    queue = Queue()
+    for client in (CLIENT, OTHER_CLIENT, CLIENT, CLIENT):
+        ask(queue, "a", client)
+    done = []
+    for outcome in ("result", "result", "exception", "result"):
+        task = take(queue)
+        done.append(Completion(task.task_id, 1, outcome, [outcome.encode()], 0.1, ""))
+    plain, others = queue.leases.complete_all(SLAVE, done)
+    assert [one for _, one in plain] == [done[0], done[1], done[3]]
+    assert [(effect.kind, one) for effect, one in others] == [("finished", done[2])]
+    check_books(queue)
+    assert [one.task_id for one in queue.deliver_all(CLIENT, None, 9)] == ["a_0", "a_2", "a_3"]
+    assert [one.task_id for one in queue.deliver_all(OTHER_CLIENT, None, 9)] == ["a_1"]
     check_books(queue)
 
 

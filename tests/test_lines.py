@@ -184,6 +184,19 @@ arrivals = st.tuples(st.just("add"), st.sampled_from(TAGS), st.integers(1, 400))
 departures = st.tuples(st.just("take"), st.sampled_from((*TAGS, None)), st.integers(1, 400))
 
 
+def test_the_order_of_many_tags_does_not_grow_with_what_is_taken() -> None:
+    line = FinishedLine[Item]()
+    for number in range(2000):
+        line.add(Item(number, f"tag {number % 50}"))
+    assert line.take_run(None, 9) == [Item(0, "tag 0")]
+    for number in range(1, 1000):
+        assert line.take_run(f"tag {number % 50}", 1) == [Item(number, f"tag {number % 50}")]
+        assert len(line._order or ()) < 150
+    got = [line.take_run(None, 9) for _ in range(1000)]
+    assert got == [[Item(number, f"tag {number % 50}")] for number in range(1000, 2000)]
+    assert len(line) == 0
+
+
 @settings(deadline=None, database=None)
 @given(st.lists(arrivals | departures, max_size=30))
 def test_what_has_finished_is_taken_in_order_by_tag_and_of_any(
@@ -206,8 +219,7 @@ def test_what_has_finished_is_taken_in_order_by_tag_and_of_any(
             expected = wanted[: min(count, next(other, count))]
             assert line.take_run(tag, count) == expected
             model = [item for item in model if item not in set(expected)]
-            first = next((item for item in model if tag in (None, item.tag)), None)
-            assert line.take(tag) == first
-            if first is not None:
-                model.remove(first)
+            first = next(([item] for item in model if tag in (None, item.tag)), [])
+            assert line.take_run(tag, 1) == first
+            model = [item for item in model if item not in first]
         assert len(line) == len(model)

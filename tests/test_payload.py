@@ -59,9 +59,9 @@ class Number(int):
 
 
 @pytest.mark.parametrize(
-    "value", [Number(1), "x" * 4097, (1, (2,)), [1], (1, "x" * 4097), (1,) * 501, (Number(1),)]
+    "value", [Number(1), "x" * 4097, (1, (2,)), [1], (1, "x" * 4097), (Number(1),)]
 )
-def test_what_is_large_or_made_of_parts_needs_a_codec(value: Any) -> None:
+def test_what_is_long_or_made_of_parts_needs_a_codec(value: Any) -> None:
     assert plain_frame(value) is None
 
 

@@ -375,7 +375,7 @@ def test_large_parameters_are_remarked_on_once_per_tag(
     for words in ("'large'", "10 MB", "setGlobalState", "GlobalStateValue"):
         assert words in remark.getMessage()
     texts = tuple(f"{number:04096d}" for number in range(3000))
-    for tag, many in (("small", (large,)), ("texts", texts)):
+    for tag, many in (("small", (large,)), ("texts", texts), ("number", (1 << 8 * limit,))):
         job.requestTasks(tag, [many] * 2)
         (remark,) = remarks(caplog)
         assert repr(tag) in remark.getMessage()

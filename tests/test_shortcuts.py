@@ -107,6 +107,13 @@ def test_what_goes_the_long_way(scene: Scene, case: dict[str, Any]) -> None:
     assert scene.opened[0].tasks == []
 
 
+def test_one_large_one_among_several_has_all_go_the_long_way(scene: Scene) -> None:
+    slave = scene.slave(workers=2)
+    scene.manager.addTaskRequests("sqrt", [X, [b"x" * 5000]], scene.client)
+    assert [end.tasks for end in scene.opened] == [[], []]
+    assert len(slave.answers) == 1
+
+
 def test_a_message_that_has_no_room_goes_the_long_way(scene: Scene) -> None:
     slave = scene.slave()
     scene.opened[0].room_bytes = 9
@@ -656,6 +663,19 @@ def test_what_has_ended_and_is_to_come_the_long_way_is_not_taken_back(stall: Sta
     stall.looks(0.01)
     assert stall.slow.skipped == []
     assert stall.scene.held(stall.slave)[:2] == stall.held[:2]
+
+
+def test_what_ends_earlier_and_comes_later_says_nothing_of_what_has_begun(stall: Stall) -> None:
+    for _ in range(2):
+        stall.scene.request()
+    stall.until_held()
+    stall.slow.last = (stall.slow.tasks[3].task_id, 1)
+    for place in (3, 0):
+        stall.slow.ends(place=place)
+    stall.slow.heard()
+    stall.until_held()
+    stall.looks(0.01)
+    assert stall.slow.tasks[2].task_id not in stall.slow.skipped
 
 
 def test_a_worker_that_is_heard_of_meanwhile_keeps_its_tasks(stall: Stall) -> None:
