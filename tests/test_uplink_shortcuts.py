@@ -121,7 +121,8 @@ def test_after_another_registration_it_is_offered_again(
     wait_until(lambda: opened(manager) == 1, "it is used")
     line.plan = [("exchange", "lost")]
     slave.uplink.hand_in([], ["none"], room=1)
-    wait_until(lambda: line.calls.count("openShortcut") == 2, "it is offered again")
+    # Once more, or twice: sender and fetcher may both be told.
+    wait_until(lambda: line.calls.count("openShortcut") > 1, "it is offered again")
     wait_until(lambda: worker.shortcut.is_lent and opened(manager) == 1, "it is used")
 
 
