@@ -24,6 +24,7 @@ from masterslave import (
     UnknownTask,
     WorkerCrashed,
     getMachineInfo,
+    payload,
 )
 from masterslave import master as master_module
 
@@ -37,17 +38,19 @@ def test_task_ids_are_tag_and_number(master: MasterProcess) -> None:
     assert master.requestTasks("sqrt", []) == []
 
 
+@pytest.mark.parametrize("large", [np.zeros(1 << 14), "x" * 4000], ids=["array", "text"])
 def test_large_parameters_are_handed_over_as_they_come(
-    master: MasterProcess, monkeypatch: pytest.MonkeyPatch
+    master: MasterProcess, monkeypatch: pytest.MonkeyPatch, large: Any
 ) -> None:
     """So slaves begin while the next ones are pickled."""
-    monkeypatch.setattr(master_module, "_REQUEST_BYTES", 1 << 18)
+    two = 2 * sum(map(len, payload.Codec().encode((0, large))))
+    monkeypatch.setattr(master_module, "_REQUEST_BYTES", two)
     waiting = []
 
     def parameters() -> Iterator[tuple[Any, ...]]:
         for number in range(6):
             waiting.append(master.task_manager.numberOfTasks()[0].get("sqrt", 0))
-            yield number, np.zeros(1 << 14)
+            yield number, large
 
     assert len(master.requestTasks("sqrt", parameters())) == 6
     assert waiting == [0, 0, 2, 2, 4, 4]

@@ -122,6 +122,23 @@ def test_a_message_that_has_no_room_goes_the_long_way(scene: Scene) -> None:
     assert scene.opened[0].tasks == []
 
 
+def test_what_has_ended_makes_room_for_others(scene: Scene) -> None:
+    scene.manager._scheduler.pace.record("sqrt", 0.0)  # as if many had been run
+    slave = scene.slave()
+    end = scene.opened[0]
+    scene.manager.addTaskRequests("sqrt", [X] * 60, scene.client)  # 600 bytes, of 750
+    assert len(end.tasks) == 60
+    end.results = [
+        Completion(task.task_id, 1, "result", [b"r"], 0.0, "") for task in end.tasks[:40]
+    ]
+    end.heard()
+    scene.manager.addTaskRequests("sqrt", [X] * 40, scene.client)
+    end.ends(place=40, duration_s=0.0)
+    end.heard()
+    assert len(end.tasks) == 100
+    assert slave.answers == []
+
+
 def test_each_idle_worker_gets_one_of_those_that_come_together(scene: Scene) -> None:
     slave = scene.slave(workers=2)
     both = scene.manager.addTaskRequests("sqrt", [X] * 2, scene.client)
