@@ -5,7 +5,7 @@
     from the task manager --> backlog --> a worker's line: the first is running, the rest are next
 
 A worker gets its next task when it has finished the last one; only of tiny tasks does it hold
-some in advance, and one or two of some milliseconds. A worker that dies is blamed for the first
+some in advance, and one to three of some milliseconds. A worker that dies is blamed for the first
 task of its line, the others were not begun. A task that holds up its line for long gives the rest
 of the slave's work back, so that other slaves can run it; what the worker has begun meanwhile,
 being late only, stays.
@@ -52,9 +52,10 @@ _AHEAD_BYTES = 1 << 21
 #: another one while other workers may come free. Smaller: workers wait a good part of their time.
 NEXT_S = HORIZON_S
 
-#: The same for one more, while there is a next one for each worker besides; so two go in one
-#: message. Larger: as above. Smaller: twice as many messages.
-_NEXT_BUT_ONE_S = 0.6 * HORIZON_S
+#: The same for so many at once, while there is a next one for each worker besides. Larger: as
+#: above. Smaller: more messages, each of which takes as long as what a worker does for a task.
+_NEXT_THREE_S = 0.6 * HORIZON_S
+_THREE = 3
 
 #: A running task that takes this much longer than the horizon makes the slave give back what it
 #: holds in advance. Larger: held-back tasks wait longer. Smaller: work travels to and fro.
@@ -485,18 +486,17 @@ class Dispatch:
         for number, state in ready:
             long = now - state.busy_since > STALL_S  # nothing is to wait behind its task
             if self.backlog and not long and len(state.line) <= state.refill_at:
-                batch = self._ahead(state, are_many=len(self.backlog) > len(ready))
+                batch = self._ahead(state, len(ready))
                 if batch:
                     state.line.extend(batch)
                     state.refill_at = max(1, len(state.line) // 2)
                     actions.append(Send(number, batch))
         return actions
 
-    def _ahead(self, state: _Worker, *, are_many: bool) -> list[Assignment]:
+    def _ahead(self, state: _Worker, workers: int) -> list[Assignment]:
         """Tasks that a busy worker gets in advance, so that it need not wait for more.
 
-        Tiny ones, and one or two of some milliseconds. `are_many`: there are more than one for each
-        worker.
+        Tiny ones, and one to three of some milliseconds. `workers`: that want some.
         """
         batch: list[Assignment] = []
         running_s = self._pace.estimate_s(state.line[0].tag)
@@ -512,10 +512,11 @@ class Dispatch:
             if load_s + estimate > AHEAD_S:
                 if len(state.line) > 1 or running_s is None:
                     break
-                is_next = not batch and max(load_s, estimate) <= NEXT_S
-                is_next_but_one = len(batch) == 1 and are_many and load_s <= 2 * _NEXT_BUT_ONE_S
-                if not is_next and not (is_next_but_one and estimate <= _NEXT_BUT_ONE_S):
-                    break
+                usual_s = max(load_s / (1 + len(batch)), estimate)
+                if batch or usual_s > NEXT_S:
+                    has_three = len(batch) >= _THREE or estimate <= AHEAD_S / _THREE
+                    if has_three or len(backlog) <= workers or usual_s > _NEXT_THREE_S:
+                        break
             load_s += estimate
             if len(backlog[0].frame) > 1:
                 size += frame_bytes(backlog[0].frame)

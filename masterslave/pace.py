@@ -14,11 +14,14 @@ from collections.abc import Mapping, Sequence
 #: host and several across a network.
 HORIZON_S = 0.02
 
-#: Usual duration up to which a slave has two more in reserve for each worker, beside the one that
+#: Usual duration up to which a slave has some more in reserve for each worker, beside the one that
 #: runs and the next one, whatever `HORIZON_S` says. Larger: as there. Smaller: on a busy machine
 #: the way to the task manager and back takes as long as one task, and many workers wait for it.
 RESERVE_S = 0.015
-_IN_RESERVE = 2
+
+#: So many of them. Larger: as for `HORIZON_S`. Smaller: there are seldom enough for workers to get
+#: their next ones in threes, see `dispatch`.
+_IN_RESERVE = 4
 
 #: Tasks in hand per worker, whatever they take. Larger: more is run again when a slave is lost,
 #: and messages get long. Smaller: tasks below HORIZON_S / MAX_IN_HAND run dry between exchanges.

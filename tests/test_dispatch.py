@@ -94,15 +94,30 @@ def test_of_tasks_of_some_milliseconds_the_next_one_is_sent_ahead_and_no_more() 
     assert sent(dispatch.tick(0.0)) == {2: "E"}
 
 
-def test_of_shorter_ones_two_are_sent_ahead_while_there_are_many() -> None:
+def test_of_shorter_ones_three_are_sent_ahead_while_there_are_many() -> None:
     dispatch = slave(1, 2, knows={"short": 0.5 * NEXT_S})
-    dispatch.arrived(tasks("ABCDEFGH", "short"))
-    assert sent(dispatch.tick(0.0)) == {1: "ACD", 2: "BEF"}
-    assert waiting(dispatch) == "GH"
-    dispatch.finished(2, result(task("B", "short"), 0.5 * NEXT_S), 0.0)
-    assert sent(dispatch.tick(0.0)) == {}, "it has one more"
-    dispatch.finished(2, result(task("E", "short"), 0.5 * NEXT_S), 0.0)
-    assert sent(dispatch.tick(0.0)) == {2: "G"}, "there is one for each worker only"
+    dispatch.arrived(tasks("ABCDEFGHIJ", "short"))
+    assert sent(dispatch.tick(0.0)) == {1: "ACDE", 2: "BFGH"}
+    assert waiting(dispatch) == "IJ"
+    for done in "BF":
+        dispatch.finished(2, result(task(done, "short"), 0.5 * NEXT_S), 0.0)
+        assert sent(dispatch.tick(0.0)) == {}, "it has another one"
+    dispatch.finished(2, result(task("G", "short"), 0.5 * NEXT_S), 0.0)
+    assert sent(dispatch.tick(0.0)) == {2: "I"}, "there is one for each worker only"
+
+
+@pytest.mark.parametrize("rest", range(5))
+def test_the_last_short_ones_are_divided_evenly(rest: int) -> None:
+    dispatch = slave(1, 2, 3, 4, knows={"short": 0.5 * NEXT_S})
+    dispatch.arrived(tasks("ABCDEFGH"[: 4 + rest], "short"))
+    lines = sent(dispatch.tick(0.0))
+    assert sorted(map(len, lines.values())) == [1] * (4 - rest) + [2] * rest
+
+
+def test_shorter_ones_are_not_sent_ahead_behind_one_that_is_longer() -> None:
+    dispatch = slave(1, knows={"short": 0.5 * NEXT_S, "longer": 0.9 * NEXT_S})
+    dispatch.arrived([*tasks("A", "longer"), *tasks("BCDEF", "short")])
+    assert sent(dispatch.tick(0.0)) == {1: "AB"}
 
 
 def test_a_long_task_is_not_sent_ahead() -> None:

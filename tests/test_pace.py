@@ -64,9 +64,9 @@ def test_of_tasks_of_some_milliseconds_each_worker_may_have_the_next_one() -> No
     assert pace.more_to_hold("long", 64, 64 * 1.01 * HORIZON_S, 64) == 0
 
 
-def test_of_somewhat_shorter_ones_the_slave_has_two_more_in_reserve() -> None:
+def test_of_somewhat_shorter_ones_the_slave_has_four_more_in_reserve() -> None:
     pace = pace_of(short=0.9 * RESERVE_S, long=1.01 * RESERVE_S)
-    for held, more in ((0, 256), (64, 192), (128, 128), (192, 64), (256, 0)):
+    for held, more in ((0, 384), (64, 320), (128, 256), (192, 192), (320, 64), (384, 0)):
         assert pace.more_to_hold("short", held, held * 0.9 * RESERVE_S, 64) == more
     assert pace.more_to_hold("long", 64, 64 * 1.01 * RESERVE_S, 64) == 64
     assert pace.more_to_hold("short", 1, 10.0, 1) == 0, "behind a long one"
