@@ -58,7 +58,7 @@ SHORT_S = 0.0005
 
 _WORDS_BYTES, _HEADER_BYTES = 64, 512
 #: Places in the header, in words of 8 bytes.
-_POSTED, _TAKEN, _TURNS, _READER, _HOLDS, _BEGUN, _SENT = range(7)
+_POSTED, _TAKEN, _TURNS, _READER, _HOLDS, _BEGUN, SENT = range(7)
 
 #: Longest id of a task whose beginning stands on a board, in characters (of up to 4 bytes).
 #: Larger: more memory for each worker. Smaller: tasks of long tags do not take the shortcut.
@@ -100,16 +100,18 @@ def is_sealed(descriptor: int) -> bool:
 
 
 class _Mapping:
+    """`words`: the header's; a worker that looks at one for each task has no time for a call."""
+
     def __init__(self, descriptor: int) -> None:
         self._map = mmap.mmap(descriptor, _HEADER_BYTES + BOARD_BYTES)
         whole = memoryview(self._map)
-        self._header = whole[:_WORDS_BYTES].cast("Q")
+        self.words = whole[:_WORDS_BYTES].cast("Q")
         self._task = whole[_WORDS_BYTES:_HEADER_BYTES]
         self._ring = whole[_HEADER_BYTES:]
 
     def close(self) -> None:
         """Let go of the memory."""
-        self._header.release()
+        self.words.release()
         self._task.release()
         self._ring.release()
         with contextlib.suppress(BufferError):  # a view is still being let go of
@@ -132,7 +134,7 @@ class Poster(_Mapping):
         size = len(data)
         end = self._posted + size
         if end > self._limit:
-            self._limit = self._header[_TAKEN] + BOARD_BYTES
+            self._limit = self.words[_TAKEN] + BOARD_BYTES
         if size > LONGEST_BYTES or end > self._limit:
             return False
         start = self._posted % BOARD_BYTES
@@ -142,7 +144,7 @@ class Poster(_Mapping):
             part = BOARD_BYTES - start
             self._ring[start:] = data[:part]
             self._ring[: size - part] = data[part:]
-        self._header[_POSTED] = self._posted = end
+        self.words[_POSTED] = self._posted = end
         return True
 
     def begins(self, task_id: str, attempt: int) -> int:
@@ -152,31 +154,26 @@ class Poster(_Mapping):
         has changed, the task is not to be begun yet; see `Board.hold`.
         """
         data = self._pack([task_id, attempt])
-        turns = self._header[_TURNS]
+        turns = self.words[_TURNS]
         if turns % 2:  # of the one before
-            self._header[_TURNS] = turns = turns + 1
+            self.words[_TURNS] = turns = turns + 1
         self._task[: len(data)] = data
-        self._header[_TURNS] = turns + 1
-        return self._header[_HOLDS]
+        self.words[_TURNS] = turns + 1
+        return self.words[_HOLDS]
 
     def begins_number(self, number: int) -> int:
         """As `begins`, of a task that came by the pipe: so many it has begun then."""
-        self._header[_BEGUN] = number
-        return self._header[_HOLDS]
+        self.words[_BEGUN] = number
+        return self.words[_HOLDS]
 
     @property
     def holds(self) -> int:
         """A number that grows with each `hold` and `release`; odd: no task is to be begun now."""
-        return self._header[_HOLDS]
-
-    @property
-    def sent(self) -> int:
-        """A number that grows when something was sent to the worker; see `Board.has_sent`."""
-        return self._header[_SENT]
+        return self.words[_HOLDS]
 
     def has_ended(self) -> None:
         """That task is over, its result is on its way, and none comes next."""
-        self._header[_TURNS] = (self._header[_TURNS] | 1) + 1
+        self.words[_TURNS] = (self.words[_TURNS] | 1) + 1
 
 
 class Board(_Mapping):
@@ -212,19 +209,19 @@ class Board(_Mapping):
 
     def begun(self) -> int:
         """How many tasks were begun that came by the pipe."""
-        return self._header[_BEGUN]
+        return self.words[_BEGUN]
 
     def _look_at_turns(self) -> tuple[int, tuple[str, int] | None]:
-        while (turns := self._header[_TURNS]) != self._seen[0]:
+        while (turns := self.words[_TURNS]) != self._seen[0]:
             text = bytes(self._task)
-            if turns == self._header[_TURNS]:  # else the worker may have been writing it
+            if turns == self.words[_TURNS]:  # else the worker may have been writing it
                 self._seen = turns, self._read_task(text)
         return self._seen
 
     @property
     def turns(self) -> int:
         """A number that grows with each beginning and end by the shortcut."""
-        return self._header[_TURNS]
+        return self.words[_TURNS]
 
     def _read_task(self, text: bytes) -> tuple[str, int]:
         unpacker = msgpack.Unpacker(max_buffer_size=0, unicode_errors="surrogatepass")
@@ -239,9 +236,9 @@ class Board(_Mapping):
 
     def claim(self) -> None:
         """From now on, this is who reads it. What another one takes at this moment comes twice."""
-        if self._header[_READER] != self._reader:
-            self._header[_READER] = self._reader
-            self._taken = self._header[_TAKEN]
+        if self.words[_READER] != self._reader:
+            self.words[_READER] = self._reader
+            self._taken = self.words[_TAKEN]
             self.release()  # who forbade it may be gone
 
     def hold(self) -> bool:
@@ -249,19 +246,19 @@ class Board(_Mapping):
 
         What it has begun, `last_begun` tells, when a moment has passed.
         """
-        if self._header[_READER] != self._reader:
+        if self.words[_READER] != self._reader:
             return False
-        self._header[_HOLDS] |= 1
+        self.words[_HOLDS] |= 1
         return True
 
     def holds(self) -> bool:
         """Whether it is forbidden, and nobody else has come to read this board since."""
-        return bool(self._header[_HOLDS] % 2) and self._header[_READER] == self._reader
+        return bool(self.words[_HOLDS] % 2) and self.words[_READER] == self._reader
 
     def release(self) -> None:
         """The worker may begin tasks again; first it receives what was sent."""
-        if (holds := self._header[_HOLDS]) % 2:
-            self._header[_HOLDS] = holds + 1
+        if (holds := self.words[_HOLDS]) % 2:
+            self.words[_HOLDS] = holds + 1
 
     def has_sent(self) -> None:
         """Something is there for the worker, in the pipe that this board belongs to.
@@ -269,16 +266,16 @@ class Board(_Mapping):
         So it sees that there is without a system call. To be called after it was sent. Of two who
         do so at the same moment one may not be seen, until the worker looks into the pipe.
         """
-        self._header[_SENT] += 1
+        self.words[SENT] += 1
 
     def has_news(self) -> bool:
         """Whether anything was posted since it was read."""
-        return bool(self._header[_POSTED] != self._taken)
+        return bool(self.words[_POSTED] != self._taken)
 
     def acknowledge(self) -> None:
         """What was taken is safe: nobody else need read it, and there is room for more."""
-        if self._header[_READER] == self._reader:
-            self._header[_TAKEN] = self._taken
+        if self.words[_READER] == self._reader:
+            self.words[_TAKEN] = self._taken
 
     def is_empty(self) -> bool:
         """Whether `take` has nothing to give, whatever was sent."""
@@ -296,9 +293,9 @@ class Board(_Mapping):
         return messages
 
     def _look(self) -> None:
-        if self._header[_READER] != self._reader:
+        if self.words[_READER] != self._reader:
             return
-        posted = self._header[_POSTED]
+        posted = self.words[_POSTED]
         size = posted - self._taken
         if not size:
             return
@@ -308,7 +305,7 @@ class Board(_Mapping):
         data = bytes(self._ring[start:end])
         if end > BOARD_BYTES:
             data += bytes(self._ring[: end - BOARD_BYTES])
-        if self._header[_READER] != self._reader:
+        if self.words[_READER] != self._reader:
             return  # it may have been taken, and overwritten, meanwhile
         self._taken = posted
         if not self._acknowledges:

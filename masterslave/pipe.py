@@ -50,7 +50,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from masterslave import pieces
-from masterslave.board import LONGEST_BYTES, Board, BoardDamaged, Poster
+from masterslave.board import LONGEST_BYTES, SENT, Board, BoardDamaged, Poster
 from masterslave.records import Assignment, Completion, Outcome
 from masterslave.shared import LoanError, available, keeps, trim
 from masterslave.shortcut import ShortcutClosed, WorkerShortcut
@@ -165,7 +165,11 @@ class SupervisorEnd:
 
     def posts(self) -> list[list[Any]]:
         """As `receive`, without a look at the pipe: what was posted. Raises `PipeClosed`."""
-        return self._merged([])
+        try:
+            posts = self._board.take(self._heard) if self._board is not None else []
+        except BoardDamaged as error:
+            raise PipeClosed from error
+        return [["posted", posts]] if posts else []
 
     def _merged(self, messages: list[list[Any]]) -> list[list[Any]]:
         """The messages of the pipe with those of the board, in order.
@@ -314,7 +318,7 @@ class WorkerEnd:
             try:
                 if keeps() and not self._is_there(_IDLE_S):
                     trim()
-                sent = self._board.sent if self._board is not None else -1
+                sent = self._board.words[SENT] if self._board is not None else -1
                 count = receive(self._sock, self._reader)
                 self._seen = sent if self._reader.has_all else -1
                 if count:
@@ -440,7 +444,7 @@ class WorkerEnd:
             return self.receive_available()
         if self._shortcut is not None and self._shortcut.has_news():
             self._receive_tasks()
-        if self._board.sent != self._seen:
+        if self._board.words[SENT] != self._seen:
             self._receive_now()
         return self._take_messages() if self._messages else []
 
@@ -457,7 +461,7 @@ class WorkerEnd:
     def _receive_now(self) -> None:
         """Take in what has come by the pipe. Raises `PipeClosed` at the end."""
         count: int | None = None
-        sent = self._board.sent if self._board is not None else -1
+        sent = self._board.words[SENT] if self._board is not None else -1
         try:
             count = receive(self._sock, self._reader, _NOT_WAITING)
             self._seen = sent if self._reader.has_all else -1

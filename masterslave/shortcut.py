@@ -78,7 +78,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from masterslave import board
-from masterslave.board import LOOKED_AT_S, Board, BoardDamaged, Poster
+from masterslave.board import LOOKED_AT_S, SENT, Board, BoardDamaged, Poster
 from masterslave.listener import Ear, Listener
 from masterslave.packing import Packers
 from masterslave.records import (
@@ -298,11 +298,11 @@ class WorkerShortcut:
 
     def has_news(self) -> bool:
         """Whether anything was sent since it was received; no system call."""
-        return self._poster.sent != self._seen
+        return self._poster.words[SENT] != self._seen
 
     def receive(self) -> None:
         """Take in the messages that are there; does not wait. Raises `ShortcutClosed`."""
-        self._seen = self._poster.sent  # what comes later counts once more
+        self._seen = self._poster.words[SENT]  # what comes later counts once more
         try:
             count = os.readv(self._to, [self._space])
         except BlockingIOError:

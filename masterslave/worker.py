@@ -21,7 +21,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
@@ -101,11 +101,14 @@ class Role(ABC):
     def fetch(self, name: str) -> Frame:
         """The data item of that name. Raises `DataNotFound`."""
 
-    def parameters(self, frame: Frame) -> list[Any]:
+    def parameters(self, frame: Frame) -> Sequence[Any]:
         """What a handler is called with: global state values in their place."""
+        values: Sequence[Any] = self.codec.decode(frame, owned=True)
+        if GlobalStateValue not in map(type, values):
+            return values
         return [
             self._global_value(value.label) if type(value) is GlobalStateValue else value
-            for value in self.codec.decode(frame, owned=True)
+            for value in values
         ]
 
     def _global_value(self, name: str) -> Any:
@@ -214,7 +217,7 @@ class _Worker(Role):
         """Take in one message; false when it is the last."""
         kind = message[0]
         if kind == "tasks":
-            self._tasks.extend([as_assignment(item) for item in message[1]])
+            self._tasks.extend(map(as_assignment, message[1]))
             self._tell_at = len(self._tasks) // 2
         elif kind == "skip":
             self._tasks = deque(task for task in self._tasks if task.task_id not in message[1])

@@ -122,7 +122,7 @@ def test_a_message_that_was_not_finished_is_not_seen(pair: Pair) -> None:
 )
 def test_a_scribble_is_not_taken_for_messages(pair: Pair, data: bytes, posted: int) -> None:
     pair.poster._ring[: len(data)] = data
-    pair.poster._header[0] = posted
+    pair.poster.words[0] = posted
     with pytest.raises(BoardDamaged):
         pair.board.take(0)
 

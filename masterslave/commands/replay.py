@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -138,7 +138,7 @@ class _Rerun(worker.Role):
             ) from error
         return frame
 
-    def _call(self, handler: Callable[..., Any], values: list[Any]) -> int:
+    def _call(self, handler: Callable[..., Any], values: Sequence[Any]) -> int:
         try:
             result = handler(*values)
         except KeyboardInterrupt:
