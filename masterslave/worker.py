@@ -151,14 +151,12 @@ class _Worker(Role):
             now = time.perf_counter()
             if (tasks or pipe.has_task()) and now - looked_at > _LOOK_S:
                 looked_at = now  # some may be others' by now
-                for message in pipe.receive_news():
-                    if not self._handle(message):
-                        return
+                if not all(map(self._handle, pipe.receive_news())):
+                    return
                 tasks = self._tasks
             beside: Assignment | None = None  # came by the shortcut
             while not tasks and (beside := pipe.next_task()) is None:
-                came = pipe.receive_or_tasks()
-                if came is not None and not self._handle(came):
+                if not self._handle(pipe.receive_or_tasks()):
                     return
                 tasks = self._tasks
                 looked_at = time.perf_counter()
@@ -197,8 +195,7 @@ class _Worker(Role):
                 self.pipe.hand_in(
                     Completion(task.task_id, task.attempt, unrun, [], 0.0, "not begun")
                 )
-            came = self.pipe.receive_or_tasks()
-            if came is not None and not self._handle(came):
+            if not self._handle(self.pipe.receive_or_tasks()):
                 return
 
     def _hand_in(self, done: Completion) -> None:
@@ -213,8 +210,13 @@ class _Worker(Role):
         elif left * duration_s < LOOKED_AT_S if duration_s > SHORT_S else left == self._tell_at:
             self.pipe.send(["look"])
 
-    def _handle(self, message: list[Any]) -> bool:
-        """Take in one message; false when it is the last."""
+    def _handle(self, message: list[Any] | None) -> bool:
+        """Take in one message, if it is one; false when it is the last.
+
+        Callers keep no reference to it: it holds the parameters of tasks.
+        """
+        if message is None:
+            return True
         kind = message[0]
         if kind == "tasks":
             self._tasks.extend(map(as_assignment, message[1]))

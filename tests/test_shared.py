@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import gc
@@ -198,6 +199,52 @@ def test_a_segment_is_used_again_when_nobody_has_it() -> None:
     third = lent(DATA[::-1])
     assert loan(third).name.inode == inode
     assert third == DATA[::-1]
+
+
+class Libc:
+    """The C library of a system whose `madvise` always fails with one number."""
+
+    def __init__(self, number: int) -> None:
+        self._libc, self._number = shared._libc(), number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._libc, name)
+
+    def madvise(self, *arguments: int) -> int:
+        ctypes.set_errno(self._number)
+        return -1
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EFAULT])
+def test_a_segment_whose_pages_cannot_be_had_at_once(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    if not shared._can_use_again():
+        pytest.skip("the system does not tell who has a file open")
+    libc = Libc(number)
+    view = lent()
+    name = loan(view).name
+    del view
+    monkeypatch.setattr(shared, "_libc", lambda: libc)
+    second = lent(DATA[::-1])
+    assert second == DATA[::-1]
+    if number == errno.EINVAL:  # an older system, which has them one by one
+        assert loan(second).name.inode == name.inode
+    else:  # no memory: what is there stays as it is
+        assert loan(second).name.inode != name.inode
+        assert borrow_from(os.getpid(), name) == DATA
+
+
+def test_longer_data_in_a_segment_that_is_used_again() -> None:
+    lengths = (SIZE // 2 + 1, SIZE // 2 + 9, SIZE, SIZE // 2 + 5)
+    names = set()
+    for length in lengths:
+        view = lent(DATA[:length])
+        assert view == DATA[:length]
+        assert borrow_from(os.getpid(), loan(view).name) == DATA[:length]
+        names.add(loan(view).name.inode)
+        del view
+    assert len(names) == 1 or not shared._can_use_again()
 
 
 def test_a_descriptor_on_its_way_counts() -> None:

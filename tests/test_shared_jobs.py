@@ -25,6 +25,7 @@ from masterslave.transports.pyro import PyroLink, PyroServer
 
 KEY = b"k" * 32
 DATA = os.urandom(1 << 20)
+DATA_BYTES = 1 << 22  # more than any board
 SEGMENT = "memfd:masterslave"
 
 pytestmark = pytest.mark.skipif(not shared.available(), reason="the system has no such memory")
@@ -44,6 +45,9 @@ SLAVE = """
     def do_add(array, x):
         array += x
         return array
+
+    def do_sum(array):
+        return float(array.sum())
 
     def do_where(array):
         return os.getpid(), mapped(), float(array[0])
@@ -530,6 +534,28 @@ def test_a_worker_without_files_to_open_is_replaced(start_job: Callable[..., Job
     assert job.result()[0] == 1.0
     assert not psutil.pid_exists(pid)
     assert "Too many open files" in slave.err
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3])
+def test_a_worker_does_not_keep_the_parameters_of_its_last_task(
+    start_job: Callable[..., Job], tasks: int
+) -> None:
+    job = start_job()
+    slave = job.slave()
+    (worker,) = psutil.Process(slave.pid).children()
+    for _ in range(tasks):
+        job.request("sum", np.ones(DATA_BYTES // 8))
+    assert [job.result() for _ in range(tasks)] == [DATA_BYTES // 8] * tasks
+
+    def mapped() -> list[str]:
+        maps = Path(f"/proc/{worker.pid}/maps").read_text().splitlines()
+        return [line for line in maps if SEGMENT in line and bytes_of(line) >= DATA_BYTES]
+
+    def bytes_of(line: str) -> int:
+        begin, end = line.split(maxsplit=1)[0].split("-")
+        return int(end, 16) - int(begin, 16)
+
+    wait_until(lambda: not mapped(), "nothing of them is mapped")
 
 
 def test_an_idle_worker_gives_memory_back(start_job: Callable[..., Job]) -> None:
