@@ -129,15 +129,9 @@ def test_a_notice_is_given_once() -> None:
 
 def test_the_load_of_a_member_decides_what_it_may_take() -> None:
     member, pace = Member(1, info()), Pace()
-    pace.record("tiny", HORIZON_S / 4)
-    assert [member.may_take("tiny", {"tiny": held}, pace) for held in range(6)] == [
-        4,
-        3,
-        2,
-        1,
-        0,
-        0,
-    ]
+    pace.record("tiny", HORIZON_S / 8)
+    more = [member.may_take("tiny", {"tiny": held}, pace) for held in range(10)]
+    assert more == [8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
 
 
 def test_nothing_is_put_behind_a_task_of_unknown_length() -> None:
