@@ -254,8 +254,9 @@ def test_a_slave_behind_a_pulled_cable_is_missed_after_four_periods(start_job: S
         job.request("hold", "a")
         job.wait_for("begin a")
         relay.freeze()
-        wait_until(lambda: not job.status()["slaves"], "it is taken for dead")
+        wait_until(lambda: job.events.left, "it is taken for dead, and that is told")
         assert job.events.left[0].startswith("silent for ")
+        assert not job.status()["slaves"]
         job.slave()
         job.wait_for("begin a", 2)
         job.release("a")
