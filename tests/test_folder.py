@@ -75,7 +75,10 @@ def test_a_job_needs_no_network(world: World) -> None:
 
 
 def test_slaves_come_by_the_folder_and_it_shows_what_goes_on(world: World) -> None:
-    job = world.script(JOB, 60, 0.1, 0)
+    pause = "time.sleep(float(sys.argv[2]))"
+    held = f"{pause}\n            while i == 59 and not os.path.exists('go'): {pause}"
+    assert pause in JOB
+    job = world.script(JOB.replace(pause, held), 60, 0.1, 0)
     wait_until(lambda: listed(world, r"work_\d+\.1\.in"), "inputs lie there before any slave comes")
     slave = world.task_manager("slave", "--folder", "shared", "-w", "-n", 2)
     wait_until(lambda: listed(world, rf"lock-.*-{slave.pid}$"), "the slave has taken some")
@@ -85,10 +88,11 @@ def test_slaves_come_by_the_folder_and_it_shows_what_goes_on(world: World) -> No
         seen.append(json.loads(shown))
         return seen[-1]
 
-    seen: list[dict[str, object]] = []  # the job may end before it is asked again
+    seen: list[dict[str, object]] = []
     wait_until(lambda: status()["workers"] == 2, "the slave is shown")
     assert seen[-1]["label"] == "demo"
     assert seen[-1]["active_processes"] == 2
+    (world.path / "go").touch()
     assert job.finish() == GOOD.format(60)
     slave.finish()
 
