@@ -248,6 +248,7 @@ class _Segment:
             if not _populate(self.address, -(-len(data) // _PAGE) * _PAGE):
                 return False
             self._populated = len(data)
+            self.touched = max(self.touched, self._populated)
         memory = _bytes_type(2 * self.capacity).from_address(self.address)
         self.stamp = secrets.randbits(64)
         _STAMP.pack_into(memory, self.capacity, self.stamp)
@@ -256,7 +257,6 @@ class _Segment:
         view = pickle.PickleBuffer(memory).raw()
         view[: len(data)] = data
         self.used = len(data)
-        self.touched = max(self.touched, self.used)
         return True
 
     def __del__(self, unmap: Any = _unmap, close: Any = _close) -> None:
