@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from typing import Any
 
+from masterslave import daskfutures
 from masterslave.errors import SettingsError
 
 log = logging.getLogger(__name__)
@@ -84,11 +85,6 @@ class Engine:
         return False
 
     @property
-    def _options(self) -> dict[str, Any]:
-        # Else Dask computes a digest of all arguments, and takes equal calls for one call.
-        return {"pure": False} if _is_dask(self._pool) else {}
-
-    @property
     def capacity(self) -> int:
         """How many tasks it runs at a time, as far as it says so; at least 1."""
         return max(1, _capacity(self._pool))
@@ -100,7 +96,10 @@ class Engine:
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """As `Executor.submit`; raises whatever that raises, and may block as long as that does."""
-        future = self._pool.submit(function, *args, **self._options)
+        if _is_dask(self._pool):
+            future = daskfutures.submit(self._pool, function, *args)
+        else:
+            future = self._pool.submit(function, *args)
         if self.is_closed:  # asked afterwards: one that closes later cancels its futures
             raise RuntimeError(CLOSED)
         return future

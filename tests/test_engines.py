@@ -396,3 +396,39 @@ def test_tasks_are_told_of_a_client_of_dask_that_ends_in_mid_run(
     demand("distributed")
     program = world.script(CLIENT_ENDS.format(end=end))
     assert program.finish().splitlines() == [what] * 6
+
+
+GATHERING_FAILS = """
+    from concurrent.futures import CancelledError
+    from distributed import Client
+    from masterslave import MasterProcess, SlaveProcess, runJob
+
+    class Master(MasterProcess):
+        def run(self):
+            for value in range(3):
+                self.requestTask("square", value)
+                print(self.retrieveResult(timeout=30)[2])
+
+    class Slave(SlaveProcess):
+        def do_square(self, x):
+            return x * x
+
+    errors = [None, CancelledError("scheduler-restart"), None, OSError("cut off")]
+
+    class Client(Client):
+        async def _gather(self, futures, *args, **kwargs):
+            error = errors.pop(0) if errors else None
+            if error is not None:
+                raise error  # as where the cluster is restarted or lost meanwhile
+            return await super()._gather(futures, *args, **kwargs)
+
+    if __name__ == "__main__":
+        with Client(n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+            runJob("demo", Master, Slave, executor=client.get_executor())
+"""
+
+
+def test_what_dask_loses_on_its_way_to_the_client_ends_all_the_same(world: World) -> None:
+    """Dask's own futures wait for ever then, see `daskfutures`."""
+    demand("distributed")
+    assert world.script(GATHERING_FAILS).finish().splitlines() == ["0", "1", "4"]
