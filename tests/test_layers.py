@@ -22,7 +22,7 @@ LAYERS = {
     "interrupts watchdog journal ledger stores.*",
     3: "engines folder.* transports.* launchers.* naming keyfile pipe slavecode tables memory "
     "shared lending globalstate functions connectionfile board calls identities runfolder "
-    "packing claim shortcut listener stream offers",
+    "packing claim shortcut listener stream offers daskfutures",
     4: "guest submitter pump worker workerprocess uplink supervisor slave slaverun master service "
     "executorservice folderservice lanes attached attachment ways arrivals callcore executor "
     "client",
