@@ -54,6 +54,10 @@ _CUT = b"MSCF"
 #: objects are copied once more. Smaller: output is taken for such an object, and stays in parts.
 _KEPT_BYTES = 1 << 20
 
+#: Buffers are lent whole up to this part of `pieces.PIECE_BYTES`, larger ones in parts. Larger:
+#: the first of a few large arrays is on its way later, as one thread copies it. Smaller: two
+#: threads are at work on what one does as well.
+_WHOLE_PART = 2
 
 #: Begins each pickle of protocol 2 and later.
 _PROTO = b"\x80"
@@ -71,7 +75,7 @@ class Memory(Protocol):
         """A copy of the buffer that can be handed to others as it is; None: it is not to be."""
 
     def lend_parts(self, data: Piece) -> Sequence[Piece] | None:
-        """The same in parts of `PIECE_BYTES` at most, of a buffer that is larger."""
+        """The same of a larger buffer, in parts of `PIECE_BYTES` at most."""
 
     def take(self, parts: Sequence[Piece], *, owned: bool) -> Piece | None:
         """One writable buffer, nobody else's, of parts that are in such memory, without a copy.
@@ -138,14 +142,17 @@ class Codec:
         if len(head) == 1 and not buffers and len(head[0]) < _KEPT_BYTES:
             return [head[0]]  # most values
         frame: Frame = list(_joined_parts(head))
-        longest = max(map(len, frame + buffers))
-        if len(frame) == 1 and longest <= pieces.PIECE_BYTES:
+        whole = pieces.PIECE_BYTES  # so many bytes are not cut
+        may_stay = len(frame) == 1 and len(frame[0]) <= whole
+        if self.memory is not None:
+            whole //= _WHOLE_PART
+        if may_stay and all(len(buffer) <= whole for buffer in buffers):
             return frame + [self._kept(buffer, copy) for buffer in buffers]
         lengths = [sum(map(len, frame)), *map(len, buffers)]
         index = _CUT + struct.pack(f"!{len(lengths)}Q", *lengths)
         frame = [piece for part in frame for piece in pieces.cut(part)]
         for buffer in buffers:
-            if len(buffer) <= pieces.PIECE_BYTES:
+            if len(buffer) <= whole:
                 frame.append(self._kept(buffer, copy))
                 continue
             lent = self.memory.lend_parts(buffer) if self.memory is not None else None

@@ -15,8 +15,8 @@ Nobody but the lender can change a segment (seals), and no one its size, so a bo
 killed by memory that has gone. A borrower asks the open descriptor for its owner, inode, size,
 seals and stamp before it uses it.
 
-**In parts.** What is larger than a piece of a message is lent in several segments, which the
-borrower maps one after the other.
+**In parts.** What is large is lent in several segments, which the borrower maps one after the
+other. They are of one class, so that those of arrays of one size serve for arrays of another.
 
 **Used again.** Pages new from the system cost about eight times as much as the copy into them.
 So a segment that came back is filled again, once nobody else has it: that is asked of the system,
@@ -66,6 +66,11 @@ _KEPT = 64
 #: Part of the files that a process may have open which loans may take, those for one message only
 #: included or not. Larger: the program itself may run out of files. Smaller: more is copied.
 _PART_OF_FILES, _PART_FOR_ALL = 4, 2
+
+#: Parts of a large buffer are no longer than this part of `pieces.PIECE_BYTES`, while loans take up
+#: no more than that part of the files that the process may have open, else they are pieces. A part
+#: is at least half as long. Larger parts: segments fit fewer sizes. Smaller: more files.
+_PART, _PART_OF_FILES_FOR_PARTS = 4, 8
 
 #: Segments of one class that are looked at for one that nobody has any more.
 _LOOKS = 8
@@ -354,27 +359,30 @@ def lend(data: Piece, *, part: int = _PART_OF_FILES) -> memoryview | None:
 
 
 def lend_parts(data: Piece) -> list[memoryview] | None:
-    """As `lend`, of what is larger than a piece: in pieces, which `take` makes one of again.
+    """As `lend`, of what is large: in parts, which `take` makes one of again.
 
     Two threads copy them. New pages cost more than the copy into them, and the system makes them
     in parallel for different segments only: of 100 MB it takes two thirds of the time.
     """
-    count = max(2, -(-len(data) // pieces.PIECE_BYTES))
+    longest = pieces.PIECE_BYTES
+    if _has_files(_PART_OF_FILES_FOR_PARTS):
+        longest //= _PART
+    count = max(2, -(-len(data) // longest))
     parts = list(pieces.cut(data, -(-len(data) // (count * _PAGE)) * _PAGE))
     lent: list[memoryview | None] = [None] * len(parts)
+    places = iter(range(len(parts)))
 
-    def lend_every_second(first: int) -> None:
-        for place in range(first, len(parts), 2):
+    def lend_some() -> None:
+        for place in places:
             lent[place] = lend(parts[place])
 
-    other = threading.Thread(target=lend_every_second, args=(1,), daemon=True)
+    other = threading.Thread(target=lend_some, daemon=True)
     try:
         other.start()
     except RuntimeError:  # this user has too many
-        lend_every_second(1)
-        lend_every_second(0)
+        lend_some()
     else:
-        lend_every_second(0)
+        lend_some()
         other.join()
     return None if None in lent else lent  # type: ignore[return-value]
 
@@ -487,7 +495,7 @@ def borrow(descriptor: int, name: Name, *, keep: bool = True) -> memoryview:
             return memoryview(_read(descriptor, name.used))
         finally:
             os.close(descriptor)
-    may_be_joined = name.used >= pieces.PIECE_BYTES // 4  # see `lend_parts`
+    may_be_joined = name.used >= pieces.PIECE_BYTES // (2 * _PART)  # see `lend_parts`
     if not (keep or may_be_joined) or not _has_files(_PART_OF_FILES):
         loan.let_go()
     return _view(loan)

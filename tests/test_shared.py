@@ -407,7 +407,7 @@ def test_what_is_not_ours_alone_and_cannot_be_mapped_anew_is_copied() -> None:
 
 
 def test_an_array_that_was_cut_is_one_again_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", SIZE)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 4 * SIZE)
     codec = Codec(memory=shared)
     arrays = [np.random.default_rng(i).random(SIZE + i) for i in range(2)]
     there = borrowed(codec.encode(arrays))
@@ -423,7 +423,7 @@ def test_an_array_that_was_cut_is_one_again_without_a_copy(monkeypatch: pytest.M
 def test_what_is_lent_in_parts_is_one_again_without_a_copy(
     monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 4 * SIZE)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 16 * SIZE)
     codec = Codec(memory=shared)
     array = np.random.default_rng(1).random(SIZE + 3)
     before = len(os.listdir("/proc/self/fd"))
@@ -447,7 +447,7 @@ def test_what_is_lent_in_parts_is_one_again_without_a_copy(
 def test_parts_in_another_order_or_incomplete_are_not_mapped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", SIZE)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 4 * SIZE)
     parts = shared.lend_parts(DATA * 2 + b"end")
     assert parts is not None
     loans = borrowed([b"", *parts])[1:]
@@ -460,7 +460,7 @@ def test_parts_in_another_order_or_incomplete_are_not_mapped(
 
 
 def test_parts_that_cannot_be_mapped_together_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", SIZE)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 4 * SIZE)
     codec = Codec(memory=shared)
     there = borrowed(codec.encode(np.arange(SIZE)))
 
@@ -477,7 +477,7 @@ def test_without_a_thread_more_the_parts_are_lent_one_after_the_other(
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(pieces, "PIECE_BYTES", SIZE)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 4 * SIZE)
     monkeypatch.setattr(threading.Thread, "start", refuse)
     parts = shared.lend_parts(DATA * 3)
     assert parts is not None
@@ -485,10 +485,33 @@ def test_without_a_thread_more_the_parts_are_lent_one_after_the_other(
 
 
 def test_parts_are_not_lent_when_one_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", SIZE)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 4 * SIZE)
     answers = iter([memoryview(DATA), None, memoryview(DATA)])
     monkeypatch.setattr(shared, "lend", lambda data: next(answers))
     assert shared.lend_parts(DATA * 3) is None
+
+
+def test_large_arrays_of_any_size_use_segments_of_one_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 4 * SIZE)
+    codec = Codec(memory=shared)
+    frame = codec.encode(np.zeros(5 * SIZE // 8))
+    assert [len(piece) > SIZE for piece in frame] == [False] * 7, "index, pickle and five parts"
+    opened = set(shared._open_here)
+    del frame
+    frame = codec.encode(np.ones(4 * SIZE // 8 - 1))
+    assert len(frame) == 6
+    assert set(shared._open_here) == opened
+    assert len(codec.encode(np.ones(2 * SIZE // 8))) == 2, "pickle and a whole array"
+
+
+def test_parts_are_longer_where_few_files_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 4 * SIZE)
+    monkeypatch.setattr(shared, "_has_files", lambda part: part <= shared._PART_OF_FILES)
+    parts = shared.lend_parts(DATA * 8)
+    assert parts is not None
+    assert [len(part) for part in parts] == [4 * SIZE] * 2
 
 
 def test_a_process_does_not_write_to_what_it_lends() -> None:
