@@ -67,10 +67,13 @@ _KEPT = 64
 #: included or not. Larger: the program itself may run out of files. Smaller: more is copied.
 _PART_OF_FILES, _PART_FOR_ALL = 4, 2
 
-#: Parts of a large buffer are no longer than this part of `pieces.PIECE_BYTES`, while loans take up
-#: no more than that part of the files that the process may have open, else they are pieces. A part
-#: is at least half as long. Larger parts: segments fit fewer sizes. Smaller: more files.
-_PART, _PART_OF_FILES_FOR_PARTS = 4, 8
+#: Parts of a large buffer are no longer than this part of `pieces.PIECE_BYTES`, and at least half
+#: of that. Larger parts: segments fit fewer sizes. Smaller: more files.
+_PART = 4
+
+#: Parts are pieces where they would be more than these, or loans take up more than that part of the
+#: files that the process may have open. Larger, smaller: files are scarce sooner, later.
+_MOST_PARTS, _PART_OF_FILES_FOR_PARTS = 8, 8
 
 #: Segments of one class that are looked at for one that nobody has any more.
 _LOOKS = 8
@@ -364,9 +367,9 @@ def lend_parts(data: Piece) -> list[memoryview] | None:
     Two threads copy them. New pages cost more than the copy into them, and the system makes them
     in parallel for different segments only: of 100 MB it takes two thirds of the time.
     """
-    longest = pieces.PIECE_BYTES
-    if _has_files(_PART_OF_FILES_FOR_PARTS):
-        longest //= _PART
+    longest = pieces.PIECE_BYTES // _PART
+    if len(data) > _MOST_PARTS * longest or not _has_files(_PART_OF_FILES_FOR_PARTS):
+        longest = pieces.PIECE_BYTES
     count = max(2, -(-len(data) // longest))
     parts = list(pieces.cut(data, -(-len(data) // (count * _PAGE)) * _PAGE))
     lent: list[memoryview | None] = [None] * len(parts)

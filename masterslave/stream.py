@@ -36,7 +36,7 @@ _CHUNK_BYTES = 1 << 18
 
 #: Segments of shared memory that come with one message; its others are sent. Larger: more than the
 #: receiver can have open. The system allows 253.
-_MOST_LOANS = 64
+_MOST_LOANS = 128
 
 # Plain integers: combining the enumeration's members takes longer than receiving.
 _PACKERS = Packers(unicode_errors="surrogatepass")
