@@ -282,12 +282,14 @@ def test_a_slave_that_was_killed_is_missing_and_stop_ends_the_rest(here: World) 
 def test_a_manager_that_was_killed(here: World) -> None:
     found = started("lab", on="local", serve=True)
     wait_for_slave("lab")
+    # Its record says so a moment after the task manager knows the slave, in which that could end.
+    notes = RunFolder.of("lab", here.path).notes
+    wait_until(lambda: [note.progress for note in notes()] == ["registered"], "it knows it")
     os.kill(pid_of(found.manager), signal.SIGKILL)
     wait_until(lambda: not is_running(pid_of(found.manager)))
     seen = overview("lab")
     assert (seen.manager, bool(seen.why)) == ("", True)
-    # The slave has been there, as its record says, a moment after the task manager knows it.
-    wait_until(lambda: [row.role for row in rows("lab") if row.missing] == ["manager"])
+    assert [row.role for row in rows("lab") if row.missing] == ["manager"]
     with pytest.raises(StartError, match=r"the task manager of 'lab' .* has ended"):
         masterHost("lab", timeout=PATIENCE_S)
     lines = stop("lab")
