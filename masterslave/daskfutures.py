@@ -8,7 +8,6 @@ never ends (seen in Dask 2026.8). Here its fate is the future's, whatever it is.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -54,5 +53,5 @@ async def _deliver(client: Any, theirs: Any, ours: Future[Any]) -> None:
     with contextlib.suppress(InvalidStateError):  # it has been cancelled by us
         try:
             ours.set_result(await client.gather(theirs, asynchronous=True))
-        except (Exception, asyncio.CancelledError) as error:  # whatever Dask or a worker raises
+        except BaseException as error:  # whatever Dask or a worker raises, or its loop at the end
             ours.set_exception(error)
